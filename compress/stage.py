@@ -1,0 +1,53 @@
+"""What a stage is given and what it gives back."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from compress.data import Data
+
+
+@dataclass
+class StageContext:
+    """What a stage may use besides the pipeline it changes.
+
+    Attributes:
+        teacher: The uncompressed pipeline, frozen, on ``device``.
+        data: Training pictures and captions.
+        folder: A folder of this stage alone that outlives a crash; training states go here.
+        history: The entries of the stages before, as ``compress.json`` holds them.
+        seed: Seed of everything random in the stage.
+        device: Where to compute.
+        dtype: The precision of the run.
+        log: Takes metrics and a step; they become curves.
+    """
+
+    teacher: "DiffusionPipeline"
+    data: "Data"
+    folder: Path
+    history: list[dict[str, Any]]
+    seed: int
+    device: "torch.device"
+    dtype: "torch.dtype"
+    log: Callable[[dict[str, float], int], None]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """What a stage did.
+
+    Attributes:
+        coverage: Shares of the denoiser's ``params`` and ``macs`` that were touched, in [0, 1], the number of
+            ``modules`` touched and those ``skipped`` with the reason.
+        details: Whatever later stages or readers need, ready for JSON.
+        curves: Name to ``[[step, value], ...]``.
+    """
+
+    coverage: dict[str, Any]
+    details: dict[str, Any] = field(default_factory=dict)
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
