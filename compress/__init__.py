@@ -1,0 +1,3 @@
+"""Makes a text-to-image diffusion model smaller and faster, and measures what that cost."""
+
+__version__ = "0.1.0"

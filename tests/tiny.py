@@ -1,4 +1,4 @@
-"""Tiny models of the real classes with random weights, built from configs: nothing is downloaded, nothing is trained."""
+"""Tiny models of the real classes with random weights, built from configs: nothing is downloaded or trained."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,7 +111,7 @@ def tiny_pipeline(
     cross_attention_dim: int = 16,
     unet: UNet2DConditionModel | None = None,
 ) -> StableDiffusionPipeline:
-    """A stock Stable Diffusion pipeline with random weights that makes 16 px pictures, about 0.4 M parameters.
+    """A stock Stable Diffusion pipeline with random weights that makes 16 px pictures, about 0.8 M parameters.
 
     Args:
         seed: Seed of all weights.
@@ -125,7 +125,9 @@ def tiny_pipeline(
         text_encoder=tiny_text_encoder(tokenizer, cross_attention_dim, seed),
         tokenizer=tokenizer,
         unet=unet if unet is not None else tiny_unet(widths, cross_attention_dim, seed=seed),
-        scheduler=DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False),
+        scheduler=DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -23,12 +23,12 @@ class AutoencoderConfig:
         loop: See :class:`compress.pretrain.loop.LoopConfig`.
     """
 
-    pictures: str = "compress/assets/emoji/emoji.parquet"
+    pictures: str = "embedded:emoji/emoji.parquet"
     widths: tuple[int, ...] = (32, 64, 96)
     latent_channels: int = 4
     kl_weight: float = 1e-6
     shift: int = 3
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(1700, 32, 8e-4, ema_decay=0.995, save_every=300, compile=False))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(1200, 32, 8e-4, ema_decay=0.995, save_every=300, schedule_steps=1700))
 
 
 def train_autoencoder(config: AutoencoderConfig, out: Path) -> dict[str, object]:
@@ -48,13 +48,11 @@ def train_autoencoder(config: AutoencoderConfig, out: Path) -> dict[str, object]
         error = (model.decode(latents).sample - picture).pow(2).mean()
         return error + config.kl_weight * posterior.kl().mean()
 
-    compute = torch.compile(loss) if config.loop.compile else loss
-
     def step(index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         batch = _augment(training[index], config.shift, generator)
         side = batch.shape[-1] // 2 ** (len(config.widths) - 1)
         noise = torch.randn(len(index), config.latent_channels, side, side, generator=generator)
-        return compute(batch, noise)
+        return loss(batch, noise)
 
     def evaluate() -> dict[str, float]:
         return {"held_out_psnr": _psnr(model, testing)}

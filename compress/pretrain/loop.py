@@ -23,9 +23,9 @@ class LoopConfig:
         weight_decay: AdamW's.
         ema_decay: Decay of the exponential moving average of the weights, the ones that are saved.
         bf16: Autocast the forward pass to bfloat16.
-        compile: Let the caller compile its loss with ``torch.compile``; needs a C++ compiler on a CPU.
         seed: Seed of initialization, batches and noise.
         save_every: Steps between two resumable training states.
+        schedule_steps: Length of the cosine schedule where it is longer than ``steps``; 0 for the same.
     """
 
     steps: int
@@ -34,9 +34,9 @@ class LoopConfig:
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     bf16: bool = True
-    compile: bool = True
     seed: int = 0
     save_every: int = 500
+    schedule_steps: int = 0
 
 
 def train(
@@ -65,7 +65,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, config.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, config.schedule_steps or config.steps))
     average = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     generator = torch.Generator().manual_seed(config.seed)
     step, record = 0, {"curve": [], "figures": [], "seconds": 0.0}

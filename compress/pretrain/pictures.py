@@ -11,6 +11,8 @@ import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from compress.assets import resolve
+
 STYLES = {
     "noto": "emoji-datasource-google@16.0.0",
     "twemoji": "emoji-datasource-twitter@16.0.0",
@@ -52,7 +54,7 @@ def caption(label: str, style: str) -> str:
 def build_pictures(config: PicturesConfig, out: Path) -> dict[str, int]:
     """Writes the parquet file and returns the number of pictures of every split.
 
-    Columns: ``image`` (lossless WebP bytes as ``datasets.Image`` stores them), ``text`` (the caption), ``concept``,
+    Columns: ``image`` (WebP bytes as ``datasets.Image`` stores them), ``text`` (the caption), ``concept``,
     ``style`` and ``split``, which is ``train``, ``held_out_pair`` or ``held_out_concept``.
 
     Args:
@@ -110,13 +112,14 @@ def _pictures(style: str, package: Path, concepts: dict[str, str], size: int) ->
     folder = package / "assets" if style == "fluent" else package / "img" / {"noto": "google"}.get(style, "twitter") / "64"
     files = {f.stem.lower().replace("-fe0f", ""): f for f in sorted(folder.iterdir())}
     return {
-        label: _on_white(files[code], size)
+        label: _on_white(files[code], size, lossless=style != "fluent")
         for code, label in concepts.items()
         if code in files and not (style == "fluent" and label in NOT_FLUENT)
     }
 
 
-def _on_white(path: Path, size: int) -> bytes:
+def _on_white(path: Path, size: int, lossless: bool) -> bytes:
+    """WebP bytes; Fluent's sources are lossy already and twice as large without loss."""
     from PIL import Image
 
     picture = Image.open(path).convert("RGBA")
@@ -125,7 +128,7 @@ def _on_white(path: Path, size: int) -> bytes:
     if flat.size != (size, size):
         flat = flat.resize((size, size), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    flat.save(buffer, "WEBP", lossless=True, method=6)
+    flat.save(buffer, "WEBP", lossless=lossless, quality=80 if lossless else 95, use_sharp_yuv=True, method=6)
     return buffer.getvalue()
 
 
@@ -151,6 +154,6 @@ def load_pictures(path: str):
     import numpy as np
     import torch
 
-    table = datasets.load_dataset("parquet", data_files=path, split="train")
+    table = datasets.load_dataset("parquet", data_files=resolve(path), split="train")
     pictures = np.stack([np.asarray(image.convert("RGB")) for image in table["image"]])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), table.remove_columns("image").to_list()

@@ -1,0 +1,156 @@
+"""``python -m compress``: runs a recipe, or says what there is."""
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.compose import explain, register_recipes, sentence
+from compress.config import conf_folder, recipe_files
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+USAGE = """\
+python -m compress recipe=NAME [KEY=VALUE ...]
+
+Makes a text-to-image diffusion model smaller and faster, and measures what that cost.
+
+Recipes
+{recipes}
+
+Choices, as GROUP=OPTION
+{groups}
+
+Any other key is set by its path
+  stages.prune.ratio=0.4 stages.distill.steps=80    a stage's own keys
+  ~stages.distill                                   leaves a stage out
+  model.path=/some/pipeline  model.path=owner/name  another model: a local folder or a hub id
+  data.path=/some/pictures                          other pictures with captions
+  seed=1  device=cuda  precision=bf16               device: auto, cpu, cuda, cuda:N, mps; precision: fp32, bf16, fp16
+  out=DIR  store=DIR                                the folder of this run; checkpoints shared by runs
+
+Examples
+  python -m compress recipe=prune_distill_int8
+  python -m compress recipe=prune_distill_int8 stages.prune.ratio=0.4 track=none evaluate=cost
+  python -m compress recipe=prune_distill_int8 stages.prune.ratio=0.25,0.5 --multirun    one run after the other
+  accelerate launch --num_processes 2 --multi_gpu -m compress recipe=prune_distill_int8
+
+Options
+  --cfg job         prints the composed config with all keys and runs nothing
+  --info defaults   prints where each part of it comes from
+  --multirun, -m    runs every combination of values given as a,b,c
+  --hydra-help      further options, of Hydra
+  --help, -h        this text
+
+A run that was interrupted continues when the same command is given again.
+"""
+
+
+def usage() -> str:
+    """The help text, with the recipes and config groups that are there."""
+    recipes = recipe_files()
+    width = max(map(len, recipes), default=0)
+    groups = sorted(group for group in conf_folder().iterdir() if group.is_dir())
+    options = {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
+    # A stage's options are chosen under the name the recipe gives the stage.
+    names = {
+        name: name if name in ("model", "data", "evaluate", "track") else f"{name}@stages.NAME" for name in options
+    }
+    room = max(map(len, names.values()), default=0)
+    return USAGE.format(
+        recipes="\n".join(f"  {name:{width}}  {sentence(file)}" for name, file in recipes.items()),
+        groups="\n".join(f"  {names[name]:{room}}  {', '.join(found)}" for name, found in options.items() if found),
+    )
+
+
+def main() -> int:
+    """Runs the command line; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C, 1 for anything else."""
+    arguments = sys.argv[1:]
+    if not arguments or {"-h", "--help"} & set(arguments):
+        print(usage(), end="")
+        return 0
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    overrides = [word for word in arguments if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+    sys.argv[1:] = overrides + [word for word in arguments if word not in overrides]  # Hydra wants options last
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
+    codes: list[int] = []
+
+    def job(cfg: "DictConfig") -> None:
+        codes.append(_guarded(cfg))
+
+    try:
+        register_recipes()
+        hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(job)()
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        return _refuse(explain(error, overrides))
+    except KeyboardInterrupt:
+        return 130
+    return max(codes, default=0)
+
+
+def _guarded(cfg: "DictConfig") -> int:
+    """One run, its errors turned into messages and an exit code."""
+    from compress import preflight
+
+    folders = [preflight.existing(Path(cfg.get(key) or ".")) for key in ("out", "store")]
+    try:
+        _run(cfg)
+        return 0
+    except UserError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted: finished stages and the last training state are kept in {cfg.store}; "
+            "run the same command again to continue",
+            file=sys.stderr,
+        )
+        raise
+    except Exception as error:  # noqa: BLE001 - the last place that can tell a full disk from a mistake of ours
+        if preflight.is_disk_full(error, *folders):
+            return _refuse(str(preflight.disk_full(error, folders[1])))
+        traceback.print_exc()
+        return 1
+
+
+def _run(cfg: "DictConfig") -> None:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import open_dict
+
+    from compress import processes
+    from compress.config import default_out, to_run_config
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.out is not None:
+        cfg.out = f"{cfg.out}/{HydraConfig.get().job.num}"  # one folder a run
+    if "pretrain" in cfg:
+        import compress.pretrain
+
+        with open_dict(cfg):
+            cfg.out = cfg.out or str(default_out(cfg.recipe_name))
+        compress.pretrain.run(cfg.pretrain, Path(cfg.out))
+        return
+    config = to_run_config(cfg)
+    if processes.launched_alone() and config.device in ("auto", "cpu"):
+        print("accelerate launch started one process; for more without a GPU add --multi_gpu", file=sys.stderr)
+    from compress.run import run_recipe
+
+    run_recipe(config)
+    processes.leave()
+
+
+def _refuse(message: str) -> int:
+    from compress import processes
+
+    if processes.is_main():
+        print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Composition by Hydra: recipes as a group, and Hydra's errors in one sentence."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.config import conf_folder, known_kinds, recipe_files
+from compress.errors import UserError
+from compress.values import nearest, unknown_key
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def register_recipes() -> None:
+    """Makes every file in ``recipes/`` an option of Hydra's group ``recipe``."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    for name, file in recipe_files().items():
+        ConfigStore.instance().store(group="recipe", name=name, node=OmegaConf.load(file), package="_global_")
+
+
+def compose(overrides: list[str]) -> "DictConfig":
+    """Composes a config in this process, as the command line would.
+
+    Args:
+        overrides: ``["recipe=prune", "stages.prune.ratio=0.4"]``.
+
+    Raises:
+        UserError: An unknown recipe, option or key, or an override that cannot be read.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return _compose(overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, overrides)) from error
+
+
+def explain(error: Exception, overrides: list[str]) -> str:
+    """One of Hydra's or OmegaConf's errors in a sentence that names the key and what would be right.
+
+    Args:
+        error: What Hydra raised for ``overrides``.
+        overrides: Used to find the keys there are.
+    """
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    text = str(error)
+    if isinstance(error, OverrideParseException):
+        reason = " ".join(line.strip() for line in text.splitlines() if line.strip() and set(line.strip()) != {"^"})
+        return f"{error.override}: cannot be read as key=value ({reason})"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return _no_option(group, option, error.options)
+    if match := re.match(r"You must specify '(\w+)'", text):
+        return f"{match[1]} is missing: give {match[1]}=NAME, one of {', '.join(recipe_files())}"
+    if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
+        return _no_key(match[1], overrides)
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def _compose(overrides: list[str]) -> "DictConfig":
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    register_recipes()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3", job_name="compress"):
+        return hydra_compose("config", overrides=overrides)
+
+
+def _no_option(group: str, option: str, options: list[str]) -> str:
+    hint = {
+        "model": "; a folder or hub id is given as model.path=...",
+        "data": "; a file, folder or hub id is given as data.path=...",
+    }.get(group, "")
+    return f"{group}={option}: no such {group}{nearest(option, options)}; known: {', '.join(options)}{hint}"
+
+
+def _no_key(key: str, overrides: list[str]) -> str:
+    """Names the keys there are where ``key`` was looked for."""
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    key = key.partition("@")[0]
+    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()} | {"recipe"}
+    if key in known_kinds():
+        return f"{key}: a stage's method is chosen under the stage's name: {key}@stages.{key}=..."
+    choices = [override for override in overrides if override.partition("=")[0].partition("@")[0] in groups]
+    try:
+        node = _compose(choices)
+    except (HydraException, OmegaConfBaseException):
+        return f"{key}: no such key"
+    path, *rest = key.split(".")
+    above: list[str] = []
+    for part in [path, *rest]:
+        if part not in node:
+            return unknown_key(".".join(above), part, [str(known) for known in node])
+        above.append(part)
+        child = OmegaConf.select(node, part)
+        if not isinstance(child, DictConfig):
+            break
+        node = child
+    return f"{key}: cannot be set like this; {'.'.join(above)} is a value"
+
+
+def sentence(recipe: Path) -> str:
+    """What a recipe says about itself: the comment in its first line."""
+    with recipe.open(encoding="utf-8") as stream:
+        return stream.readline().lstrip("# ").strip()

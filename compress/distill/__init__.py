@@ -1,0 +1,1 @@
+"""Distillation: a compressed denoiser is trained to do what its teacher does."""

@@ -1,0 +1,179 @@
+"""Training states: everything that is needed to go on after a crash as if nothing had happened."""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from compress.errors import UserError
+
+_PATTERN = "state-*.safetensors"
+
+
+@dataclass
+class Record:
+    """What was measured so far.
+
+    Attributes:
+        step: Steps done.
+        curves: Name -> ``[[step, value], ...]``.
+        window: The losses of each step since the last point of the curves.
+    """
+
+    step: int = 0
+    curves: dict[str, list[list[float]]] = field(default_factory=dict)
+    window: list[list[float]] = field(default_factory=list)
+
+
+def generator(seed: int, purpose: str, index: int) -> torch.Generator:
+    """A generator on the CPU that the three arguments alone decide."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def progress(*columns: TextColumn, disable: bool = False) -> Progress:
+    """A bar with a count, further columns and an estimate of the time left."""
+    text, count = TextColumn("{task.description}"), MofNCompleteColumn()
+    return Progress(text, BarColumn(), count, *columns, TimeRemainingColumn(), disable=disable)
+
+
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes beside ``file`` and renames, so that there is always the whole old one or the whole new one.
+
+    Raises:
+        UserError: The folder cannot be written or the disk is full.
+    """
+    beside = file.with_name(f".{file.name}.tmp")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside, metadata)
+        _flush(beside)
+        os.replace(beside, file)
+        _flush(file.parent)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise UserError(
+            f"cannot write {file}: {error}; make room or choose another folder, then run it again"
+        ) from error
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], record: Record) -> None:
+    """Writes the state after ``record.step`` steps and keeps it and the one before.
+
+    Raises:
+        UserError: The folder cannot be written or the disk is full.
+    """
+    metadata = {"record": json.dumps(vars(record)), "crc32": str(_checksum(tensors))}
+    write_tensors(folder / f"state-{record.step:08d}.safetensors", tensors, metadata)
+    for old in sorted(folder.glob(_PATTERN))[:-2]:
+        old.unlink()
+
+
+def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], Record] | None:
+    """Reads the newest state that is whole; a damaged one is passed over with a warning."""
+    for file in sorted(folder.glob(_PATTERN), reverse=True):
+        try:
+            with safe_open(file, "pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+            if metadata.get("crc32") != str(_checksum(tensors)):
+                raise ValueError("its checksum is wrong")
+            return tensors, Record(**json.loads(metadata["record"]))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            text = f"the training state {file} is damaged ({error}); going on from an older one or from the start"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+    return None
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
+    value = 0
+    for name in sorted(tensors):
+        data = tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        value = zlib.crc32(data.numpy(), zlib.crc32(name.encode(), value))
+    return value
+
+
+def pack(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: list[torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """All tensors of a training: ``weight.``, ``exp_avg.``, ``exp_avg_sq.`` and ``step.<name>``, ``ema.<number>``."""
+    tensors = {f"ema.{i}": tensor for i, tensor in enumerate(average)}
+    for name, parameter in model.named_parameters():
+        tensors[f"weight.{name}"] = parameter
+        tensors |= {f"{key}.{name}": tensor for key, tensor in optimizer.state[parameter].items()}
+    return tensors
+
+
+def unpack(
+    tensors: Mapping[str, torch.Tensor],
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: list[torch.Tensor],
+) -> None:
+    """Puts the tensors of :func:`pack` back, in place.
+
+    Raises:
+        UserError: They belong to another model.
+    """
+    parameters = dict(model.named_parameters())
+    shapes = {f"weight.{name}": parameter.shape for name, parameter in parameters.items()}
+    shapes |= {f"ema.{i}": tensor.shape for i, tensor in enumerate(average)}
+    found = {name: t.shape for name, t in tensors.items() if name.startswith("weight.") or name in shapes}
+    if found != shapes:
+        raise UserError("the training state belongs to another student; give this training a folder of its own")
+    with torch.no_grad():
+        for i, tensor in enumerate(average):
+            tensor.copy_(tensors[f"ema.{i}"])
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"weight.{name}"])
+            # In the parameter's own memory layout, as AdamW makes them: sums in another order have other last bits.
+            moments: dict[str, Any] = {
+                key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
+            }
+            optimizer.state[parameter] = {"step": tensors[f"step.{name}"].clone(), **moments}
+
+
+@contextmanager
+def held_interrupt() -> Iterator[Callable[[], bool]]:
+    """Holds Ctrl-C back, so that it never falls in the middle of a step; a second one acts at once.
+
+    Yields:
+        A function that tells whether Ctrl-C was pressed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pressed: list[int] = []
+
+    def hold(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    before = signal.signal(signal.SIGINT, hold)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before or signal.SIG_DFL)

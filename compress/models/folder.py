@@ -1,0 +1,110 @@
+"""Looks at a pipeline's folder without loading a weight: is it whole, and is it one that can be compressed?"""
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserError
+
+DENOISERS = ("unet", "transformer")
+
+
+def check_folder(folder: Path, variant: str | None = None) -> None:
+    """Checks that ``folder`` holds a whole pipeline in diffusers' layout with a float denoiser.
+
+    Reads the configs and the headers of the weight files, no weights.
+
+    Args:
+        folder: An existing or missing folder.
+        variant: The variant of the weight files, such as ``"fp16"``, or None for the plain ones.
+
+    Raises:
+        UserError: If the folder is no pipeline, lacks files, or a weight file is cut off.
+    """
+    index_file = folder / "model_index.json"
+    if not index_file.is_file():
+        raise UserError(f"model.path: {folder} has no model_index.json: expected the folder of a diffusers pipeline")
+    index = _read_json(index_file)
+    if isinstance(index.get("_class_name"), list):
+        raise UserError(f"model.path: {folder} needs a pipeline class of its own: expected a pipeline of diffusers")
+    components = {
+        name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and all(entry)
+    }
+    names = [name for name in DENOISERS if name in components]
+    if not names:
+        raise UserError(f"model.path: the pipeline {folder} has no unet and no transformer: nothing to compress")
+    for name in components:
+        _check_component(folder, name, variant)
+    if "quantization_config" in _read_json(folder / names[0] / "config.json"):
+        raise UserError(f"model.path: {folder / names[0]} is quantized already: expected a model in float weights")
+
+
+def _check_component(folder: Path, name: str, variant: str | None) -> None:
+    component = folder / name
+    if not component.is_dir():
+        raise UserError(f"model.path: {component} is missing, but {folder / 'model_index.json'} names it")
+    if not (component / "config.json").is_file():
+        if name in DENOISERS:
+            raise UserError(f"model.path: {component} has no config.json: copy the pipeline again")
+        return  # schedulers, tokenizers and image processors have no weights
+    files = sorted(component.glob("*.safetensors"))
+    plain = [file for file in files if file.name.count(".") == 1]
+    wanted = [file for file in files if variant and f".{variant}." in file.name] or plain
+    if not wanted:
+        raise UserError(_no_weights(component, files, variant))
+    for index_file in component.glob("*.safetensors.index*.json"):
+        shards = {component / str(shard) for shard in _read_json(index_file).get("weight_map", {}).values()}
+        for shard in sorted(shards - set(files)):
+            if not variant or f".{variant}." in shard.name:
+                raise UserError(f"model.path: {shard} is missing, but {index_file.name} names it: copy it again")
+    for file in wanted:
+        check_safetensors(file)
+
+
+def _no_weights(component: Path, files: list[Path], variant: str | None) -> str:
+    if files:
+        variants = sorted({file.name.split(".")[1] for file in files})
+        return f"model.variant={variant}: {component} has only the variant(s) {', '.join(variants)}: set one of them"
+    if any(component.glob("*.bin")):
+        return (
+            f"model.path: {component} has its weights only as pickle (.bin), which can run code when loaded: "
+            "convert them first, with DiffusionPipeline.from_pretrained(...).save_pretrained(...), "
+            "and give that folder"
+        )
+    return f"model.path: {component} has a config.json but no .safetensors file: copy the pipeline again"
+
+
+def check_safetensors(file: Path) -> None:
+    """Checks from its header that a safetensors file is as long as it must be.
+
+    Raises:
+        UserError: If the file is cut off, too long, or not in the format.
+    """
+    size = file.stat().st_size
+    broken = UserError(f"{file} is damaged: its header cannot be read: copy or download that file again")
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if len(start) < 8:
+            raise broken
+        length = struct.unpack("<Q", start)[0]
+        if length > size - 8:
+            raise broken
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            raise broken from None
+    if size != whole:
+        raise UserError(f"{file} is damaged: {size} bytes where {whole} are expected: copy or download it again")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON ({error}): copy that file again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{file} holds no JSON object: copy that file again")
+    return content

@@ -1,0 +1,44 @@
+"""Keeps harmless notices of the libraries, and their own progress bars, off the screen."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# Logger and the words that mark a notice which says nothing about the user's model. Anything else still shows.
+_NOTICES = {
+    "torchao": ("Failed to load",),  # GPU kernels that this torch cannot load; int8 weights do not use them
+    "torch.utils._pytree": ("is an Enum subclass",),
+    "diffusers.quantizers.torchao.torchao_quantizer": (
+        "Unable to import `torchao` Tensor objects",  # names of older torchao releases
+        "You are trying to set torch_dtype",  # float32 works for int8 weights: the read-back proves it
+    ),
+    "diffusers.models.modeling_utils": ("should be kept in float32: []",),
+    "transformers.utils.import_utils": ("requires torchvision (not installed)",),
+}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    return not any(words in message for words in _NOTICES[record.name])
+
+
+def hide_notices() -> None:
+    """Drops the known harmless log lines; takes effect for libraries imported later too. Loads nothing."""
+    for name in _NOTICES:
+        logging.getLogger(name).addFilter(_is_news)  # adding the same filter twice has no effect
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Inside, loading and saving with diffusers and transformers draws no progress bars of its own."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    switches = [log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()]
+    for log in switches:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in switches:
+            log.enable_progress_bar()

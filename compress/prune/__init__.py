@@ -1,0 +1,1 @@
+"""Stages that remove channels from a denoiser."""

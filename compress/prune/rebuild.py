@@ -1,0 +1,237 @@
+"""Prune the groups of a UNet and put the result together as a stock model."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compress.errors import UserError
+from compress.prune import channels, time_embedding, widths
+from compress.prune.channels import Axis
+from compress.prune.magnitude import Config, PruneReport
+
+# What adds to the embedding or projects the text has no part in the levels' widths; without it, one set of inputs fits
+# every UNet.
+PLAIN = {
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "class_embeddings_concat": False,
+    "addition_embed_type": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "time_cond_proj_dim": None,
+}
+TOKENS = 77  # of the text, where the share of MACs is counted
+
+
+def prune_unet(unet: UNet2DConditionModel, config: Config) -> PruneReport:
+    """See :func:`compress.prune.magnitude.prune_channels`."""
+    old_config = dict(unet.config)
+    widths.check_blocks(old_config)
+    weights = _checked_weights(unet)
+    old_widths = [int(width) for width in old_config["block_out_channels"]]
+    asked = widths.level_ratios(config.ratio, old_widths)
+    new_widths = widths.choose_widths(old_config, asked)
+    pruned = _empty(
+        {
+            **old_config,
+            "block_out_channels": tuple(new_widths),
+            "time_embedding_dim": unet.time_embedding.linear_1.out_features,
+        }
+    )
+    plain, inputs = _plain(old_config)
+    macs = _macs(plain, inputs)
+    _add_shortcuts(plain, pruned, weights)
+
+    keep = _choose(channels.find_groups(plain, inputs), plain, pruned, weights, config)
+    _narrow(weights, keep)
+    _rescale_queries(weights, plain, keep)
+    touched = {name for (name, _), mask in keep.items() if not mask.all()}
+    residual = 0.0
+    if pruned.time_embedding.linear_1.in_features != unet.time_embedding.linear_1.in_features:
+        steps = torch.arange(time_embedding.TIMESTEPS)
+        fitted, residual = time_embedding.refit(unet.time_embedding, unet.time_proj(steps), pruned.time_proj(steps))
+        weights.update({f"time_embedding.{key}": value for key, value in fitted.state_dict().items()})
+        touched.update({"time_embedding.linear_1", "time_embedding.linear_2"})
+    _load(pruned, weights)
+    pruned.train(unet.training).requires_grad_(any(p.requires_grad for p in unet.parameters()))
+
+    layers = {name: module for name, module in unet.named_modules() if name in touched}
+    params = sum(p.numel() for p in unet.parameters())
+    return PruneReport(
+        unet=pruned,
+        kept=_kept_outputs(pruned, keep),
+        widths_before=old_widths,
+        widths_after=new_widths,
+        ratios_asked=asked,
+        ratios_achieved=[1 - new / old for new, old in zip(new_widths, old_widths, strict=True)],
+        params_before=params,
+        params_after=sum(p.numel() for p in pruned.parameters()),
+        modules=len(layers),
+        share_params=sum(p.numel() for layer in layers.values() for p in layer.parameters()) / params,
+        share_macs=_share_of_macs(plain, macs, touched),
+        norms_regrouped=_regrouped(plain, keep),
+        time_residual=residual,
+        skipped={
+            f"level {i}": f"stays {old} channels wide: the nearest width that norm groups and heads divide"
+            for i, (old, new, ratio) in enumerate(zip(old_widths, new_widths, asked, strict=True))
+            if ratio and old == new
+        },
+    )
+
+
+def _empty(config: Mapping[str, Any]) -> UNet2DConditionModel:
+    # Private keys stay out: from_config drops whatever "_use_default_values" lists, be it given or not.
+    public = {key: value for key, value in config.items() if not key.startswith("_")}
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(public)
+
+
+def _plain(config: Mapping[str, Any]) -> tuple[UNet2DConditionModel, dict[str, Any]]:
+    """A weightless UNet of the same levels, and inputs for it."""
+    text = config["cross_attention_dim"]
+    text = text[0] if isinstance(text, (list, tuple)) else text or 1
+    size = config["sample_size"] or 64
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    inputs = {
+        "sample": torch.empty(1, config["in_channels"], height, width, device="meta"),
+        "timestep": torch.empty(1, device="meta"),
+        "encoder_hidden_states": torch.empty(1, TOKENS, text, device="meta"),
+        "return_dict": False,
+    }
+    return _empty({**config, **PLAIN, "cross_attention_dim": text}), inputs
+
+
+def _checked_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+    """The state dict of a UNet that is what its config says, in finite floats."""
+    weights = dict(unet.state_dict())
+    expected = {name: tensor.shape for name, tensor in _empty(unet.config).state_dict().items()}
+    odd = sorted(weights.keys() ^ expected.keys())
+    odd += [name for name in expected if name in weights and weights[name].shape != expected[name]]
+    if odd:
+        raise UserError(
+            f"this UNet cannot be pruned: {len(odd)} of its weights are not those of its config (the first: {odd[0]}); "
+            "merge adapters into it first"
+        )
+    for name, tensor in weights.items():
+        # The exact type: quantized tensors are subclasses that call themselves float.
+        if type(tensor) is not Tensor or not tensor.is_floating_point():
+            raise UserError(f"this UNet cannot be pruned: {name} is not in float weights; prune before quantizing")
+        if not tensor.isfinite().all():
+            raise UserError(f"this UNet cannot be pruned: {name} holds NaN or infinite values")
+    return weights
+
+
+def _add_shortcuts(plain: nn.Module, pruned: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Give a resnet between two levels that will differ in width the shortcut that a stock UNet then has.
+
+    It starts as the identity, so that it passes on the channels that both levels keep.
+    """
+    for level in range(1, len(pruned.down_blocks)):
+        name = f"down_blocks.{level}.resnets.0"
+        old, new = plain.get_submodule(name), pruned.get_submodule(name)
+        if old.conv_shortcut is None and new.conv_shortcut is not None:
+            old.conv_shortcut = nn.Conv2d(old.in_channels, old.out_channels, 1, device="meta")
+            bias = torch.zeros_like(weights[f"{name}.conv1.bias"])
+            weights[f"{name}.conv_shortcut.weight"] = torch.ones_like(bias).diag()[:, :, None, None]
+            weights[f"{name}.conv_shortcut.bias"] = bias
+
+
+def _axis_size(unet: nn.Module, axis: Axis) -> int:
+    return unet.get_submodule(axis[0]).weight.shape[0 if axis[1] == "out" else 1]
+
+
+def _choose(
+    groups: list[channels.Group], plain: nn.Module, pruned: nn.Module, weights: dict[str, Tensor], config: Config
+) -> dict[Axis, Tensor]:
+    """Masks of the channels kept, by layer and axis."""
+    keep: dict[Axis, Tensor] = {}
+    for group in groups:
+        # The first member is a layer of which every channel belongs to the group.
+        count = _axis_size(pruned, group.members[0].axis)
+        if count == group.size:
+            continue
+        mask = channels.choose(group, channels.score(group, weights, config.importance, config.combine), count)
+        for member in group.members:
+            axis = keep.setdefault(member.axis, torch.ones(_axis_size(plain, member.axis), dtype=torch.bool))
+            axis[member.index] = mask[member.root]
+    return keep
+
+
+def _narrow(weights: dict[str, Tensor], keep: dict[Axis, Tensor]) -> None:
+    for (name, side), mask in keep.items():
+        keys = [f"{name}.weight", f"{name}.bias"] if side == "out" else [f"{name}.weight"]
+        for key in keys:
+            if key in weights:
+                index = mask.nonzero()[:, 0].to(weights[key].device)
+                weights[key] = weights[key].index_select(0 if side == "out" else 1, index)
+
+
+def _rescale_queries(weights: dict[str, Tensor], plain: nn.Module, keep: dict[Axis, Tensor]) -> None:
+    """Undo that attention divides by the square root of a head's width, which is smaller now."""
+    for name, module in plain.named_modules():
+        mask = keep.get((f"{name}.to_q", "out"))
+        if isinstance(module, Attention) and mask is not None:
+            for key in (f"{name}.to_q.weight", f"{name}.to_q.bias"):
+                if key in weights:
+                    weights[key] = weights[key] * math.sqrt(int(mask.sum()) / len(mask))
+
+
+def _load(pruned: UNet2DConditionModel, weights: dict[str, Tensor]) -> None:
+    for name, tensor in pruned.state_dict().items():
+        if name in weights and weights[name].shape != tensor.shape:
+            raise UserError(
+                f"this UNet cannot be pruned so: {name} would need shape {tuple(tensor.shape)} but has "
+                f"{tuple(weights[name].shape)}; leave the level it belongs to as it is (a ratio of 0 in the list)"
+            )
+    # Copies: what was not narrowed still shares its memory with the model given.
+    pruned.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, strict=True, assign=True)
+
+
+def _kept_outputs(unet: UNet2DConditionModel, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
+    """Channels kept of what each down, mid and up block hands on."""
+    blocks = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
+    blocks += ["mid_block"] if unet.mid_block is not None else []
+    blocks += [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
+    kept = {}
+    for name in blocks:
+        block = unet.get_submodule(name)
+        samplers = next((s for s in ("downsamplers", "upsamplers") if getattr(block, s, None) is not None), None)
+        layer = f"{name}.{samplers}.0.conv" if samplers else f"{name}.resnets.{len(block.resnets) - 1}.conv2"
+        mask = keep.get((layer, "out"))
+        kept[name] = list(range(_axis_size(unet, (layer, "out")))) if mask is None else mask.nonzero()[:, 0].tolist()
+    return kept
+
+
+def _regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
+    """Norms of which a group does not hold just what is left of that group."""
+    names = []
+    for (name, _), mask in keep.items():
+        norm = plain.get_submodule(name)
+        if isinstance(norm, nn.GroupNorm):
+            old = mask.nonzero()[:, 0] // (norm.num_channels // norm.num_groups)
+            if not (old.view(norm.num_groups, -1) == torch.arange(norm.num_groups)[:, None]).all():
+                names.append(name)
+    return names
+
+
+@torch.no_grad()
+def _macs(plain: UNet2DConditionModel, inputs: dict[str, Any]) -> dict[str, float]:
+    """Multiply-accumulates of every module and what is in it, by name; ``""`` is the whole."""
+    with FlopCounterMode(display=False) as counter:
+        plain(**inputs)
+    return {name.partition(".")[2]: sum(ops.values()) / 2 for name, ops in counter.get_flop_counts().items()}
+
+
+def _share_of_macs(plain: nn.Module, macs: dict[str, float], touched: set[str]) -> float:
+    total = sum(macs.get(name, 0) for name in touched)
+    for name, module in plain.named_modules():
+        if isinstance(module, Attention) and f"{name}.to_q" in touched:
+            # Queries with keys, and scores with values: counted in no layer.
+            total += macs[name] - sum(macs.get(f"{name}.{part}", 0) for part, _ in module.named_modules() if part)
+    return total / macs[""]

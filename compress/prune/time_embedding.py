@@ -1,0 +1,76 @@
+"""Fit a time embedding to a sinusoid of another width.
+
+The sinusoid by which a UNet embeds its timestep has as many channels as the first level. Pruning this level changes
+all its frequencies, so there are no channels to select: the layers after it are fitted instead.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+TIMESTEPS = 1000
+EXACT = 1e-6  # relative error below which least squares on the first layer is the answer
+ITERATIONS = 600  # of L-BFGS at most
+
+
+def _error(found: Tensor, wanted: Tensor) -> Tensor:
+    return ((found - wanted).square().mean() / wanted.square().mean()).sqrt()
+
+
+@torch.no_grad()
+def _fit_first(fitted: nn.Module, sinusoid: Tensor, hidden: Tensor, cutoff: float) -> None:
+    """Least squares for ``linear_1``; singular values below ``cutoff`` of the largest count as 0."""
+    inputs = torch.cat([sinusoid, torch.ones_like(sinusoid[:, :1])], dim=1)
+    solution = torch.linalg.lstsq(inputs, hidden, rcond=cutoff, driver="gelsd").solution
+    fitted.linear_1.weight.copy_(solution[:-1].T)
+    fitted.linear_1.bias.copy_(solution[-1])
+
+
+def _fit_both(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor) -> None:
+    """Full-batch L-BFGS on all weights: the problem is smooth and small, and nothing in it is random."""
+    scale = wanted.square().mean()
+    optimizer = torch.optim.LBFGS(
+        fitted.parameters(), max_iter=ITERATIONS, history_size=20, tolerance_change=1e-9, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = (fitted(sinusoid) - wanted).square().mean() / scale
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+
+
+def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, float]:
+    """Fit both layers of a diffusers ``TimestepEmbedding`` so that it maps ``new`` to what it mapped ``old`` to.
+
+    The first layer is solved by least squares; where that is not exact, both layers follow by L-BFGS, which takes
+    a few seconds.
+
+    Args:
+        embedding: With layers ``linear_1`` and ``linear_2``; stays unchanged.
+        old: Sinusoids, shape ``(timesteps, old width)``.
+        new: Sinusoids of the same timesteps, shape ``(timesteps, new width)``.
+
+    Returns:
+        The new module in the dtype and on the device of the old one, and its relative error: root mean square error
+        over the root mean square of the old embedding.
+    """
+    weight = embedding.linear_1.weight
+    fitted = copy.deepcopy(embedding).cpu().double().requires_grad_(False)
+    old64, new64 = old.cpu().double(), new.cpu().double()
+    hidden, wanted = fitted.linear_1(old64), fitted(old64)
+    fitted.linear_1 = nn.utils.skip_init(nn.Linear, new.shape[1], weight.shape[0], dtype=torch.float64)
+    _fit_first(fitted, new64, hidden, cutoff=1e-12)
+    if _error(fitted(new64), wanted) > EXACT:
+        # Sinusoids of low frequency are nearly dependent: cut off what would only make the weights large.
+        _fit_first(fitted, new64, hidden, cutoff=1e-5)
+        fitted = fitted.float().to(weight.device).requires_grad_(True)
+        _fit_both(fitted, new64.float().to(weight.device), wanted.float().to(weight.device))
+    fitted = fitted.to(weight.device, weight.dtype)
+    with torch.no_grad():
+        found = fitted(new.to(weight.device, weight.dtype))
+    return fitted, float(_error(found.cpu().double(), wanted))

@@ -1,0 +1,1 @@
+"""Stages that store the denoiser's weights in fewer bits."""

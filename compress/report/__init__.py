@@ -1,0 +1,215 @@
+"""The report of a run: table, pictures and numbers for people and for programs."""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.report.card import coverage_line, model_card, usage
+from compress.report.table import markdown_table, plain_rows, print_table
+
+__all__ = ["environment", "markdown_table", "model_card", "plain_rows", "print_table", "usage", "write_report"]
+
+LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "torchao", "torch-pruning", "torchmetrics")
+
+
+def write_report(
+    folder: Path, result: Mapping[str, Any], grids: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """Writes ``report.json``, ``report.md`` and ``images/``; each is replaced as a whole, never half written.
+
+    ``images/`` holds ``grid.png``, ``size_quality.png``, ``losses.png`` (those with something to draw) and every grid
+    picture as ``<row>/<i>.png``, unscaled and lossless.
+
+    Args:
+        folder: The run's folder; made if absent.
+        result: ``{"recipe", "teacher": {"cost", "metrics"}, "stages": [{"name", "kind", ..., "curves"}]}``;
+            ``versions``, ``environment`` and ``settings`` are added where absent.
+        grids: Row name to ``{"prompt", "seed", "image"}``, images as :func:`compress.report.pictures.pixels` takes
+            them.
+
+    Returns:
+        What stands in ``report.json``: strict JSON, numbers that are not finite are None.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    full = {**result}
+    full.setdefault("wall_seconds", result.get("seconds"))
+    full.setdefault("versions", _versions())
+    full.setdefault("environment", environment())
+    full.setdefault("settings", _settings(result))
+    report = plain(full)
+    links = _write_images(folder / "images", report, grids)
+    _replace(folder / "report.md", _markdown(report, links))
+    _replace(folder / "report.json", json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    return report
+
+
+def plain(value: Any) -> Any:
+    """The value as strict JSON has it: None for NaN and infinity, text for paths, numbers for scalar arrays."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist())
+    return str(value)
+
+
+def environment() -> dict[str, Any]:
+    """The machine: operating system, processor, cores and threads, GPU (where torch is loaded and sees one)."""
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "threads": None,
+        "gpu": None,
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found["threads"] = torch.get_num_threads()
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
+    """How the pictures of the metrics were made, as the first metric says."""
+    names = ("n", "resolution", "scheduler", "steps", "guidance", "dtype", "seed", "batch_size")
+    for entry in (result.get("teacher") or {}, *result.get("stages", [])):
+        for metric in (entry.get("metrics") or {}).values():
+            if isinstance(metric, Mapping):
+                return {name: metric[name] for name in names if name in metric}
+    return {}
+
+
+def _write_images(
+    images: Path, result: Mapping[str, Any], grids: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> list[tuple[str, str]]:
+    """Draws everything beside ``images`` and swaps it in; returns titles and file names for the links."""
+    temporary = images.with_name(f".{images.name}.{uuid.uuid4().hex}.partial")
+    links = []
+    try:
+        temporary.mkdir()
+        _write_pictures(temporary, grids)
+        if any(grids.values()):
+            from compress.report.figures import draw_grid
+
+            draw_grid(grids, temporary / "grid.png")
+            links.append(("Samples: the same prompts and seeds in every row", "grid.png"))
+        if _drawable(result):
+            from compress.report.figures import draw_losses, draw_size_quality
+
+            if draw_size_quality(result, temporary / "size_quality.png"):
+                links.append(("Size against quality", "size_quality.png"))
+            if draw_losses(result, temporary / "losses.png"):
+                links.append(("Losses", "losses.png"))
+        old = temporary.with_suffix(".old")
+        if images.exists():
+            images.rename(old)
+        temporary.rename(images)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return links
+
+
+def _drawable(result: Mapping[str, Any]) -> bool:
+    """Whether there may be anything to plot; without, matplotlib is not loaded."""
+    stages = result.get("stages", [])
+    return any(entry.get("metrics") or entry.get("curves") for entry in (result.get("teacher") or {}, *stages))
+
+
+def _write_pictures(folder: Path, grids: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    for name, grid in grids.items():
+        if grid:
+            from PIL import Image
+
+            from compress.report.pictures import pixels
+
+            (folder / _file_name(name)).mkdir()
+            for index, entry in enumerate(grid):
+                Image.fromarray(pixels(entry["image"])).save(folder / _file_name(name) / f"{index}.png")
+
+
+def _file_name(row: str) -> str:
+    return re.sub(r"[^\w.-]", "_", row).lstrip(".") or "_"
+
+
+def _markdown(result: Mapping[str, Any], links: Sequence[tuple[str, str]]) -> str:
+    stages = result.get("stages", [])
+    parts = [f"# {result.get('recipe', 'Report')}\n", markdown_table(result)]
+    parts += [f"## {title}\n\n![{title}](images/{file})\n" for title, file in links]
+    if stages:
+        parts.append("## Stages\n")
+        lines = []
+        for stage in stages:
+            method = f"={stage['method']}" if stage.get("method") else ""
+            seconds = stage.get("seconds")
+            took = f"{seconds:.0f} s" if seconds is not None else "time unknown"
+            origin = f"from the store (made in {took})" if stage.get("cached") else f"computed in {took}"
+            coverage = coverage_line(stage.get("coverage") or {})
+            lines.append(
+                f"- **{stage['name']}** ({stage.get('kind')}{method}), {origin}{f'; {coverage}' if coverage else ''}"
+            )
+            if stage.get("checkpoint"):
+                lines.append(f"  - checkpoint: `{stage['checkpoint']}`")
+        parts.append("\n".join(lines) + "\n")
+    parts.append("## Run\n")
+    wall = result.get("wall_seconds")
+    facts = [f"- wall time: {wall:.0f} s"] if wall is not None else []
+    machine = result["environment"]
+    facts.append(
+        "- machine: "
+        + ", ".join(f"{key} {value}" for key, value in machine.items() if value is not None and key != "python")
+    )
+    facts.append(f"- python {machine.get('python')}, " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()))
+    parts.append("\n".join(facts) + "\n")
+    return "\n".join(parts)
+
+
+def _replace(file: Path, text: str) -> None:
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

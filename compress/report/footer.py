@@ -1,0 +1,118 @@
+"""What the numbers of the table mean, in a few lines below it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+NOISE = "≈"
+UNBIASED_FROM = 10_000
+"""Pictures from which FID's bias is small enough to compare with other tables."""
+
+Entry = Mapping[str, Any]
+
+
+def footer(rows: Sequence[tuple[str, Entry]], titles: Mapping[str, str], noise: bool) -> list[str]:
+    """N, sampling settings, networks with hashes, what cost was measured on, bias and noise; one sentence each.
+
+    Args:
+        rows: Name and entry (``cost``, ``metrics``) of each row.
+        titles: Key and heading of the metrics shown.
+        noise: Whether a number is marked as within the noise.
+    """
+    entries = [entry for _, entry in rows]
+    lines = [_pictures(entries), _networks(entries, titles), _cost(entries), *_counted(rows)]
+    if {"psnr", "ssim"} & set(titles):
+        lines.append("PSNR and SSIM compare with the teacher's pictures from the same prompts and seeds.")
+    if "fid" in titles:
+        n = values(entries, "n", ("fid",))
+        if not n or min(int(value) for value in n) < UNBIASED_FROM:
+            lines.append(
+                f"FID below {UNBIASED_FROM:,} pictures is biased: compare it within this table only, never with "
+                "published numbers."
+            )
+    if any(values(entries, "low")):
+        level = values(entries, "interval")
+        share = f"{100 * float(level[0]):g} % interval" if len(level) == 1 else "interval"
+        lines.append(f"[low, high] is the {share} of a metric.")
+    if noise:
+        lines.append(
+            f"{NOISE} marks a number whose interval overlaps that of the row above: the difference is within the noise."
+        )
+    return [line for line in lines if line]
+
+
+def values(entries: Iterable[Entry], key: str, names: Iterable[str] | None = None) -> list[str]:
+    """The distinct values of a setting in all rows' metrics (or those named), in order; usually one."""
+    found: dict[str, None] = {}
+    for entry in entries:
+        metrics = entry.get("metrics") or {}
+        for name in metrics if names is None else names:
+            metric = metrics.get(name)
+            if isinstance(metric, Mapping) and metric.get(key) is not None:
+                found[_text(metric[key])] = None
+    return list(found)
+
+
+def _pictures(entries: Sequence[Entry]) -> str:
+    labels = {
+        "n": "N =",
+        "resolution": "resolution",
+        "scheduler": "scheduler",
+        "steps": "steps",
+        "guidance": "guidance",
+        "dtype": "dtype",
+        "seed": "seed",
+    }
+    found = [(label, values(entries, key)) for key, label in labels.items()]
+    text = ", ".join(f"{label} {' / '.join(texts)}" for label, texts in found if texts)
+    real = values(entries, "n_reference")
+    return f"Pictures: {text}{f'; compared with {real[0]} real ones' if real else ''}." if text else ""
+
+
+def _networks(entries: Sequence[Entry], titles: Mapping[str, str]) -> str:
+    """Networks with the beginning of their hashes; metrics of the same network share an entry."""
+    users: dict[str, list[str]] = {}
+    for key, title in titles.items():
+        names, hashes = values(entries, "network", (key,)), values(entries, "network_sha256", (key,))
+        if names:
+            network = " / ".join(names) + (f" ({' / '.join(text[:8] for text in hashes)})" if hashes else "")
+            users.setdefault(network, []).append(title)
+    text = "; ".join(f"{', '.join(of)}: {network}" for network, of in users.items())
+    return f"Networks, with the beginning of their SHA256: {text}." if text else ""
+
+
+def _cost(entries: Sequence[Entry]) -> str:
+    found: dict[str, dict[str, None]] = {}
+    ranges = False
+    for entry in entries:
+        ranges = ranges or "latency_low_s" in (entry.get("cost") or {})
+        settings = (entry.get("cost") or {}).get("settings") or {}
+        for key, value in settings.items():
+            text = "x".join(map(str, value)) if isinstance(value, list | tuple) else _text(value)
+            found.setdefault(key, {})[text] = None
+    of = " / ".join(found.pop("of", {}))
+    text = ", ".join(f"{key.replace('_', ' ')} {' / '.join(texts)}" for key, texts in found.items())
+    if not text:
+        return ""
+    spread = "; latency is the median, its interval the 5th to 95th percentile" if ranges else ""
+    return f"Cost{f' of the {of} alone' if of else ''}: {text}{spread}."
+
+
+def _counted(rows: Sequence[tuple[str, Entry]]) -> list[str]:
+    """Rows with pictures that make the averages misleading: of one color, or equal to the teacher's."""
+    lines = []
+    for name, entry in rows:
+        metrics = [metric for metric in (entry.get("metrics") or {}).values() if isinstance(metric, Mapping)]
+        blank = max((metric.get("blank") or 0 for metric in metrics), default=0)
+        if blank:
+            lines.append(f"{name}: {blank} pictures are of one color all over.")
+        equal = next((metric for metric in metrics if metric.get("equal") and metric.get("cap")), None)
+        if equal:
+            lines.append(
+                f"{name}: {equal['equal']} pictures equal the teacher's to the bit, their PSNR counted as "
+                f"{equal['cap']:g} dB."
+            )
+    return lines
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,289 @@
+"""Runs a recipe: every stage is found in the store or computed, measured, tracked and reported."""
+
+import gc
+import time
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+import compress.data
+import compress.evaluate
+import compress.models
+import compress.preflight
+import compress.report
+import compress.track
+from compress import checkpoint, output, processes
+from compress.config import RunConfig
+from compress.errors import UserError
+from compress.plan import Plan, Step
+from compress.stage import StageContext, StageReport
+from compress.store import Store
+from compress.track import StageRun, Tracker
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
+
+    from compress.data import Data
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Inputs:
+    """What is expensive to load, loaded when first asked for and by every process for itself."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        """Loads nothing."""
+        self.config = config
+        self.device = device
+        self.dtype = DTYPES[config.precision]
+        self.store = Store(config.store)
+
+    @cached_property
+    def teacher(self) -> "DiffusionPipeline":
+        """The reference pipeline, frozen, on the device."""
+        return compress.models.load_teacher(self.config.model, self.device, self.dtype)
+
+    @cached_property
+    def data(self) -> "Data":
+        """Pictures and captions to train on."""
+        return compress.data.load_data(self.config.data)
+
+    def student(self, parent: str | None) -> "DiffusionPipeline":
+        """A pipeline of its own: the teacher again, or a checkpoint of the store."""
+        if parent is None:
+            return compress.models.load_teacher(self.config.model, self.device, self.dtype)
+        return checkpoint.load_checkpoint(self.store.path(parent), self.device, self.dtype)
+
+
+def run_recipe(config: RunConfig) -> dict[str, Any]:
+    """Runs a recipe and writes its report, pictures and final checkpoint to ``config.out``.
+
+    Under ``accelerate launch`` every process calls it; the first does all the work but for the stages that are made
+    for many processes.
+
+    Returns:
+        The report as in ``report.json``; empty in processes other than the first.
+
+    Raises:
+        UserError: Something the user can put right; before anything is computed where that is possible.
+    """
+    device = processes.join(config.device)
+    inputs = Inputs(config, device)
+    if not processes.is_main():
+        while (step := processes.receive()) is not None:
+            _compute(inputs, Step(config.stages[step[0]], *step[1]), [], StageRun(None))
+        return {}
+    report = _Run(inputs).go()
+    processes.send(None)
+    return report
+
+
+class _Run:
+    """The first process's part: it alone prints, evaluates, tracks and writes."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs, self.config, self.store = inputs, inputs.config, inputs.store
+        self.console = Console()
+        self.grids: dict[str, list[dict[str, Any]]] = {}
+
+    def go(self) -> dict[str, Any]:
+        """Checks, runs all stages, and returns the report."""
+        begun = time.perf_counter()
+        config = self.config
+        compress.preflight.check(config)
+        self.plan = Plan(config, self.store, self.inputs.device)
+        steps = self.plan.steps
+        to_run = sum(not step.cached for step in steps)
+        if to_run:
+            size = compress.preflight.folder_bytes(output.model_folder(config.model))
+            compress.preflight.check_room(config.store, size, to_run)
+        config.out.mkdir(parents=True, exist_ok=True)
+        output.write_config(config)
+        group = f"{config.recipe_name}-{config.out.name}"
+        tracker = compress.track.start(config.track, group, config.out, output.plain(config))
+        try:
+            result: dict[str, Any] = {
+                "recipe": config.recipe_name, "seed": config.seed, "precision": config.precision,
+                "device": str(self.inputs.device), "out": str(config.out), "store": str(config.store),
+                "teacher": self._teacher(tracker), "stages": [],
+            }  # fmt: skip
+            history: list[dict[str, Any]] = []
+            for step in steps:
+                result["stages"].append(self._stage(tracker, step, history))
+                if not step.cached:  # what was computed is on paper whatever happens next
+                    result["seconds"] = time.perf_counter() - begun
+                    compress.report.write_report(config.out, result, self.grids)
+            self._export(steps[-1], history, result)
+            result["seconds"] = time.perf_counter() - begun
+            compress.report.write_report(config.out, result, self.grids)
+            output.track_report(tracker, result, config.out)
+        finally:
+            tracker.close()
+        output.print_end(self.console, result, config)
+        return result
+
+    def _teacher(self, tracker: Tracker) -> dict[str, Any]:
+        self.console.print(f"[bold]teacher[/bold]  {self.config.model.path}")
+        folder = output.model_folder(self.config.model)
+        with tracker.stage("teacher", "teacher", asdict(self.config.model)) as run:
+            evaluation, cached = self._evaluated("teacher", self.plan.teacher_evaluation, None, folder)
+            run.finish(evaluation["metrics"] | {"cost": evaluation["cost"]}, evaluation["grid"])
+        about = {"path": self.config.model.path, "fingerprint": self.plan.teacher, "cached": cached}
+        return about | _numbers(evaluation)
+
+    def _stage(self, tracker: Tracker, step: Step, history: list[dict[str, Any]]) -> dict[str, Any]:
+        stage = step.stage
+        title = f"[bold]{stage.name}[/bold]  {stage.kind}={stage.method}"
+        self.console.print(f"{title}  from the store" if step.cached else title)
+        settings = {"kind": stage.kind, "method": stage.method, **asdict(stage.config)}
+        with tracker.stage(stage.name, stage.kind, settings) as run:
+            cached = step.cached
+            if not cached:
+                with self.store.lock(step.key, lambda: self._waiting(stage.name)):
+                    cached = self.store.find(step.key) is not None  # another run may have been faster
+                    if not cached:
+                        self._make(step, history, run)
+                self.store.finish(step.key)
+            folder = self.store.path(step.key)
+            entry = checkpoint.read_info(folder)["stages"][-1] | {"name": stage.name}
+            if cached:
+                _replay(entry["curves"], run)
+            history.append(entry)
+            evaluation, _ = self._evaluated(stage.name, self.plan.evaluation(step), step.key, folder)
+            run.finish(evaluation["metrics"] | {"cost": evaluation["cost"]}, evaluation["grid"])
+        kept = {name: entry[name] for name in ("kind", "method", "key", "seconds", "coverage", "curves")}
+        return {"name": stage.name, "cached": cached, "checkpoint": str(folder)} | kept | _numbers(evaluation)
+
+    def _make(self, step: Step, history: list[dict[str, Any]], run: StageRun) -> None:
+        """Computes a stage and puts its checkpoint into the store."""
+        stage = step.stage
+        begun = time.perf_counter()
+        if stage.module.DISTRIBUTED:
+            processes.send((self.config.stages.index(stage), (step.key, step.parent, step.cached)))
+        pipeline, report = _compute(self.inputs, step, history, run)
+        if not report.coverage.get("modules"):
+            reasons = "; ".join(f"{name}: {why}" for name, why in report.coverage.get("skipped", {}).items())
+            raise UserError(
+                f"stages.{stage.name} ({stage.kind}={stage.method}) changed nothing ({reasons or 'no reason'})"
+            )
+        entry = {
+            "name": stage.name, "kind": stage.kind, "method": stage.method, "key": step.key,
+            "config": asdict(stage.config), "coverage": report.coverage, "details": report.details,
+            "curves": report.curves, "seconds": time.perf_counter() - begun,
+        }  # fmt: skip
+        info = output.info(self.config, self.plan.teacher, self.plan.data, [*history, entry])
+        checkpoint.save_checkpoint(pipeline, self.store.path(step.key), info, compress.report.model_card(info))
+        del pipeline
+        gc.collect()
+
+    def _evaluated(self, name: str, key: str, parent: str | None, folder: Path) -> tuple[dict[str, Any], bool]:
+        """The evaluation ``key`` of a checkpoint as stock diffusers loads it, or of the teacher without one.
+
+        Returns:
+            The evaluation, and whether it was in the store.
+        """
+        found = self.store.evaluation(key)
+        cached = found is not None
+        if found is None:
+            with self.store.lock(key, lambda: self._waiting(f"the evaluation of {name}")):
+                found = self.store.evaluation(key)
+                if found is None:
+                    self._measure(key, parent, folder)
+                    found = self.store.evaluation(key)
+        assert found is not None
+        self.grids[name] = found["grid"]
+        return found, cached
+
+    def _measure(self, key: str, parent: str | None, folder: Path) -> None:
+        inputs = self.inputs
+        pipeline = inputs.teacher if parent is None else inputs.student(parent)
+        try:
+            evaluation = compress.evaluate.evaluate(
+                pipeline,
+                None if parent is None else self.store.images(self.plan.teacher_evaluation),
+                inputs.data,
+                self.config.evaluate,
+                folder,
+                inputs.device,
+                inputs.dtype,
+                self.config.seed,
+                cache=self.store.root / "features",
+            )
+        except FloatingPointError as error:
+            raise UserError(f"{folder}: the pipeline cannot be measured ({error}); try precision=fp32") from error
+        grid = [{**cell, "image": _pixels(cell["image"])} for cell in evaluation.grid]
+        stored = {"cost": evaluation.cost, "metrics": evaluation.metrics, "grid": grid}
+        self.store.put_evaluation(key, stored, evaluation.images)
+
+    def _export(self, step: Step, history: list[dict[str, Any]], result: dict[str, Any]) -> None:
+        """The final checkpoint with what was measured in it."""
+        info = checkpoint.read_info(self.store.path(step.key))
+        info |= {"recipe": self.config.recipe_name, "stages": history, "evaluation": _measured(result)}
+        if grid := self.grids[step.stage.name]:
+            how = {name: getattr(self.config.evaluate, name) for name in ("steps", "guidance", "scheduler")}
+            info["example"] = {"prompt": grid[0]["prompt"], "seed": grid[0]["seed"], **how}
+        output.export(self.store.path(step.key), self.config.out / "checkpoint", info)
+        result["checkpoint"] = str(self.config.out / "checkpoint")
+
+    def _waiting(self, what: str) -> None:
+        self.console.print(f"  another run is computing {what}: waiting for it")
+
+
+def _compute(
+    inputs: Inputs, step: Step, history: list[dict[str, Any]], run: StageRun
+) -> tuple["DiffusionPipeline", StageReport]:
+    """Runs a stage's method; every process that takes part calls it."""
+    from accelerate.utils import set_seed
+
+    stage, config = step.stage, inputs.config
+    if not history and step.parent is not None:
+        history = checkpoint.read_info(inputs.store.path(step.parent))["stages"]
+    curves: dict[str, list[list[float]]] = {}
+
+    def log(metrics: dict[str, float], at: int) -> None:
+        for name, value in metrics.items():
+            curves.setdefault(name, []).append([at, float(value)])
+        run.log(metrics, at)
+
+    set_seed(config.seed)
+    context = StageContext(
+        teacher=inputs.teacher, data=inputs.data, folder=inputs.store.work(step.key), history=history,
+        seed=config.seed, device=inputs.device, dtype=inputs.dtype, log=log,
+    )  # fmt: skip
+    pipeline = inputs.student(step.parent)
+    try:
+        report = stage.module.run(pipeline, stage.config, context)
+    except UserError as error:
+        own = str(error).partition("=")[0] in asdict(stage.config)
+        raise UserError(f"stages.{stage.name}{'.' if own else ': '}{error}") from error
+    return pipeline, StageReport(report.coverage, report.details, report.curves or curves)
+
+
+def _replay(curves: dict[str, list[list[float]]], run: StageRun) -> None:
+    """Logs the curves of a stage from the store, so that every run's tracking is whole."""
+    points: dict[int, dict[str, float]] = {}
+    for name, curve in curves.items():
+        for at, value in curve:
+            points.setdefault(int(at), {})[name] = value
+    for at in sorted(points):
+        run.log(points[at], at)
+
+
+def _numbers(evaluation: dict[str, Any]) -> dict[str, Any]:
+    return {"cost": evaluation["cost"], "metrics": evaluation["metrics"]}
+
+
+def _measured(result: dict[str, Any]) -> dict[str, Any]:
+    rows = [{"name": "teacher", **_numbers(result["teacher"])}]
+    return {"rows": [*rows, *({"name": stage["name"], **_numbers(stage)} for stage in result["stages"])]}
+
+
+def _pixels(picture: "Image") -> torch.Tensor:
+    """A picture as a uint8 tensor (3, height, width)."""
+    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()

@@ -1,0 +1,184 @@
+"""Tracking of a run: one group per run, one W&B run per stage, and never a reason for the run to fail."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError, bad_value
+
+if TYPE_CHECKING:
+    from compress.track.wandb import Session
+
+BACKENDS = ("wandb", "none")
+MODES = ("auto", "offline", "online", "disabled")
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """How a run is tracked.
+
+    Attributes:
+        backend: ``"wandb"`` or ``"none"``.
+        project: W&B project, at most 128 characters, none of ``/\\#?%:``.
+        entity: W&B user or team; None takes the account's default.
+        mode: ``"auto"`` is online where an account is configured and offline elsewhere, and obeys ``WANDB_MODE``.
+    """
+
+    backend: str
+    project: str = "compress"
+    entity: str | None = None
+    mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise bad_value("backend", self.backend, f"one of {', '.join(BACKENDS)}")
+        if self.mode not in MODES:
+            raise bad_value("mode", self.mode, f"one of {', '.join(MODES)}")
+        if not 0 < len(self.project) <= 128 or set(self.project) & set("/\\#?%:"):
+            raise bad_value("project", self.project, "1 to 128 characters without / \\ # ? % :")
+        if self.entity is not None and not self.entity:
+            raise bad_value("entity", repr(self.entity), "a W&B user or team, or null")
+
+
+def check(config: TrackConfig) -> None:
+    """Refuses what cannot work, before anything starts.
+
+    Raises:
+        UserError: ``mode`` is ``"online"`` but no account is configured, so that W&B would ask for a login.
+    """
+    if config.backend != "wandb" or config.mode != "online":
+        return
+    from compress.track.wandb import account_configured, settings
+
+    try:
+        found = settings()
+    except Exception:  # noqa: BLE001 - a broken wandb is no mistake in the recipe: the run warns about it and goes on
+        return
+    if not account_configured(found):
+        raise UserError(
+            "track.mode=online: no W&B account is configured; set WANDB_API_KEY, run `wandb login`, "
+            "or take track.mode=offline"
+        )
+
+
+def start(config: TrackConfig, group: str, folder: Path, run_config: dict[str, Any]) -> "Tracker":
+    """Starts tracking.
+
+    Args:
+        config: What to use.
+        group: Name of the run; its W&B runs share it.
+        folder: The run's folder; W&B's files go to ``folder/wandb``.
+        run_config: The resolved config, recorded with every W&B run.
+
+    Returns:
+        A tracker; with ``backend="none"`` or ``mode="disabled"`` one that does nothing.
+    """
+    if config.backend == "none" or config.mode == "disabled":
+        return Tracker(None)
+    from compress.track.wandb import Session
+
+    return Tracker(Session(config, group, folder, _plain(run_config)))
+
+
+class StageRun:
+    """One stage's W&B run, or nothing at all."""
+
+    def __init__(self, session: "Session | None") -> None:
+        self._session = session
+        self._open = session is not None
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Adds a point to each curve; returns at once, the writing happens beside the training."""
+        if self._open and self._session is not None:
+            self._session.log({name: float(value) for name, value in metrics.items()} | {"step": int(step)})
+
+    def finish(
+        self,
+        summary: Mapping[str, Any] | None = None,
+        grid: Sequence[Mapping[str, Any]] | None = None,
+        exit_code: int = 0,
+    ) -> None:
+        """Closes the W&B run; a second call does nothing.
+
+        Args:
+            summary: Results, flat or nested; ``{"metrics": {"fid": {"value": 3.0, "low": 2.0}}}`` becomes
+                ``metrics/fid`` and ``metrics/fid_low``.
+            grid: Pictures as ``{"prompt", "seed", "image"}``, images as
+                :func:`compress.report.pictures.pixels` takes them.
+            exit_code: Not 0 marks the W&B run as failed.
+        """
+        if not self._open or self._session is None:
+            return
+        self._open = False
+        pictures = []
+        for cell in grid or []:
+            from compress.report.pictures import pixels
+
+            pictures.append((pixels(cell["image"]), f"{cell['prompt']} (seed {cell['seed']})"))
+        self._session.finish(flat(summary or {}), pictures, exit_code)
+
+
+class Tracker:
+    """Opens W&B runs one after the other; without a session every method does nothing."""
+
+    def __init__(self, session: "Session | None") -> None:
+        self._session = session
+
+    @contextmanager
+    def stage(self, name: str, job_type: str, config: Mapping[str, Any] | None = None) -> Iterator[StageRun]:
+        """A W&B run for one stage (``job_type`` is its kind) or for the teacher (``"teacher"``).
+
+        It is finished when the block ends, and marked as failed when the block raises.
+        """
+        if self._session is not None:
+            self._session.open(name, job_type, _plain(dict(config or {})))
+        run = StageRun(self._session)
+        try:
+            yield run
+        except BaseException:
+            run.finish(exit_code=1)
+            raise
+        run.finish()
+
+    def report(
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], pictures: Mapping[str, Path] | None = None
+    ) -> None:
+        """A closing W&B run ``report`` with the table of all rows and the report's pictures (name to PNG file)."""
+        if self._session is None:
+            return
+        with self.stage("report", "report"):
+            data = [[_plain(cell) for cell in row] for row in rows]
+            self._session.table("results", list(columns), data)
+            for name, path in (pictures or {}).items():
+                self._session.picture(name, path)
+
+    def close(self) -> None:
+        """Ends tracking; the process environment is as before."""
+        if self._session is not None:
+            self._session.close()
+
+
+def flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested results as flat summary values; an entry with a ``value`` keeps its interval and N beside it."""
+    values: dict[str, Any] = {}
+    for name, entry in results.items():
+        key = f"{prefix}{name}"
+        if isinstance(entry, Mapping) and "value" in entry:
+            values[key] = entry["value"]
+            values |= {f"{key}_{part}": entry[part] for part in ("low", "high", "n") if part in entry}
+        elif isinstance(entry, Mapping):
+            values |= flat(entry, f"{key}/")
+        else:
+            values[key] = entry
+    return {key: value for key, value in values.items() if isinstance(value, int | float | str)}
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON has it; a number that is not finite stays as text, paths and dtypes become text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return json.loads(json.dumps(value, default=str))

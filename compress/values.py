@@ -1,0 +1,97 @@
+"""Plain values into config dataclasses: names, types and messages that name the whole key."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any, TypeVar
+
+from compress.errors import UserError, bad_value
+
+T = TypeVar("T")
+
+EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
+
+
+def build(cls: type[T], values: Any, path: str) -> T:
+    """Makes a config dataclass from plain values, checking names and types; ranges are the dataclass's own business.
+
+    Args:
+        cls: A dataclass, perhaps with dataclasses as fields.
+        values: The mapping found in the recipe.
+        path: Its key, ``"stages.prune"``; ``""`` at the top.
+
+    Raises:
+        UserError: With the whole key.
+    """
+    if not isinstance(values, dict):
+        raise bad_value(path, values, "keys and values")
+    fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, cls))}
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise UserError(unknown_key(path, str(key), list(fields)))
+    built = {key: _typed(hints[key], value, _join(path, key)) for key, value in values.items()}
+    for key, field in fields.items():
+        no_default = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if no_default and (key not in built or built[key] == "???"):
+            raise UserError(f"{_join(path, key)} is missing: expected {_describe(hints[key])}")
+    try:
+        return cls(**built)
+    except UserError as error:
+        raise UserError(_join(path, str(error))) from error
+
+
+def unknown_key(path: str, key: str, known: list[str]) -> str:
+    """The message for a key that does not exist, with the nearest that does."""
+    return f"{_join(path, key)}: no such key{nearest(key, known)}; known: {', '.join(known)}"
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """``" (did you mean ratio?)"`` where one is near, else nothing."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _typed(hint: Any, value: Any, key: str) -> Any:
+    """``value`` as the type ``hint`` asks for, converted as OmegaConf does (``"3"`` to 3, 1 to 1.0)."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if value == "???":
+        return value
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value, key)
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise bad_value(key, value, _describe(hint))
+        return value
+    try:
+        schema = OmegaConf.structured(dataclasses.make_dataclass("Field", [("value", hint)]))
+    except OmegaConfBaseException:
+        return value  # a union OmegaConf cannot express: the dataclass that has it checks it itself
+    try:
+        schema.value = value
+        converted = OmegaConf.to_container(schema)["value"]  # type: ignore[index,call-overload]
+    except OmegaConfBaseException as error:
+        raise bad_value(key, value, _describe(hint)) from error
+    return tuple(converted) if typing.get_origin(hint) is tuple and converted is not None else converted
+
+
+def _describe(hint: Any) -> str:
+    """A type in words."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(str(argument) for argument in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join("null" if argument is type(None) else _describe(argument) for argument in arguments)
+    if origin in (list, tuple):
+        inner = EXPECTED.get(arguments[0], "") if arguments else ""
+        return f"a list of {inner.split(' ', 1)[-1]}s" if inner.startswith("a ") else "a list"
+    if origin is dict or dataclasses.is_dataclass(hint):
+        return "keys and values"
+    return EXPECTED.get(hint, str(getattr(hint, "__name__", hint)))

@@ -1,0 +1,60 @@
+"""What all tests share: no network, no account, and a tiny model with data on disk."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+# Tests import the modules beside them and tiny.py by their plain names, wherever pytest is started.
+sys.path[:0] = [str(TESTS.parent), str(TESTS), *(str(folder) for folder in sorted(TESTS.iterdir()) if folder.is_dir())]
+os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny pipeline of random weights, for tests that only read it."""
+    from tiny import tiny_pipeline
+
+    folder = tmp_path_factory.mktemp("model") / "pipeline"
+    tiny_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16 pictures of 16 px with captions, 12 of them in the split ``train``."""
+    import datasets
+    import numpy as np
+    from PIL import Image
+
+    def picture(seed: int) -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(stream, "PNG")
+        return stream.getvalue()
+
+    rows = {
+        "image": [{"bytes": picture(i), "path": None} for i in range(16)],
+        "text": [f"a {('cat', 'dog', 'tree', 'sun')[i % 4]} in flat style" for i in range(16)],
+        "split": ["held_out" if i % 4 == 3 else "train" for i in range(16)],
+    }
+    features = {"image": datasets.Image(), "text": datasets.Value("string"), "split": datasets.Value("string")}
+    file = tmp_path_factory.mktemp("data") / "tiny.parquet"
+    datasets.Dataset.from_dict(rows, features=datasets.Features(features)).to_parquet(file)
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(tiny_model: Path, tiny_parquet: Path) -> list[str]:
+    """Overrides that make any recipe a matter of seconds: tiny model and data, cost only, nothing tracked."""
+    return [
+        f"model.path={tiny_model}",
+        f"data.path={tiny_parquet}",
+        "data.reference=null",
+        "evaluate=cost",
+        "evaluate.latency_repeats=1",
+        "track=none",
+        "device=cpu",
+    ]

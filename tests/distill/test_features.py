@@ -1,0 +1,269 @@
+"""The method: it teaches, leaves everything else as it was, and refuses what cannot work."""
+
+import math
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from omegaconf import OmegaConf
+
+from compress.distill.examples import Examples, draw, encode_examples
+from compress.distill.features import Config, distill
+from compress.distill.loop import learning_rate
+from compress.errors import UserError
+from tests.distill.worker import CONFIG, distilled, pictures
+from tests.tiny import tiny_pipeline, tiny_unet
+
+SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+
+
+def examples(count: int = 12, channels: int = 4, width: int = 16) -> Examples:
+    source = torch.Generator().manual_seed(0)
+    latents = torch.randn(count, channels, 8, 8, generator=source)
+    return Examples(latents, 1 + torch.arange(count) % 3, torch.randn(4, 5, width, generator=source))
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_student_comes_closer_to_its_teacher(kind):
+    teacher, student = tiny_unet(seed=0), tiny_unet(widths=(16, 32), seed=1)
+    scheduler = DDPMScheduler.from_config(SCHEDULER.config, prediction_type=kind)
+    held = draw(examples(), 10**6, 16, slice(None), timesteps=1000, prompt_dropout=0.0, seed=1)
+
+    def distance() -> float:
+        noisy = scheduler.add_noise(held.latents, held.noise, held.timesteps)
+        with torch.no_grad():
+            ours, theirs = (m(noisy, held.timesteps, held.embeddings).sample for m in (student, teacher))
+        return (ours - theirs).pow(2).mean().item()
+
+    before = distance()
+    # A teacher with random weights knows nothing about noise: only it is followed here.
+    config = Config(steps=60, batch_size=8, learning_rate=3e-3, noise_weight=0.0, ema_decay=0.9, min_snr_gamma=None)
+    report = distill(student, teacher, examples(), scheduler, config)
+    assert distance() < 0.3 * before
+    assert report.curves["loss"][-1][1] < 0.5 * report.curves["loss"][0][1]
+    assert report.curves["feature_loss"][-1][1] < report.curves["feature_loss"][0][1]
+    assert set(report.details["features"].values()) == {"projection"}
+    assert report.coverage["params"] == 1.0
+
+
+def test_student_like_its_teacher_has_nothing_to_learn():
+    teacher = tiny_unet()
+    student = deepcopy(teacher)
+    kept = {"mid_block": list(range(64))}
+    report = distill(student, teacher, examples(), SCHEDULER, Config(steps=1, batch_size=4), kept=kept)
+    assert report.curves["output_loss"][0][1] < 1e-12
+    assert report.curves["feature_loss"][0][1] < 1e-10
+    assert report.details["features"]["mid_block"] == "kept"
+    assert report.details["features"]["up_blocks.1"] == "same"
+
+
+def test_everything_else_stays_as_it_was():
+    teacher, student = tiny_unet(), tiny_unet(seed=1)
+    student.conv_in.requires_grad_(True)
+    before, strides = state(teacher), [p.stride() for p in [*teacher.parameters(), *student.parameters()]]
+    needs = [p.requires_grad for p in student.parameters()]
+    distill(student, teacher, examples(), SCHEDULER, Config(steps=1, batch_size=4))
+    assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert [p.stride() for p in [*teacher.parameters(), *student.parameters()]] == strides
+    assert [p.requires_grad for p in student.parameters()] == needs
+    assert all(p.grad is None for p in student.parameters())
+    assert not student.training and not teacher.training
+    assert not any(m._forward_hooks for model in (student, teacher) for m in model.modules())
+
+
+def test_student_ends_with_its_averaged_weights():
+    sharp, smooth = tiny_unet(seed=1), tiny_unet(seed=1)
+    start = state(sharp)
+    for student, decay in ((sharp, 0.0), (smooth, 0.99)):
+        distill(student, tiny_unet(), examples(), SCHEDULER, Config(steps=6, batch_size=4, ema_decay=decay))
+    moved, average = (sum((m.state_dict()[n] - start[n]).abs().sum() for n in start) for m in (sharp, smooth))
+    assert 0 < average < moved
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
+def test_each_loss_alone_trains(weights):
+    student = tiny_unet(widths=(16, 32), seed=1)
+    before = state(student)
+    noise, output, feature = weights
+    config = Config(steps=2, batch_size=4, noise_weight=noise, output_weight=output, feature_weight=feature)
+    report = distill(student, tiny_unet(), examples(), SCHEDULER, config)
+    assert not torch.equal(before["conv_in.weight"], student.state_dict()["conv_in.weight"])
+    final = report.details["final"]
+    used = ("noise_loss", "output_loss", "feature_loss")[weights.index(1.0)]
+    assert final["loss"] == pytest.approx(final[used])
+
+
+def test_half_precision_weights_are_trained_in_full():
+    teacher, student = tiny_unet().to(torch.bfloat16), tiny_unet(seed=1).to(torch.bfloat16)
+    before = state(student)
+    report = distill(student, teacher, examples(), SCHEDULER, Config(steps=2, batch_size=4))
+    assert {p.dtype for p in student.parameters()} == {torch.bfloat16}
+    assert any(not torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+    assert math.isfinite(report.details["final"]["loss"])
+
+
+def test_autocast_on_request():
+    report = distill(
+        tiny_unet(seed=1), tiny_unet(), examples(), SCHEDULER, Config(steps=1, batch_size=4, mixed_precision="bf16")
+    )
+    assert report.details["autocast"] == "bf16"
+
+
+def test_divergence_names_the_step_and_the_remedy():
+    with pytest.raises(UserError, match=r"diverged at step [234].*lower learning_rate, which is 1e\+18"):
+        distill(
+            tiny_unet(seed=1),
+            tiny_unet(),
+            examples(),
+            SCHEDULER,
+            Config(steps=5, batch_size=4, learning_rate=1e18, warmup=0),
+        )
+
+
+def test_order_and_noise_do_not_depend_on_the_parts():
+    data = examples(5)
+    options = {"timesteps": 1000, "prompt_dropout": 0.5, "seed": 7}
+    whole = draw(data, 3, 8, slice(None), **options)
+    parts = [draw(data, 3, 8, slice(first, first + 4), **options) for first in (0, 4)]
+    for name in ("latents", "noise", "timesteps", "embeddings"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+    # Five steps of eight go eight times through the five examples.
+    seen = torch.cat([draw(data, step, 8, slice(None), **options).latents[:, 0, 0, 0] for step in range(5)])
+    assert torch.unique(seen, return_counts=True)[1].tolist() == [8] * 5
+
+
+def test_all_prompts_dropped_are_the_empty_one():
+    data = examples()
+    batch = draw(data, 0, 6, slice(None), timesteps=1000, prompt_dropout=1.0, seed=0)
+    assert torch.equal(batch.embeddings, data.embeddings[:1].expand(6, -1, -1))
+
+
+def test_examples_are_what_the_pipeline_computes():
+    pipeline, dataset = tiny_pipeline(), pictures(6, size=16)
+    encoded = encode_examples(pipeline, dataset)
+    assert encoded.latents.shape == (6, 4, 8, 8)
+    assert encoded.embeddings.shape == (4, 16, 16)  # the empty prompt and three captions
+    assert encoded.captions.tolist() == [1, 1, 2, 2, 3, 3]
+    with torch.no_grad():
+        pixels = pipeline.image_processor.preprocess(dataset[4]["image"])
+        latent = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
+        prompts, empty = pipeline.encode_prompt(dataset[4]["text"], "cpu", 1, True)
+    torch.testing.assert_close(encoded.latents[4:5], latent, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoded.embeddings[3:4], prompts, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(encoded.embeddings[:1], empty, atol=1e-5, rtol=1e-5)
+
+
+def test_examples_can_be_capped():
+    few = encode_examples(tiny_pipeline(), pictures(6), max_examples=3, seed=1)
+    assert len(few.latents) == 3
+    assert len(encode_examples(tiny_pipeline(), pictures(6), max_examples=9).latents) == 6
+
+
+def test_unusable_data_is_refused():
+    pipeline, dataset = tiny_pipeline(), pictures(2)
+    with pytest.raises(UserError, match="training data is empty"):
+        encode_examples(pipeline, dataset.select([]))
+    with pytest.raises(UserError, match="row 1 of the training data has no caption"):
+        encode_examples(pipeline, dataset.map(lambda row, i: {"text": None if i else "cat"}, with_indices=True))
+    broken = datasets.Dataset.from_dict(
+        {"image": [{"bytes": b"no picture", "path": None}], "text": ["cat"]}, features=dataset.features
+    )
+    with pytest.raises(UserError, match="picture of row 0"):
+        encode_examples(pipeline, broken)
+    with pytest.raises(UserError, match="SimpleNamespace lacks vae"):
+        encode_examples(SimpleNamespace(), dataset)
+
+
+def test_what_does_not_fit_together_is_refused(tmp_path):
+    teacher, student = tiny_unet(), tiny_unet(seed=1)
+    config = Config(steps=1, batch_size=4)
+    with pytest.raises(UserError, match="same module"):
+        distill(teacher, teacher, examples(), SCHEDULER, config)
+    with pytest.raises(UserError, match="student has in_channels=4, but the examples have 3"):
+        distill(student, teacher, examples(channels=3), SCHEDULER, config)
+    with pytest.raises(UserError, match="teacher has cross_attention_dim=8, but the examples have 16"):
+        distill(student, tiny_unet(cross_attention_dim=8), examples(), SCHEDULER, config)
+    with pytest.raises(UserError, match="the student is a Linear"):
+        distill(torch.nn.Linear(1, 1), teacher, examples(), SCHEDULER, config)
+    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler"):
+        distill(student, teacher, examples(), FlowMatchEulerDiscreteScheduler(), config)
+    with pytest.raises(UserError, match="empty"):
+        examples(0)
+    other = tiny_pipeline()
+    other.scheduler = DDPMScheduler.from_config(other.scheduler.config, prediction_type="v_prediction")
+    with pytest.raises(UserError, match="prediction_type differs"):
+        distilled(tmp_path, replace(CONFIG, steps=1), teacher=other)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("gradient_accumulation", 3),
+        ("max_examples", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.nan),
+        ("schedule", "cosin"),
+        ("warmup", 1.0),
+        ("weight_decay", -0.1),
+        ("max_grad_norm", 0.0),
+        ("noise_weight", -1.0),
+        ("feature_weight", math.inf),
+        ("min_snr_gamma", 0.0),
+        ("prompt_dropout", 1.2),
+        ("ema_decay", 1.0),
+        ("mixed_precision", "fp8"),
+        ("save_every", 0),
+        ("log_every", 0),
+    ],
+)
+def test_ranges_are_checked(key, value):
+    with pytest.raises(UserError, match="expected"):
+        Config(**{key: value})
+
+
+def test_weights_must_not_all_be_zero():
+    with pytest.raises(UserError, match="noise_weight"):
+        Config(noise_weight=0.0, output_weight=0.0, feature_weight=0.0)
+
+
+def test_launch_of_a_single_process_is_noticed(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.warns(RuntimeWarning, match="started a single process"):
+        distill(tiny_unet(seed=1), tiny_unet(), examples(), SCHEDULER, Config(steps=1, batch_size=4))
+
+
+def test_config_needs_no_torch():
+    code = "import sys, compress.distill.features as f; f.Config(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_learning_rate_rises_and_falls():
+    config = Config(steps=100, warmup=0.1, learning_rate=1.0)
+    rates = [learning_rate(config, step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == 1.0
+    assert rates[11:] == sorted(rates[11:], reverse=True)
+    assert 0 < rates[-1] < 0.01
+    assert learning_rate(replace(config, schedule="constant"), 99) == 1.0
+    assert learning_rate(replace(config, schedule="linear"), 55) == pytest.approx(0.5)
+
+
+def test_yaml_holds_the_defaults():
+    file = Path(__file__).parents[2] / "conf" / "distill" / "features.yaml"
+    keys = OmegaConf.to_container(OmegaConf.load(file))
+    assert (keys.pop("kind"), keys.pop("method")) == ("distill", "features")
+    assert keys == asdict(Config())

@@ -1,0 +1,89 @@
+"""A small distillation that tests run in this process, in one that gets killed, or in two at once.
+
+``python worker.py FOLDER OUT [--kill-at STEP]`` writes the student's weights to OUT.
+"""
+
+import argparse
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from accelerate import PartialState
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+
+from compress.distill.features import Config, run
+from compress.stage import StageContext, StageReport
+from tests.tiny import tiny_pipeline
+
+CONFIG = Config(
+    steps=10,
+    batch_size=4,
+    gradient_accumulation=1,
+    learning_rate=1e-4,
+    warmup=0.2,
+    save_every=3,
+    log_every=2,
+    ema_decay=0.9,
+)
+
+
+def pictures(count: int = 6, size: int = 20) -> datasets.Dataset:
+    """Random pictures, two to a caption."""
+    random = np.random.default_rng(0)
+    images = [Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    return datasets.Dataset.from_dict({"image": images, "text": [f"cat {i // 2}" for i in range(count)]}, features)
+
+
+def distilled(
+    folder: Path,
+    config: Config = CONFIG,
+    log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+    **changes: Any,
+) -> tuple[StableDiffusionPipeline, StageReport]:
+    """Runs the stage on a narrower student and gives it with the report."""
+    student = tiny_pipeline(seed=1, widths=(16, 32))
+    context = StageContext(
+        teacher=tiny_pipeline(seed=0),
+        data=SimpleNamespace(train=pictures()),
+        folder=folder,
+        history=[{"kind": "prune", "details": {"kept": {"down_blocks.0": list(range(0, 32, 2))}}}],
+        seed=3,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        log=log,
+    )
+    for name, value in changes.items():
+        setattr(context, name, value)
+    return student, run(student, config, context)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--kill-at", type=int, default=-1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def log(metrics: dict[str, float], step: int) -> None:
+        if step == arguments.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    student, _ = distilled(arguments.folder, log=log)
+    assert PartialState().num_processes == int(os.environ.get("WORLD_SIZE", "1"))
+    rank = os.environ.get("RANK", "0")
+    save_file(student.unet.state_dict(), arguments.out.with_suffix(f".{rank}.safetensors"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Parameters, MACs, bytes and memory against what can be worked out by hand."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from compress.errors import UserError
+from compress.evaluate import EvaluateConfig
+from compress.evaluate.cost import count, denoiser_inputs, latencies, measure_cost, peak_memory, weight_bytes
+from tests.tiny import TOKENS, tiny_pipeline
+
+CPU = torch.device("cpu")
+
+
+def test_inputs_are_those_of_a_real_pass():
+    pipeline = tiny_pipeline()
+    args, kwargs = denoiser_inputs(pipeline, EvaluateConfig(steps=3))
+    assert args[0].shape == (1, 4, 8, 8)
+    assert kwargs["encoder_hidden_states"].shape == (1, TOKENS, 16)
+    assert not pipeline.unet._forward_pre_hooks
+
+
+def test_attention_and_convolutions_are_counted():
+    model = tiny_pipeline().unet
+    inputs = ((torch.zeros(1, 4, 8, 8), torch.tensor(1)), {"encoder_hidden_states": torch.zeros(1, TOKENS, 16)})
+    params, macs = count(model, inputs)
+    assert params == sum(p.numel() for p in model.parameters())
+    # What modules see, by hooks; attention's two products by hand.
+    seen = []
+
+    def conv(module, args, output):
+        seen.append(output[0].numel() * module.weight[0].numel())
+
+    def linear(module, args, output):
+        seen.append(args[0].numel() // args[0].shape[-1] * module.weight.numel())
+
+    def attention(module, args, kwargs, output):
+        queries = args[0].shape[1]
+        states = kwargs.get("encoder_hidden_states")
+        keys = queries if states is None else states.shape[1]
+        seen.append(2 * queries * keys * module.to_q.out_features)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(conv)
+        elif isinstance(module, torch.nn.Linear):
+            module.register_forward_hook(linear)
+        elif type(module).__name__ == "Attention":
+            module.register_forward_hook(attention, with_kwargs=True)
+    with torch.no_grad():
+        model(*inputs[0], **inputs[1])
+    assert macs == sum(seen)
+
+
+def test_a_shape_that_the_config_does_not_describe_is_an_error():
+    pipeline = tiny_pipeline()
+    inputs = denoiser_inputs(pipeline, EvaluateConfig(steps=3))
+    pipeline.unet.register_to_config(block_out_channels=(16, 64))
+    with pytest.raises(RuntimeError, match="its config describes"):
+        count(pipeline.unet, inputs)
+
+
+def test_bytes_are_those_of_the_files(tmp_path):
+    model = tiny_pipeline().unet.half()
+    model.save_pretrained(tmp_path / "one")
+    size, by_dtype = weight_bytes(tmp_path / "one")
+    assert size == (tmp_path / "one" / "diffusion_pytorch_model.safetensors").stat().st_size
+    assert by_dtype == {"F16": 2 * sum(p.numel() for p in model.parameters())}
+    model.save_pretrained(tmp_path / "shards", max_shard_size="200KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    assert weight_bytes(tmp_path / "shards")[1] == by_dtype
+    model.float().save_pretrained(tmp_path / "one", variant="full")
+    assert weight_bytes(tmp_path / "one") == (size, by_dtype)
+    assert list(weight_bytes(tmp_path / "one", "full")[1]) == ["F32"]
+    with pytest.raises(UserError, match="no safetensors files"):
+        weight_bytes(tmp_path)
+
+
+def test_latency_gives_one_value_a_pass():
+    pipeline = tiny_pipeline()
+    seconds = latencies(pipeline.unet, denoiser_inputs(pipeline, EvaluateConfig(steps=3)), 4, CPU)
+    assert len(seconds) == 4
+    assert min(seconds) > 0
+
+
+def test_cost_of_a_checkpoint(tmp_path):
+    # 12 M parameters, so that weights and not the libraries' buffers decide the memory.
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(128, 256),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=2,
+    )
+    pipeline = tiny_pipeline(unet=unet.eval().requires_grad_(False))
+    pipeline.save_pretrained(tmp_path)
+    config = EvaluateConfig(images=0, steps=3, latency_repeats=2)
+    cost = measure_cost(pipeline, tmp_path, config, CPU, torch.float32)
+    params = sum(p.numel() for p in unet.parameters())
+    assert cost["params"] == params
+    assert cost["pipeline_params"] > params
+    assert cost["bytes_by_dtype"] == {"F32": 4 * params}
+    assert 0 < cost["latency_low_s"] <= cost["latency_s"] <= cost["latency_high_s"]
+    assert 0.9 * 4 * params < cost["peak_memory_bytes"] < 2.5 * 4 * params
+    assert cost["settings"]["sample"] == [4, 8, 8]
+    assert cost["settings"]["dtype"] == "float32"
+
+
+def test_failure_in_the_process_is_told(tmp_path):
+    with pytest.raises(RuntimeError, match="No such file"):
+        peak_memory(tmp_path, "unet", ((), {}), CPU, torch.float32)
+
+
+def test_quantized_weights_count_as_what_they_stand_for(tmp_path):
+    from diffusers import TorchAoConfig
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    pipeline = tiny_pipeline()
+    inputs = denoiser_inputs(pipeline, EvaluateConfig(steps=3))
+    expected = count(pipeline.unet, inputs)
+    pipeline.unet.save_pretrained(tmp_path)
+    settings = TorchAoConfig(Int8WeightOnlyConfig())
+    quantized = UNet2DConditionModel.from_pretrained(tmp_path, quantization_config=settings, torch_dtype=torch.float32)
+    assert count(quantized, inputs) == expected

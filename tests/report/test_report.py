@@ -1,0 +1,301 @@
+"""The report: numbers in table and JSON, pictures to the bit, and what is said about noise and bias."""
+
+import copy
+import io
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from compress import report
+
+HASH = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+SETTINGS = {
+    "n": 256, "resolution": "64x64", "scheduler": "dpmsolver++", "steps": 20, "guidance": 4.0, "dtype": "float32",
+    "seed": 0, "interval": 0.95, "blank": 0,
+}  # fmt: skip
+PROMPTS = ["red heart, fluent emoji", "a very long prompt that goes on and on about a house on a hill", "tent"]
+
+
+def metric(value, half, network=None, **more):
+    return {
+        "value": value, "low": value - half, "high": value + half, **SETTINGS,
+        "network": network, "network_sha256": HASH if network else None, **more,
+    }  # fmt: skip
+
+
+def entry(params, size, latency, fid, psnr):
+    cost = {
+        "params": params, "macs": 35 * params, "bytes": size, "latency_s": latency, "peak_memory_bytes": 3 * size,
+        "latency_low_s": 0.99 * latency, "latency_high_s": 1.01 * latency,
+        "settings": {"of": "unet", "batch": 1, "sample": [4, 16, 16], "device": "cpu", "threads": 2},
+    }  # fmt: skip
+    metrics = {
+        "fid": metric(fid, 5.0, "inception-2015-12-05", n_reference=1000),
+        "kid": metric(fid / 2500, 0.004, "inception-2015-12-05"),
+        "clip_score": metric(30 - fid / 40, 0.3, "emoji-clip"),
+        "psnr": metric(psnr, 0.4, equal=0, cap=100.0) if psnr else None,
+        "ssim": metric(psnr / 30, 0.01) if psnr else None,
+    }
+    return {"cost": cost, "metrics": metrics}
+
+
+@pytest.fixture
+def result():
+    stages = [
+        ("prune", "prune", True, entry(6_800_000, 27_200_000, 0.0081, 427.0, 5.1)),
+        ("distill", "distill", False, entry(6_800_000, 27_200_000, 0.0070, 153.2, 14.61)),
+        ("quantize", "quantize", False, entry(6_800_000, 7_100_000, 0.0094, 155.1, 14.58)),
+    ]
+    return {
+        "recipe": "prune_distill_int8",
+        "seconds": 431.2,
+        "teacher": entry(11_530_000, 46_200_000, 0.0123, 117.2, None),
+        "stages": [
+            {
+                "name": name, "kind": kind, "method": "method", "key": "0123456789abcdef", "cached": cached,
+                "seconds": 12.3, "checkpoint": Path("runs/store/0123"),
+                "coverage": {"params": 0.41, "macs": 0.43, "modules": 57, "skipped": {"conv_in": "first layer"}},
+                "curves": {"loss": [[i, 1 / (i + 1)] for i in range(100)]} if kind == "distill" else {}, **numbers,
+            }
+            for name, kind, cached, numbers in stages
+        ],
+    }  # fmt: skip
+
+
+@pytest.fixture
+def grids():
+    generator = torch.Generator().manual_seed(0)
+    return {
+        row: [
+            {
+                "prompt": prompt,
+                "seed": i,
+                "image": torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=generator),
+            }
+            for i, prompt in enumerate(PROMPTS)
+        ]
+        for row in ("teacher", "prune", "distill", "quantize")
+    }
+
+
+def printed(result, width):
+    console = Console(file=io.StringIO(), width=width)
+    report.print_table(result, console)
+    return console.file.getvalue()
+
+
+def cells(result, row):
+    line = next(line for line in report.markdown_table(result).splitlines() if line.startswith(f"| {row} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_markdown_holds_the_numbers(result):
+    text = report.markdown_table(result)
+    head = [cell.strip() for cell in text.splitlines()[0].strip("|").split("|")]
+    assert head == [
+        "stage", "parameters (M)", "MACs (G)", "on disk (MB)", "latency (ms)", "peak memory (MB)", "FID ↓", "KID ↓",
+        "emoji-clip score ↑", "PSNR ↑ (dB)", "SSIM ↑",
+    ]  # fmt: skip
+    assert cells(result, "teacher")[:4] == ["teacher", "11.5", "0.404", "46.2"]
+    assert cells(result, "teacher")[6] == "117.2 [112.2, 122.2]" and cells(result, "teacher")[9:] == ["–", "–"]
+    quantize = cells(result, "quantize")
+    assert quantize[1:6] == [
+        "6.80 (0.59x)", "0.238 (0.59x)", "7.10 (0.15x)", "9.40 [9.31, 9.49] (0.76x)", "21.3 (0.15x)",
+    ]  # fmt: skip
+    assert quantize[6] == "155.1≈ [150.1, 160.1]" and quantize[9] == "14.58≈ [14.18, 14.98]"
+    for needle in ("N = 256", "dpmsolver++", "steps 20", "guidance 4", "float32", "emoji-clip (f58cb9b6)", "1000 real"):
+        assert needle in text
+    assert "biased" in text and "95 % interval" in text and "≈ marks" in text
+
+
+def test_noise_is_marked_only_where_intervals_overlap(result):
+    assert "≈" not in "".join(cells(result, "distill")[6:])
+    result["stages"][2]["metrics"]["fid"] = metric(170.0, 5.0, "inception-2015-12-05")
+    assert "≈" not in cells(result, "quantize")[6]
+    del result["stages"][2]["metrics"]["psnr"]["low"]
+    assert cells(result, "quantize")[9] == "14.58"
+    for stage in result["stages"]:
+        stage["metrics"] = {}
+    assert "≈" not in report.markdown_table(result)
+
+
+def test_fid_of_many_pictures_is_not_called_biased(result):
+    for row in (result["teacher"], *result["stages"]):
+        row["metrics"]["fid"]["n"] = 30_000
+    assert "biased" not in report.markdown_table(result)
+
+
+def test_misleading_pictures_are_named(result):
+    result["stages"][0]["metrics"]["fid"]["blank"] = 12
+    result["stages"][2]["metrics"]["psnr"]["equal"] = 3
+    text = report.markdown_table(result)
+    assert "prune: 12 pictures are of one color" in text and "quantize: 3 pictures equal the teacher's" in text
+
+
+def test_differing_settings_are_all_named(result):
+    result["stages"][1]["metrics"]["fid"]["steps"] = 50
+    assert "steps 20 / 50" in report.markdown_table(result)
+
+
+@pytest.mark.parametrize("width", [40, 80, 120, 200])
+def test_printed_table_fits_and_cuts_nothing(result, width):
+    text = printed(result, width)
+    assert max(map(len, text.splitlines())) <= width and "…" not in text
+    for number in ("11.5", "0.238", "7.10", "155.1≈", "[150.1, 160.1]", "14.58≈", "[14.18, 14.98]", "0.59x"):
+        assert number in text
+    if width == 200:
+        assert text.count("quantize") == 1  # one table
+
+
+def test_cost_only(result, tmp_path):
+    for row in (result["teacher"], *result["stages"]):
+        row["metrics"] = {}
+    text = report.markdown_table(result)
+    assert "FID" not in text and "PSNR" not in text and "latency" in text and "Pictures" not in text
+    assert "FID" not in printed(result, 80)
+    report.write_report(tmp_path, result, {})
+    assert [file.name for file in (tmp_path / "images").iterdir()] == ["losses.png"]
+
+
+def test_unknown_metrics_get_a_column(result):
+    result["stages"][2]["metrics"]["dino_score"] = metric(0.5, 0.1)
+    assert report.markdown_table(result).splitlines()[0].endswith("| dino score |")
+
+
+def test_plain_rows(result):
+    headings, rows = report.plain_rows(result)
+    assert [row[0] for row in rows] == ["teacher", "prune", "distill", "quantize"]
+    last = dict(zip(headings, rows[-1], strict=True))
+    assert last["bytes"] == 7_100_000 and last["fid"] == 155.1 and last["fid_low"] == pytest.approx(150.1)
+    assert rows[0][headings.index("psnr")] is None
+
+
+def test_files(result, grids, tmp_path):
+    out = tmp_path / "run"
+    result["stages"][0]["metrics"]["fid"]["value"] = math.nan
+    result["stages"][0]["metrics"]["fid"]["high"] = np.float32("inf")
+    result["stages"][1]["coverage"]["share"] = torch.tensor(0.5)
+    returned = report.write_report(out, result, grids)
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    found = json.loads((out / "report.json").read_text(), parse_constant=refuse)
+    assert found == returned
+    assert found["stages"][0]["metrics"]["fid"]["value"] is None
+    assert found["stages"][0]["metrics"]["fid"]["high"] is None
+    assert found["stages"][1]["coverage"]["share"] == 0.5
+    assert found["teacher"]["cost"]["params"] == 11_530_000 and found["wall_seconds"] == 431.2
+    assert found["settings"]["scheduler"] == "dpmsolver++" and found["versions"]["torch"] == torch.__version__
+    assert found["environment"]["threads"] == torch.get_num_threads() and found["environment"]["cpu"]
+    assert set(found["stages"][0]) >= {"name", "kind", "key", "cached", "seconds", "checkpoint", "coverage"}
+
+    text = (out / "report.md").read_text()
+    for name in ("grid", "size_quality", "losses"):
+        assert f"(images/{name}.png)" in text
+        width, height = Image.open(out / "images" / f"{name}.png").size
+        assert 500 < width < 4000 and 300 < height < 4000
+    assert "from the store" in text and "left alone: 1 (first layer)" in text and "431 s" in text
+    for row, grid in grids.items():
+        for index, cell in enumerate(grid):
+            picture = np.asarray(Image.open(out / "images" / row / f"{index}.png"))
+            assert np.array_equal(picture, cell["image"].permute(1, 2, 0).numpy())
+    assert {path.name for path in out.iterdir()} == {"images", "report.json", "report.md"}
+
+
+def test_grid_shows_every_picture_unsmoothed(grids, tmp_path):
+    for i, row in enumerate(grids.values()):
+        for j, cell in enumerate(row):
+            color = torch.tensor([40 + 60 * i, 60 + 70 * j, 9], dtype=torch.uint8)
+            cell["image"] = color[:, None, None].expand(3, 64, 64)
+    report.write_report(tmp_path, {"recipe": "r", "teacher": {}, "stages": []}, grids)
+    colors = {
+        tuple(color) for color in np.asarray(Image.open(tmp_path / "images/grid.png").convert("RGB")).reshape(-1, 3)
+    }
+    assert {(40 + 60 * i, 60 + 70 * j, 9) for i in range(4) for j in range(3)} <= colors
+
+
+def test_writing_again_replaces(result, grids, tmp_path):
+    report.write_report(tmp_path, result, grids)
+    fewer = {"teacher": [dict(grids["teacher"][0], image=Image.new("RGB", (8, 8), (1, 2, 3)))]}
+    report.write_report(tmp_path, result, fewer)
+    assert not (tmp_path / "images/prune").exists()
+    assert Image.open(tmp_path / "images/teacher/0.png").getpixel((0, 0)) == (1, 2, 3)
+    assert {path.name for path in tmp_path.iterdir()} == {"images", "report.json", "report.md"}
+
+
+def test_a_failure_leaves_the_old_report(result, grids, tmp_path):
+    report.write_report(tmp_path, result, grids)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    bad = copy.deepcopy(grids)
+    bad["quantize"][0]["image"] = torch.zeros(3, 64, 64)
+    with pytest.raises(ValueError, match="uint8"):
+        report.write_report(tmp_path, result, bad)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_row_names_make_no_paths(grids, tmp_path):
+    report.write_report(tmp_path / "run", {"recipe": "r", "teacher": {}, "stages": []}, {"../up": grids["teacher"]})
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def card_info(result):
+    stages = [
+        {name: stage[name] for name in ("name", "kind", "method", "coverage")}
+        | {"config": {"ratio": 0.25}, "details": {"widths": [48, 96, 144], "kept": list(range(500))}}
+        for stage in result["stages"]
+    ]
+    rows = [{"name": "teacher", **result["teacher"]}, *result["stages"]]
+    return {
+        "recipe": "prune_distill_int8",
+        "model": {"path": "org/model", "revision": None},
+        "precision": "fp32",
+        "stages": stages,
+        "evaluation": {"rows": rows},
+        "example": {"prompt": 'a "red" heart', "seed": 7},
+    }
+
+
+def test_model_card(result):
+    text = report.model_card(card_info(result))
+    front = text.split("---\n")[1]
+    assert "library_name: diffusers" in front and "base_model: org/model" in front and "- quantized" in front
+    assert "41.0 % of the denoiser's parameters" in text and "ratio: 0.25" in text and "widths: [48, 96, 144]" in text
+    assert "155.1≈ [150.1, 160.1]" in text and str(list(range(500))) not in text
+    assert "torch_dtype" in text and "mixed" in text
+
+
+def test_usage_snippet_is_python_that_makes_the_example(result):
+    text = report.usage(card_info(result), folder="DIR")
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "snippet", "exec")
+    for needle in (
+        '"DIR", torch_dtype=torch.float32',
+        "DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)",
+        json.dumps('a "red" heart'),
+        "num_inference_steps=20",
+        "guidance_scale=4.0",
+        "manual_seed(7)",
+    ):
+        assert needle in code
+
+
+def test_model_card_of_nothing():
+    text = report.model_card({})
+    assert "base_model" not in text and "not measured" in text and "torch_dtype=torch.float32" in text
+    assert "base_model" not in report.model_card({"model": "/some/local/pipeline"})
+    assert "base_model" not in report.model_card({"model": {"path": "embedded:emoji/pipeline"}})
+
+
+def test_import_is_light():
+    code = f"import sys; sys.path.insert(0, {str(Path(report.__file__).parents[2])!r}); import compress.report\n"
+    code += "assert not {'torch', 'numpy', 'matplotlib', 'diffusers', 'PIL'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
