@@ -28,7 +28,9 @@ class AutoencoderConfig:
     latent_channels: int = 4
     kl_weight: float = 1e-6
     shift: int = 3
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(1200, 32, 8e-4, ema_decay=0.995, save_every=300, schedule_steps=1700))
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(1200, 32, 8e-4, ema_decay=0.995, save_every=300, schedule_steps=1700)
+    )
 
 
 def train_autoencoder(config: AutoencoderConfig, out: Path) -> dict[str, object]:
@@ -55,7 +57,7 @@ def train_autoencoder(config: AutoencoderConfig, out: Path) -> dict[str, object]
         return loss(batch, noise)
 
     def evaluate() -> dict[str, float]:
-        return {"held_out_psnr": _psnr(model, testing)}
+        return {"held_out_psnr": held_out_psnr(model, testing)}
 
     record = train(model, step, len(training), config.loop, out, evaluate)
     model = model.to(memory_format=torch.contiguous_format)
@@ -93,7 +95,8 @@ def _augment(pictures: torch.Tensor, shift: int, generator: torch.Generator) -> 
     return (moved / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def _psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
+@torch.no_grad()
+def held_out_psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
     """Mean over pictures of the peak signal-to-noise ratio in dB, after rounding to 8 bits."""
     values = []
     for batch in pictures.split(64):

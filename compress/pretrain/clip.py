@@ -168,10 +168,8 @@ def _examples(config: ClipConfig, tokenizer: CLIPTokenizer, out: Path) -> Exampl
 
 def _figures(images: torch.Tensor, model: CLIPModel, examples: Examples) -> dict[str, float]:
     texts = torch.cat([embed_text(model, batch) for batch in examples.ids.split(256)])
-    return {
-        split: found_among(images, texts, examples.rows, split)
-        for split in ("train", "held_out_pair", "held_out_concept")
-    }
+    splits = sorted({row["split"] for row in examples.rows})
+    return {split: found_among(images, texts, examples.rows, split) for split in splits}
 
 
 def _views(config: ClipConfig, examples: Examples, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,7 +191,10 @@ def make_tokenizer(captions: list[str], config: ClipConfig, folder: Path) -> CLI
     raw = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token=END))
     raw.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_pattern(), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(_pattern(), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     raw.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

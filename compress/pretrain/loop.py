@@ -3,10 +3,11 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -46,7 +47,7 @@ def train(
     config: LoopConfig,
     out: Path,
     evaluate: Callable[[], dict[str, float]] | None = None,
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """Trains ``model`` in place and leaves it with its averaged weights.
 
     A training state is kept in ``out / "state.pt"`` until the end, so a second call continues where the first stopped.
@@ -64,11 +65,15 @@ def train(
     """
     out.mkdir(parents=True, exist_ok=True)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, config.schedule_steps or config.steps))
+    rates = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "betas": (0.9, 0.99)}
+    optimizer = torch.optim.AdamW(parameters, **rates)
+    length = config.schedule_steps or config.steps
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, length))
     average = EMAModel(parameters, decay=config.ema_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
     generator = torch.Generator().manual_seed(config.seed)
-    step, record = 0, {"curve": [], "figures": [], "seconds": 0.0}
+    pool = torch.empty(0, dtype=torch.long)  # what is left of this epoch's examples
+    done = 0
+    record: dict[str, Any] = {"curve": [], "figures": [], "seconds": 0.0}
     state_file = out / "state.pt"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -77,15 +82,17 @@ def train(
         schedule.load_state_dict(state["schedule"])
         average.load_state_dict(state["average"])
         generator.set_state(state["generator"])
-        step, record = state["step"], state["record"]
+        pool, done, record = state["pool"], state["step"], state["record"]
 
     from rich.progress import track
 
-    batches = _batches(size, config.batch_size, generator)
     started, running = time.time() - record["seconds"], []
-    for step in track(range(step, config.steps), f"training to {config.steps} steps"):
+    for step in track(range(done, config.steps), f"training to {config.steps} steps"):
+        while len(pool) < config.batch_size:
+            pool = torch.cat([pool, torch.randperm(size, generator=generator)])
+        batch, pool = pool[: config.batch_size], pool[config.batch_size :]
         with torch.autocast("cpu", torch.bfloat16) if config.bf16 else nullcontext():
-            value = loss(next(batches), generator)
+            value = loss(batch, generator)
         value.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -93,8 +100,8 @@ def train(
         optimizer.zero_grad()
         average.step(parameters)
         running.append(value.item())
+        record["seconds"] = time.time() - started
         if (step + 1) % 50 == 0:
-            record["seconds"] = time.time() - started
             record["curve"].append([step + 1, sum(running) / len(running), record["seconds"]])
             print(f"step {step + 1} loss {record['curve'][-1][1]:.5f} seconds {record['seconds']:.0f}", flush=True)
             running = []
@@ -110,8 +117,8 @@ def train(
                 print(record["figures"][-1], flush=True)
             torch.save(
                 {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
-                 "average": average.state_dict(), "generator": generator.get_state(), "step": step + 1,
-                 "record": record},
+                 "average": average.state_dict(), "generator": generator.get_state(), "pool": pool.clone(),
+                 "step": step + 1, "record": record},
                 state_file,
             )  # fmt: skip
             (out / "curve.json").write_text(json.dumps(record))
@@ -123,12 +130,3 @@ def train(
 def _cosine(step: int, steps: int) -> float:
     warm = max(1, round(0.04 * steps))
     return (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
-
-
-def _batches(size: int, batch_size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
-    pool = torch.empty(0, dtype=torch.long)
-    while True:
-        while len(pool) < batch_size:
-            pool = torch.cat([pool, torch.randperm(size, generator=generator)])
-        yield pool[:batch_size]
-        pool = pool[batch_size:]

@@ -1,6 +1,6 @@
 """Builds ``emoji.parquet``: pictures at 64 px with captions, from four npm packages.
 
-Run again with ``python -m compress recipe=train_emoji_data``, which fetches the packages with ``npm pack``.
+Run again with ``python -m compress recipe=train_emoji_pictures``, which fetches the packages with ``npm pack``.
 """
 
 import io
@@ -52,14 +52,14 @@ def caption(label: str, style: str) -> str:
 
 
 def build_pictures(config: PicturesConfig, out: Path) -> dict[str, int]:
-    """Writes the parquet file and returns the number of pictures of every split.
+    """Writes ``out / "emoji.parquet"`` and returns the number of pictures of every split.
 
     Columns: ``image`` (WebP bytes as ``datasets.Image`` stores them), ``text`` (the caption), ``concept``,
     ``style`` and ``split``, which is ``train``, ``held_out_pair`` or ``held_out_concept``.
 
     Args:
         config: See :class:`PicturesConfig`.
-        out: The parquet file to write.
+        out: The folder to write to.
     """
     import datasets
 
@@ -79,7 +79,7 @@ def build_pictures(config: PicturesConfig, out: Path) -> dict[str, int]:
     features = datasets.Features(
         {"image": datasets.Image(), **{n: datasets.Value("string") for n in ("text", "concept", "style", "split")}}
     )
-    datasets.Dataset.from_list(rows, features=features).to_parquet(str(out))
+    datasets.Dataset.from_list(rows, features=features).to_parquet(str(out / "emoji.parquet"))
     return {name: sum(r["split"] == name for r in rows) for name in ("train", "held_out_pair", "held_out_concept")}
 
 
@@ -109,7 +109,9 @@ def _concepts(package: Path) -> dict[str, str]:
 
 
 def _pictures(style: str, package: Path, concepts: dict[str, str], size: int) -> dict[str, bytes]:
-    folder = package / "assets" if style == "fluent" else package / "img" / {"noto": "google"}.get(style, "twitter") / "64"
+    folder = (
+        package / "assets" if style == "fluent" else package / "img" / {"noto": "google"}.get(style, "twitter") / "64"
+    )
     files = {f.stem.lower().replace("-fe0f", ""): f for f in sorted(folder.iterdir())}
     return {
         label: _on_white(files[code], size, lossless=style != "fluent")
@@ -154,6 +156,7 @@ def load_pictures(path: str):
     import numpy as np
     import torch
 
+    datasets.disable_progress_bars()
     table = datasets.load_dataset("parquet", data_files=resolve(path), split="train")
     pictures = np.stack([np.asarray(image.convert("RGB")) for image in table["image"]])
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous(), table.remove_columns("image").to_list()

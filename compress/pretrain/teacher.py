@@ -39,9 +39,7 @@ class TeacherConfig:
     norm_groups: int = 16
     prompt_dropout: float = 0.1
     min_snr_gamma: float = 5.0
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(4000, 64, 1e-3, ema_decay=0.999, save_every=400)
-    )
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(4000, 64, 1e-3, ema_decay=0.999, save_every=400))
 
 
 def train_teacher(config: TeacherConfig, out: Path) -> dict[str, object]:
@@ -90,13 +88,9 @@ def assemble(
 def _text_encoder(folder: str) -> tuple[CLIPTextModel, CLIPTokenizer]:
     clip = CLIPModel.from_pretrained(folder, dtype=torch.float32)
     model = CLIPTextModel(CLIPTextConfig(**clip.config.text_config.to_dict()))
-    model.load_state_dict({k: v for k, v in clip.text_model.state_dict().items()} if _flat(model) else
-                          {f"text_model.{k}": v for k, v in clip.text_model.state_dict().items()})  # fmt: skip
+    prefix = "text_model." if hasattr(model, "text_model") else ""  # older versions of transformers nest it
+    model.load_state_dict({prefix + name: value for name, value in clip.text_model.state_dict().items()})
     return model.eval(), CLIPTokenizer.from_pretrained(folder)
-
-
-def _flat(model: CLIPTextModel) -> bool:
-    return not hasattr(model, "text_model")
 
 
 @torch.no_grad()

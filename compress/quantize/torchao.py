@@ -232,7 +232,7 @@ def _count_floats(unet: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[int
         if owner in layers and last == "weight":
             continue
         if last == "bias" and owner in layers:
-            kind, why = "bias", "added once per output value, a thousandth of the weights: rounding it saves nothing"
+            kind, why = "bias", "added to the outputs: so few that rounding them saves nothing"
         elif parameter.dim() == 1:
             kind, why = "norm", "scales and shifts of normalizations: few, and every value passes through them"
         else:

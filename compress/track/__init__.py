@@ -19,7 +19,7 @@ MODES = ("auto", "offline", "online", "disabled")
 
 @dataclass(frozen=True)
 class TrackConfig:
-    """How a run is tracked.
+    r"""How a run is tracked.
 
     Attributes:
         backend: ``"wandb"`` or ``"none"``.

@@ -1,0 +1,105 @@
+"""Measures how good the embedded default is, and makes a sheet of its pictures to look at."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from compress.assets import resolve
+from compress.evaluate.clip import Clip, load_clip
+from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.sample import sample, to_pil
+from compress.pretrain.autoencoder import held_out_psnr
+from compress.pretrain.clip import found_among
+from compress.pretrain.pictures import load_pictures
+
+
+@dataclass(frozen=True)
+class BarsConfig:
+    """What is measured.
+
+    Attributes:
+        pictures: The parquet file of pictures.
+        pipeline: The teacher.
+        clip: ``emoji-clip``.
+        samples: Captions of each split that the teacher draws.
+        steps: Denoising steps.
+        guidance: Classifier-free guidance scale.
+        seed: Of the choice of captions, and of the first picture's noise.
+    """
+
+    pictures: str = "embedded:emoji/emoji.parquet"
+    pipeline: str = "embedded:emoji/pipeline"
+    clip: str = "embedded:emoji/clip"
+    samples: int = 200
+    steps: int = 20
+    guidance: float = 4.0
+    seed: int = 0
+
+
+def measure_bars(config: BarsConfig, out: Path) -> dict[str, Any]:
+    """Returns all figures and writes ``out / "sheet.png"``: 64 samples of training captions, and of held-out pairs.
+
+    Retrieval figures are shares of pictures that are nearest to their own caption among 200 of the same style.
+    """
+    from diffusers import StableDiffusionPipeline
+
+    out.mkdir(parents=True, exist_ok=True)
+    pictures, rows = load_pictures(config.pictures)
+    pipeline = StableDiffusionPipeline.from_pretrained(resolve(config.pipeline), torch_dtype=torch.float32)
+    clip = load_clip(config.clip)
+    held = torch.tensor([row["split"] != "train" for row in rows])
+    figures: dict[str, Any] = {"autoencoder_held_out_psnr": held_out_psnr(pipeline.vae, pictures[held])}
+    texts = _texts(clip, [row["text"] for row in rows])
+    real = _images(clip, pictures)
+    for split in ("train", "held_out_pair", "held_out_concept"):
+        figures[f"emoji_clip_{split}"] = found_among(real, texts, rows, split)
+    settings = EvaluateConfig(steps=config.steps, guidance=config.guidance)
+    for split in ("train", "held_out_pair"):
+        asked = _choice(rows, split, config)
+        seeds = [config.seed + i for i in range(len(asked))]
+        drawn = sample(pipeline, [rows[i]["text"] for i in asked], seeds, settings)
+        generated = real.clone()
+        generated[asked] = _images(clip, drawn)
+        mine = [{**row, "split": "asked" if i in set(asked) else "other"} for i, row in enumerate(rows)]
+        figures[f"real_found_{split}"] = found_among(real, texts, mine, "asked")
+        figures[f"teacher_found_{split}"] = found_among(generated, texts, mine, "asked")
+        _sheet(drawn[:64], [rows[i]["text"] for i in asked[:64]], out / f"sheet_{split}.png")
+    return figures
+
+
+def _choice(rows: list[dict[str, Any]], split: str, config: BarsConfig) -> list[int]:
+    there = [i for i, row in enumerate(rows) if row["split"] == split]
+    order = torch.randperm(len(there), generator=torch.Generator().manual_seed(config.seed))
+    return [there[i] for i in order[: config.samples].tolist()]
+
+
+@torch.no_grad()
+def _images(clip: Clip, pictures: torch.Tensor) -> torch.Tensor:
+    parts = []
+    for batch in pictures.split(256):
+        seen = clip.processor(images=list(batch.numpy()), return_tensors="pt", input_data_format="channels_first")
+        parts.append(clip.model.visual_projection(clip.model.vision_model(seen["pixel_values"]).pooler_output))
+    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+
+
+@torch.no_grad()
+def _texts(clip: Clip, captions: list[str]) -> torch.Tensor:
+    tokens = clip.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+    hidden = clip.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
+    return torch.nn.functional.normalize(clip.model.text_projection(hidden), dim=-1)
+
+
+def _sheet(pictures: torch.Tensor, captions: list[str], file: Path) -> None:
+    """Pictures in rows of eight with their captions below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 17))
+    for place, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
+        axes = figure.add_subplot(-(-len(captions) // 8), 8, place + 1)
+        axes.imshow(to_pil(picture))
+        axes.set_title(text.removesuffix(" emoji"), fontsize=7)
+        axes.axis("off")
+    figure.tight_layout()
+    figure.savefig(file, dpi=80)

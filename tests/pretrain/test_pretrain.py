@@ -1,0 +1,154 @@
+import json
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import compress.pretrain
+from compress.errors import UserError
+from compress.pretrain import autoencoder, clip, teacher
+from compress.pretrain.imagenet import Space
+from compress.pretrain.loop import LoopConfig, train
+from compress.pretrain.pictures import PicturesConfig, _on_white, _splits, caption, load_pictures
+
+STYLES = ("fluent", "noto", "twemoji")
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """Twelve concepts in three styles as colored squares; the last pair of every fourth concept is held out."""
+    rows = []
+    for concept in range(12):
+        for number, style in enumerate(STYLES):
+            pixels = np.full((64, 64, 3), 255, np.uint8)
+            pixels[16:48, 16:48] = (20 * concept, 80 * number, 120)
+            split = "held_out_pair" if concept % 4 == 3 and number == 2 else "train"
+            name = f"thing {concept}"
+            image = Image.fromarray(pixels)
+            rows.append({"image": image, "text": caption(name, style), "concept": name, "style": style, "split": split})
+    features = datasets.Features(
+        {"image": datasets.Image(), **{k: datasets.Value("string") for k in ("text", "concept", "style", "split")}}
+    )
+    file = tmp_path / "small.parquet"
+    datasets.Dataset.from_list(rows, features=features).to_parquet(str(file))
+    return str(file)
+
+
+def test_interrupted_training_ends_with_the_same_weights(tmp_path):
+    data = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+
+    def run(folder, stop_at=None):
+        torch.manual_seed(0)
+        model, count = torch.nn.Linear(4, 4), 0
+
+        def loss(index, generator):
+            nonlocal count
+            count += 1
+            if count == stop_at:
+                raise KeyboardInterrupt
+            noise = 0.1 * torch.randn(len(index), 4, generator=generator)
+            return (model(data[index] + noise) - data[index]).pow(2).mean()
+
+        record = train(model, loss, 32, LoopConfig(20, 8, 1e-2, bf16=False, save_every=5), folder)
+        return model.state_dict(), record
+
+    whole, record = run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", stop_at=13)
+    resumed, _ = run(tmp_path / "broken")
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    assert record["seconds"] > 0
+    assert json.loads((tmp_path / "whole" / "curve.json").read_text())["curve"] == record["curve"]
+
+
+def test_space_keeps_the_directions_that_vary_most():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(200, 2, generator=generator)
+    features = hidden @ torch.randn(2, 6, generator=generator) + 5
+    space = Space.fit(features, 2)
+    coordinates = space(features)
+    assert coordinates.shape == (200, 2)
+    assert coordinates.mean(0).abs().max() < 1e-4
+    back = torch.linalg.lstsq(coordinates, features - features.mean(0)).solution
+    assert (coordinates @ back - (features - features.mean(0))).abs().max() < 1e-3
+
+
+def test_found_among_counts_only_pictures_nearest_to_their_own_caption():
+    rows = [{"style": "noto", "split": "train"} for _ in range(10)]
+    texts = torch.eye(10)
+    assert clip.found_among(texts, texts, rows, "train") == 1
+    swapped = texts.clone()
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert clip.found_among(swapped, texts, rows, "train") == 0.8
+
+
+def test_splits_keep_pairs_and_whole_concepts_apart():
+    keys = [(style, f"c{i}") for style in STYLES for i in range(40)]
+    splits = _splits(keys, PicturesConfig(held_out_pairs=9, held_out_concepts=4))
+    concepts = {label for (_, label), split in splits.items() if split == "held_out_concept"}
+    pairs = [key for key, split in splits.items() if split == "held_out_pair"]
+    assert len(concepts) == 4
+    assert all(splits[style, label] == "held_out_concept" for style in STYLES for label in concepts)
+    assert len(pairs) == 9
+    assert len({label for _, label in pairs}) == 9
+    assert not {label for _, label in pairs} & concepts
+
+
+def test_transparent_pictures_are_put_on_white(tmp_path):
+    Image.new("RGBA", (128, 128), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    data = _on_white(tmp_path / "clear.png", 64, lossless=True)
+    (tmp_path / "out.webp").write_bytes(data)
+    picture = np.asarray(Image.open(tmp_path / "out.webp"))
+    assert picture.shape == (64, 64, 3)
+    assert (picture == 255).all()
+
+
+def test_tokenizer_loads_in_stock_transformers_and_tells_captions_apart(parquet, tmp_path):
+    from transformers import CLIPTokenizer
+
+    captions = [row["text"] for row in load_pictures(parquet)[1]]
+    clip.make_tokenizer(captions, clip.ClipConfig(vocabulary=600), tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
+    ids = tokenizer(captions, padding="max_length", truncation=True).input_ids
+    assert all(len(row) == 20 and row[0] == tokenizer.bos_token_id for row in ids)
+    assert len({tuple(row) for row in ids}) == len(captions)
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).replace(" ,", ",").strip() == captions[0]
+
+
+def test_autoencoder_and_teacher_train_into_a_stock_pipeline(parquet, tmp_path, monkeypatch):
+    from diffusers import DiffusionPipeline
+
+    loop = LoopConfig(2, 4, 1e-3, bf16=False, save_every=2)
+    ae = autoencoder.AutoencoderConfig(parquet, widths=(16, 16, 16), loop=loop)
+    record = autoencoder.train_autoencoder(ae, tmp_path / "ae")
+    assert 0 < record["figures"][-1]["held_out_psnr"] < 40
+
+    monkeypatch.setattr(clip, "imagenet_features", lambda p: p.float().mean((2, 3)).repeat(1, 100) + torch.arange(300))
+    monkeypatch.setattr(clip, "_sentences", lambda texts: torch.ones(len(texts), 384))
+    small = clip.ClipConfig(
+        parquet, vocabulary=600, text_width=64, text_layers=1, vision_width=32, vision_layers=1, views=2,
+        text=loop, vision=loop,
+    )  # fmt: skip
+    assert set(clip.train_clip(small, tmp_path / "clip")["vision"]["figures"][-1]) >= {"train", "held_out_pair"}
+
+    config = teacher.TeacherConfig(
+        parquet, str(tmp_path / "ae" / "vae"), str(tmp_path / "clip" / "text"), widths=(32, 32), heads=2, loop=loop
+    )
+    teacher.train_teacher(config, tmp_path / "teacher")
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path / "teacher" / "pipeline", torch_dtype=torch.float32)
+    assert type(pipeline).__name__ == "StableDiffusionPipeline"
+    picture = pipeline("thing 3, noto emoji", num_inference_steps=2, output_type="np").images[0]
+    assert picture.shape == (64, 64, 3)
+    states = pipeline.text_encoder(torch.tensor([[0, 5, 1]]))[0]
+    trained = clip.CLIPModel.from_pretrained(tmp_path / "clip" / "text", dtype=torch.float32)
+    expected = trained.text_model(torch.tensor([[0, 5, 1]])).last_hidden_state
+    assert torch.allclose(states, expected, atol=1e-3)
+
+
+def test_unknown_method_and_key_are_named(tmp_path):
+    with pytest.raises(UserError, match="pretrain.method=cilp: unknown .did you mean clip"):
+        compress.pretrain.run({"method": "cilp"}, tmp_path)
+    with pytest.raises(UserError, match="pretrain.vocabluary"):
+        compress.pretrain.run({"method": "clip", "vocabluary": 3}, tmp_path)
