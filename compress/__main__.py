@@ -98,7 +98,7 @@ def _guarded(cfg: "DictConfig") -> int:
     """One run, its errors turned into messages and an exit code."""
     from compress import preflight
 
-    folders = [preflight.existing(Path(cfg.get(key) or ".")) for key in ("out", "store")]
+    folders = [preflight.existing(Path(str(cfg.get(key) or "."))) for key in ("out", "store")]
     try:
         _run(cfg)
         return 0
@@ -152,5 +152,10 @@ def _refuse(message: str) -> int:
     return 2
 
 
-if __name__ == "__main__":
+def entry() -> None:
+    """The command ``compress``."""
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    entry()

@@ -54,7 +54,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
         return f"{error.override}: cannot be read as key=value ({reason})"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        return _no_option(group, option, error.options)
+        return _no_option(group, option, list(error.options))
     if match := re.match(r"You must specify '(\w+)'", text):
         return f"{match[1]} is missing: give {match[1]}=NAME, one of {', '.join(recipe_files())}"
     if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):

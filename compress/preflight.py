@@ -61,7 +61,8 @@ def check_writable(key: str, folder: Path) -> None:
         probe.write_bytes(b"probe")
         probe.unlink()
     except OSError as error:
-        probe.unlink(missing_ok=True) if folder.is_dir() else None
+        if folder.is_dir():
+            probe.unlink(missing_ok=True)
         if error.errno in FULL:
             raise disk_full(error, folder) from error
         reason = error.strerror or str(error)

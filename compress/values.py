@@ -76,7 +76,7 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         return value  # a union OmegaConf cannot express: the dataclass that has it checks it itself
     try:
         schema.value = value
-        converted = OmegaConf.to_container(schema)["value"]  # type: ignore[index,call-overload]
+        converted = typing.cast(dict[str, Any], OmegaConf.to_container(schema))["value"]
     except OmegaConfBaseException as error:
         raise bad_value(key, value, _describe(hint)) from error
     return tuple(converted) if typing.get_origin(hint) is tuple and converted is not None else converted

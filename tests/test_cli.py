@@ -180,5 +180,45 @@ def test_the_whole_way(tiny_overrides: list[str], tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["store"]
 
 
+@pytest.mark.slow
+def test_two_processes_share_a_stage_and_give_the_same_weights(tiny_overrides: list[str], tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    settings = ["stages.prune.ratio=0.5", "stages.distill.steps=3", "stages.distill.batch_size=4"]
+    weights = []
+    for processes, launcher in ((1, []), (2, ["-m", "torch.distributed.run", "--nproc-per-node=2"])):
+        folders = [f"out=out{processes}", f"store=store{processes}"]
+        command = [*launcher, "-m", "compress", "recipe=prune_distill", *tiny_overrides, *settings, *folders]
+        done = in_process_of_its_own(tmp_path, *command)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("torch_dtype") == 1  # the first process alone prints
+        weights.append(load_file(tmp_path / f"out{processes}/checkpoint/unet/diffusion_pytorch_model.safetensors"))
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_and_ends_with_the_same_weights(tiny_overrides: list[str], tmp_path: Path) -> None:
+    import time
+
+    settings = ["stages.prune.ratio=0.5", "stages.distill.steps=60", "stages.distill.save_every=2"]
+    command = [sys.executable, "-m", "compress", "recipe=prune_distill", *tiny_overrides, *settings]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    killed = subprocess.Popen([*command, "out=out", "store=store"], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 600
+    while not any(tmp_path.glob("store/work/*/state-*")) and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -9
+    assert not (tmp_path / "out" / "checkpoint").exists()
+    weights = []
+    for folders in (["out=out", "store=store"], ["out=whole", "store=other"]):
+        assert subprocess.run([*command, *folders], cwd=tmp_path, env=environment, check=False).returncode == 0
+        weights.append((tmp_path / folders[0][4:] / "checkpoint/unet/diffusion_pytorch_model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert not any(tmp_path.glob("store/work/*"))
+
+
 def test_usage_names_no_folder_of_this_machine() -> None:
     assert str(ROOT) not in usage()

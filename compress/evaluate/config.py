@@ -50,7 +50,7 @@ class EvaluateConfig:
     clip: str = EMBEDDED_CLIP
     clip_name: str = EMBEDDED_CLIP_NAME
     inception: str = "auto"
-    reference_images: int = 1000
+    reference_images: int = 768
     bootstrap: int = 1000
     latency_repeats: int = 20
 

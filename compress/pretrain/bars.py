@@ -1,6 +1,7 @@
 """Measures how good the embedded default is, and makes a sheet of its pictures to look at."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ class BarsConfig:
         steps: Denoising steps.
         guidance: Classifier-free guidance scale.
         seed: Of the choice of captions, and of the first picture's noise.
+        curves: Names and files of the trainings' curves, drawn where they are there.
     """
 
     pictures: str = "embedded:emoji/emoji.parquet"
@@ -36,6 +38,7 @@ class BarsConfig:
     steps: int = 20
     guidance: float = 4.0
     seed: int = 0
+    curves: dict[str, str] = field(default_factory=dict)
 
 
 def measure_bars(config: BarsConfig, out: Path) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def measure_bars(config: BarsConfig, out: Path) -> dict[str, Any]:
         figures[f"real_found_{split}"] = found_among(real, texts, mine, "asked")
         figures[f"teacher_found_{split}"] = found_among(generated, texts, mine, "asked")
         _sheet(drawn[:64], [rows[i]["text"] for i in asked[:64]], out / f"sheet_{split}.png")
+    _draw_curves({name: Path(file) for name, file in config.curves.items() if Path(file).exists()}, out / "curves.png")
     return figures
 
 
@@ -89,6 +93,24 @@ def _texts(clip: Clip, captions: list[str]) -> torch.Tensor:
     tokens = clip.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
     hidden = clip.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
     return torch.nn.functional.normalize(clip.model.text_projection(hidden), dim=-1)
+
+
+def _draw_curves(files: dict[str, Path], target: Path) -> None:
+    """One panel a training: loss over steps on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    if not files:
+        return
+    figure = Figure(figsize=(4 * len(files), 3))
+    for place, (name, file) in enumerate(files.items()):
+        record = json.loads(file.read_text())
+        axes = figure.add_subplot(1, len(files), place + 1)
+        axes.plot([point[0] for point in record["curve"]], [point[1] for point in record["curve"]])
+        axes.set(title=f"{name}, {record['seconds'] / 60:.0f} min", xlabel="step", yscale="log")
+        if place == 0:
+            axes.set_ylabel("loss")
+    figure.tight_layout()
+    figure.savefig(target, dpi=70)
 
 
 def _sheet(pictures: torch.Tensor, captions: list[str], file: Path) -> None:

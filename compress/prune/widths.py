@@ -9,7 +9,7 @@ from compress.errors import UserError, bad_value
 
 # The blocks whose layers all follow their level's width. Others keep the size of a head instead of the number of
 # heads, or scale and shift by the time embedding.
-KNOWN_BLOCKS = {
+KNOWN_BLOCKS: dict[str, set[Any]] = {
     "down_block_types": {"DownBlock2D", "CrossAttnDownBlock2D"},
     "mid_block_type": {"UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None},
     "up_block_types": {"UpBlock2D", "CrossAttnUpBlock2D"},
@@ -93,7 +93,7 @@ def choose_widths(config: Mapping[str, Any], ratios: list[float]) -> list[int]:
 
     best = min(filter(keeps_shortcuts, product(*choices)), key=error, default=tuple(widths))
     if list(best) == widths:
-        possible = "; ".join(
+        listed = "; ".join(
             f"level {i}: {', '.join(str(w) for w in [*range(step, width, step), width])}"
             for i, (width, step) in enumerate(zip(widths, steps, strict=True))
         )
@@ -101,6 +101,6 @@ def choose_widths(config: Mapping[str, Any], ratios: list[float]) -> list[int]:
             "ratio",
             ratios,
             f"ratios that leave fewer channels; the nearest possible widths are the present ones. Widths must be "
-            f"divisible by the norm groups and heads and stay different where they differ: {possible}",
+            f"divisible by the norm groups and heads and stay different where they differ: {listed}",
         )
     return list(best)
