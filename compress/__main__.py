@@ -4,10 +4,10 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.compose import explain, register_recipes, sentence
-from compress.config import conf_folder, recipe_files
+from compress.config import NOT_STAGES, conf_folder, recipe_files
 from compress.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Examples
   python -m compress recipe=prune_distill_int8
   python -m compress recipe=prune_distill_int8 stages.prune.ratio=0.4 track=none evaluate=cost
   python -m compress recipe=prune_distill_int8 stages.prune.ratio=0.25,0.5 --multirun    one run after the other
-  accelerate launch --num_processes 2 --multi_gpu -m compress recipe=prune_distill_int8
+  accelerate launch --num_processes 2 -m compress recipe=prune_distill_int8
 
 Options
   --cfg job         prints the composed config with all keys and runs nothing
@@ -53,12 +53,10 @@ def usage() -> str:
     """The help text, with the recipes and config groups that are there."""
     recipes = recipe_files()
     width = max(map(len, recipes), default=0)
-    groups = sorted(group for group in conf_folder().iterdir() if group.is_dir())
+    groups = sorted(group for group in conf_folder().iterdir() if group.is_dir() and group.name != "pretrain")
     options = {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
     # A stage's options are chosen under the name the recipe gives the stage.
-    names = {
-        name: name if name in ("model", "data", "evaluate", "track") else f"{name}@stages.NAME" for name in options
-    }
+    names = {name: name if name in NOT_STAGES else f"{name}@stages.NAME" for name in options}
     room = max(map(len, names.values()), default=0)
     return USAGE.format(
         recipes="\n".join(f"  {name:{width}}  {sentence(file)}" for name, file in recipes.items()),
@@ -121,7 +119,7 @@ def _guarded(cfg: "DictConfig") -> int:
 def _run(cfg: "DictConfig") -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import open_dict
+    from omegaconf import OmegaConf
 
     from compress import processes
     from compress.config import default_out, to_run_config
@@ -131,13 +129,11 @@ def _run(cfg: "DictConfig") -> None:
     if "pretrain" in cfg:
         import compress.pretrain
 
-        with open_dict(cfg):
-            cfg.out = cfg.out or str(default_out(cfg.recipe_name))
-        compress.pretrain.run(cfg.pretrain, Path(cfg.out))
+        values: Any = OmegaConf.to_container(cfg.pretrain, resolve=True)
+        compress.pretrain.run(values, Path(cfg.out or default_out(cfg.recipe_name)))
         return
     config = to_run_config(cfg)
-    if processes.launched_alone() and config.device in ("auto", "cpu"):
-        print("accelerate launch started one process; for more without a GPU add --multi_gpu", file=sys.stderr)
+    processes.relaunch()
     from compress.run import run_recipe
 
     run_recipe(config)

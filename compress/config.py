@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compress.track import TrackConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-NOT_STAGES = ("model", "data", "evaluate", "track")  # groups of conf/ that hold no stage
+NOT_STAGES = ("model", "data", "evaluate", "track", "pretrain")  # groups of conf/ that hold no stage
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def to_run_config(cfg: "DictConfig") -> RunConfig:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(tree, dict)
     names = [field.name for field in dataclasses.fields(_Settings)]
-    groups = (*NOT_STAGES, "stages", "pretrain")
+    groups = (*NOT_STAGES, "stages")
     for key in tree:
         if key not in names and key not in groups:
             raise UserError(unknown_key("", str(key), [*names, *groups]))

@@ -1,6 +1,7 @@
 """Several processes, as ``accelerate launch`` starts them: who does what, and how the first tells the others."""
 
 import os
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,38 @@ def is_main() -> bool:
     return count() == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
-def launched_alone() -> bool:
-    """Whether ``accelerate launch`` started this process and no other.
+def relaunch() -> None:
+    """Starts as many processes as ``accelerate launch`` was asked for, where it started this one alone.
 
-    Without a GPU it does so whatever ``--num_processes`` says, unless it is told ``--multi_gpu``.
+    Without a GPU it starts one process whatever ``--num_processes`` says, unless it is told ``--multi_gpu``, which then
+    means several processes on the CPU. This process is replaced; nothing happens where all is as it was asked for.
     """
-    return "ACCELERATE_MIXED_PRECISION" in os.environ and "WORLD_SIZE" not in os.environ
+    wanted = _asked_for()
+    if "WORLD_SIZE" in os.environ or wanted < 2:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(wanted)]
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    sys.stdout.flush()
+    os.execv(sys.executable, [*launcher, *options, "-m", "compress", *sys.argv[1:]])
+
+
+def _asked_for() -> int:
+    """The number of processes on the command line of the ``accelerate launch`` that started this process, or 0."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return 0
+    import psutil
+
+    parent = psutil.Process().parent()
+    words = parent.cmdline() if parent is not None else []
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name.replace("-", "_") == "__num_processes":
+            return int(value or following)
+    return 0
 
 
 def join(device: str) -> "torch.device":

@@ -119,7 +119,7 @@ def train_vision(config: ClipConfig, out: Path) -> dict[str, object]:
     """Trains the picture tower towards the text tower of ``out / "text"``, which stays as it is."""
     torch.manual_seed(config.vision.seed)
     tokenizer = CLIPTokenizer.from_pretrained(out / "text")
-    model = CLIPModel.from_pretrained(out / "text", dtype=torch.float32)
+    model = CLIPModel.from_pretrained(out / "text", dtype=torch.float32, attn_implementation="eager")
     examples = _examples(config, tokenizer, out)
     views, targets = _views(config, examples, out / "views.safetensors")
     mean = (examples.pictures[examples.chosen] / 255).mean((0, 2, 3))
