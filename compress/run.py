@@ -133,7 +133,7 @@ class _Run:
         folder = output.model_folder(self.config.model)
         with tracker.stage("teacher", "teacher", asdict(self.config.model)) as run:
             evaluation, cached = self._evaluated("teacher", self.plan.teacher_evaluation, None, folder)
-            run.finish(evaluation["metrics"] | {"cost": evaluation["cost"]}, evaluation["grid"])
+            run.finish(_numbers(evaluation), evaluation["grid"])
         about = {"path": self.config.model.path, "fingerprint": self.plan.teacher, "cached": cached}
         return about | _numbers(evaluation)
 
@@ -156,7 +156,7 @@ class _Run:
                 _replay(entry["curves"], run)
             history.append(entry)
             evaluation, _ = self._evaluated(stage.name, self.plan.evaluation(step), step.key, folder)
-            run.finish(evaluation["metrics"] | {"cost": evaluation["cost"]}, evaluation["grid"])
+            run.finish(_numbers(evaluation), evaluation["grid"])
         kept = {name: entry[name] for name in ("kind", "method", "key", "seconds", "coverage", "curves")}
         return {"name": stage.name, "cached": cached, "checkpoint": str(folder)} | kept | _numbers(evaluation)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from compress.distill.state import generator, progress, write_tensors
+from compress.distill.state import generator, write_tensors
 from compress.errors import UserError
+from compress.progress import bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -187,12 +188,12 @@ def _gather(chunks: Iterator[torch.Tensor], count: int, what: str) -> torch.Tens
     first = next(chunks)
     rows = torch.empty(count, *first.shape[1:], dtype=first.dtype)
     done = 0
-    with progress() as bar:
-        task = bar.add_task(what, total=count)
+    with bar() as progress:
+        task = progress.add_task(what, total=count)
         for chunk in itertools.chain([first], chunks):
             rows[done : done + len(chunk)] = chunk
             done += len(chunk)
-            bar.update(task, completed=done)
+            progress.update(task, completed=done)
     return rows
 
 

@@ -17,8 +17,9 @@ from torch import nn
 from compress.distill.checks import check_pair, noise_schedule, warn_if_alone
 from compress.distill.examples import Batch, Examples, draw
 from compress.distill.losses import FeatureLoss, Objective, matching_blocks, tapped, target_of, weight_of
-from compress.distill.state import Record, held_interrupt, load_state, pack, progress, save_state, unpack
+from compress.distill.state import Record, held_interrupt, load_state, pack, save_state, unpack
 from compress.errors import UserError, bad_value
+from compress.progress import bar
 from compress.stage import StageReport
 
 if TYPE_CHECKING:
@@ -102,8 +103,8 @@ def train(
 
         pressed = stack.enter_context(held_interrupt())
         loss_column = TextColumn("loss {task.fields[loss]}")
-        bar = stack.enter_context(progress(loss_column, disable=not accelerator.is_main_process))
-        task = bar.add_task("distilling", total=config.steps, completed=record.step, loss="-")
+        shown = stack.enter_context(bar(loss_column, disable=not accelerator.is_main_process))
+        task = shown.add_task("distilling", total=config.steps, completed=record.step, loss="-")
         for step in range(record.step, config.steps):
             losses = torch.zeros(len(_LOSSES), device=device)
             for number, part in enumerate(parts):
@@ -140,7 +141,7 @@ def train(
             record.window.append(figures)
             if record.step % config.log_every == 0 or record.step == config.steps:
                 curves_log(_add_point(record, rate), record.step)
-            bar.update(task, completed=record.step, loss=f"{figures[0]:.4f}")
+            shown.update(task, completed=record.step, loss=f"{figures[0]:.4f}")
             if record.step % config.save_every == 0 or record.step == config.steps or stop:
                 save()
             if stop:

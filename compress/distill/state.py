@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -42,12 +41,6 @@ def generator(seed: int, purpose: str, index: int) -> torch.Generator:
     """A generator on the CPU that the three arguments alone decide."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def progress(*columns: TextColumn, disable: bool = False) -> Progress:
-    """A bar with a count, further columns and an estimate of the time left."""
-    text, count = TextColumn("{task.description}"), MofNCompleteColumn()
-    return Progress(text, BarColumn(), count, *columns, TimeRemainingColumn(), disable=disable)
 
 
 def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:

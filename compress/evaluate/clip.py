@@ -10,8 +10,8 @@ import torch
 
 from compress.assets import resolve
 from compress.errors import UserError
-from compress.evaluate.progress import track
 from compress.models.quiet import hide_notices, no_progress_bars
+from compress.progress import track
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer

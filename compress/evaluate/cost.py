@@ -19,6 +19,7 @@ from compress.errors import UserError
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.sample import sampler
 from compress.models import denoiser, denoiser_name
+from compress.progress import bar
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -56,11 +57,16 @@ def measure_cost(
     """
     model, component = denoiser(pipeline), denoiser_name(pipeline)
     inputs = denoiser_inputs(pipeline, config)
-    params, macs = count(model, inputs)
     others = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module) and part is not model]
     size, by_dtype = weight_bytes(folder / component, variant)
-    seconds = latencies(model, inputs, config.latency_repeats, device)
-    memory = peak_memory(folder, component, inputs, device, dtype, variant)
+    with bar() as progress:
+        task = progress.add_task("measuring cost", total=3)
+        params, macs = count(model, inputs)
+        progress.advance(task)
+        seconds = latencies(model, inputs, config.latency_repeats, device)
+        progress.advance(task)
+        memory = peak_memory(folder, component, inputs, device, dtype, variant)
+        progress.advance(task)
     low, high = np.percentile(seconds, [5, 95]).tolist()
     sample = next(value for value in (*inputs[0], *inputs[1].values()) if isinstance(value, torch.Tensor))
     return {

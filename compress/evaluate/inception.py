@@ -15,7 +15,7 @@ from compress.assets import resolve
 from compress.errors import UserError
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.inception_file import INCEPTION_SHA256, find_inception
-from compress.evaluate.progress import track
+from compress.progress import track
 
 if TYPE_CHECKING:
     from compress.data import Data

@@ -11,7 +11,7 @@ import torch
 
 from compress.errors import bad_value
 from compress.evaluate.config import SCHEDULERS, EvaluateConfig
-from compress.evaluate.progress import track
+from compress.progress import track
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

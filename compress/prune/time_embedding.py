@@ -9,9 +9,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from compress.progress import bar
+
 TIMESTEPS = 1000
 EXACT = 1e-6  # relative error below which least squares on the first layer is the answer
 ITERATIONS = 600  # of L-BFGS at most
+MOST_PASSES = ITERATIONS * 5 // 4  # its line searches included; that many where max_eval is not given
 
 
 def _error(found: Tensor, wanted: Tensor) -> Tensor:
@@ -31,17 +34,21 @@ def _fit_both(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor) -> None:
     """Full-batch L-BFGS on all weights: the problem is smooth and small, and nothing in it is random."""
     scale = wanted.square().mean()
     optimizer = torch.optim.LBFGS(
-        fitted.parameters(), max_iter=ITERATIONS, history_size=20, tolerance_change=1e-9, line_search_fn="strong_wolfe"
-    )
+        fitted.parameters(), max_iter=ITERATIONS, max_eval=MOST_PASSES, history_size=20, tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
 
     def loss() -> Tensor:
+        progress.advance(task)
         optimizer.zero_grad()
         value = (fitted(sinusoid) - wanted).square().mean() / scale
         value.backward()
         return value
 
-    with torch.enable_grad():
+    with torch.enable_grad(), bar() as progress:
+        task = progress.add_task("fitting the time embedding", total=MOST_PASSES)
         optimizer.step(loss)
+        progress.update(task, completed=MOST_PASSES)
 
 
 def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, float]:
