@@ -186,13 +186,15 @@ def test_two_processes_share_a_stage_and_train_alike(tiny_overrides: list[str], 
 
     settings = ["stages.prune.ratio=0.5", "stages.distill.steps=3", "stages.distill.batch_size=4"]
     losses = []
-    for processes, launcher in ((1, []), (2, ["-m", "torch.distributed.run", "--nproc-per-node=2"])):
+    for processes, launcher in ((1, []), (2, ["-m", "accelerate.commands.launch", "--num_processes", "2"])):
         folders = [f"out=out{processes}", f"store=store{processes}"]
         command = [*launcher, "-m", "compress", "recipe=prune_distill", *tiny_overrides, *settings, *folders]
         done = in_process_of_its_own(tmp_path, *command)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("torch_dtype") == 1  # the first process alone prints
         report = json.loads((tmp_path / f"out{processes}" / "report.json").read_text())
+        info = json.loads((tmp_path / f"out{processes}" / "checkpoint" / "compress.json").read_text())
+        assert info["stages"][1]["details"]["processes"] == processes
         losses.append(report["stages"][1]["curves"]["loss"][-1][1])
     # The weights differ in their last bits, by the order of sums; with Adam's first steps that can be a whole step.
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -158,6 +158,7 @@ def train(
         "features_skipped": features.skipped if features else {},
         "autocast": "no" if isinstance(autocast(), nullcontext) else "bf16",
         "prediction_type": diffusion.config.prediction_type,
+        "processes": accelerator.num_processes,
     }
     modules = sum(1 for m in student.modules() if next(m.parameters(recurse=False), None) is not None)
     coverage = {"params": 1.0, "macs": 1.0, "modules": modules, "skipped": {}}

@@ -53,12 +53,12 @@ class ClipConfig:
     vision_layers: int = 5
     patch: int = 8
     sentences: float = 1.0
-    views: int = 12
+    views: int = 8
     text: LoopConfig = field(
         default_factory=lambda: LoopConfig(450, 256, 1.5e-3, weight_decay=0.05, ema_decay=0.98, save_every=150)
     )
     vision: LoopConfig = field(
-        default_factory=lambda: LoopConfig(1500, 192, 1e-3, weight_decay=0.05, ema_decay=0.99, save_every=250)
+        default_factory=lambda: LoopConfig(1000, 192, 1e-3, weight_decay=0.05, ema_decay=0.99, save_every=250)
     )
 
 
