@@ -19,7 +19,7 @@ def footer(rows: Sequence[tuple[str, Entry]], titles: Mapping[str, str], noise: 
         noise: Whether a number is marked as within the noise.
     """
     entries = [entry for _, entry in rows]
-    lines = [_pictures(entries), _networks(entries, titles), _cost(entries), *_counted(rows)]
+    lines = [_pictures(entries), _networks(entries, titles), _cost(entries), _formats(rows), *_counted(rows)]
     if {"psnr", "ssim"} & set(titles):
         lines.append("PSNR and SSIM compare with the teacher's pictures from the same prompts and seeds.")
     if "fid" in titles:
@@ -95,6 +95,18 @@ def _cost(entries: Sequence[Entry]) -> str:
         return ""
     spread = "; latency is the median, its interval the 5th to 95th percentile" if ranges else ""
     return f"Cost{f' of the {of} alone' if of else ''}: {text}{spread}."
+
+
+def _formats(rows: Sequence[tuple[str, Entry]]) -> str:
+    """In which number format most of each row's file is, where they differ: half precision halves it for nothing."""
+    found = {}
+    for name, entry in rows:
+        by_dtype = (entry.get("cost") or {}).get("bytes_by_dtype")
+        if by_dtype:
+            found[name] = max(by_dtype, key=lambda dtype: by_dtype[dtype])
+    if len(set(found.values())) < 2:
+        return ""
+    return f"On disk, mostly: {', '.join(f'{name} {dtype}' for name, dtype in found.items())}."
 
 
 def _counted(rows: Sequence[tuple[str, Entry]]) -> list[str]:

@@ -299,3 +299,14 @@ def test_import_is_light():
     code = f"import sys; sys.path.insert(0, {str(Path(report.__file__).parents[2])!r}); import compress.report\n"
     code += "assert not {'torch', 'numpy', 'matplotlib', 'diffusers', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_footer_says_in_which_format_each_file_is():
+    from compress.report.footer import footer
+
+    rows = [
+        ("teacher", {"cost": {"bytes_by_dtype": {"F16": 10}}}),
+        ("quantize", {"cost": {"bytes_by_dtype": {"F32": 1, "I8": 5}}}),
+    ]
+    assert "On disk, mostly: teacher F16, quantize I8." in footer(rows, {}, noise=False)
+    assert not any("On disk" in line for line in footer(rows[:1], {}, noise=False))
