@@ -135,7 +135,7 @@ def test_unwritable_folder_is_reported(tmp_path):
 def test_parts_of_a_batch_give_the_same(tmp_path, undisturbed):
     pipeline, _ = distilled(tmp_path, replace(CONFIG, gradient_accumulation=2))
     for name, weight in pipeline.unet.state_dict().items():
-        torch.testing.assert_close(weight, undisturbed[0][name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(weight, undisturbed[0][name], atol=3e-5, rtol=1e-3)
 
 
 def test_two_processes_give_the_same(tmp_path, undisturbed):
@@ -147,4 +147,4 @@ def test_two_processes_give_the_same(tmp_path, undisturbed):
     first, second = (load_file(tmp_path / f"weights.{rank}.safetensors") for rank in (0, 1))
     assert same(first, second)
     for name, weight in first.items():
-        torch.testing.assert_close(weight, undisturbed[0][name], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(weight, undisturbed[0][name], atol=3e-5, rtol=1e-3)
