@@ -79,7 +79,7 @@ def _model(config: AutoencoderConfig) -> AutoencoderKL:
         norm_num_groups=16,
         sample_size=64,
     )
-    # Start with little noise in the latents: at the default log-variance of 0 it drowns them, and nothing is learned.
+    # Start with little noise in the latents: at a log-variance of 0 it would be larger than what they carry untrained.
     torch.nn.init.constant_(model.quant_conv.bias[config.latent_channels :], -6.0)
     return model
 
