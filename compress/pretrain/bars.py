@@ -12,7 +12,7 @@ from compress.evaluate.clip import Clip, load_clip
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.sample import sample, to_pil
 from compress.pretrain.autoencoder import held_out_psnr
-from compress.pretrain.clip import found_among
+from compress.pretrain.clip import embed_pictures, embed_text, found_among
 from compress.pretrain.pictures import load_pictures
 
 
@@ -84,15 +84,14 @@ def _images(clip: Clip, pictures: torch.Tensor) -> torch.Tensor:
     parts = []
     for batch in pictures.split(256):
         seen = clip.processor(images=list(batch.numpy()), return_tensors="pt", input_data_format="channels_first")
-        parts.append(clip.model.visual_projection(clip.model.vision_model(seen["pixel_values"]).pooler_output))
-    return torch.nn.functional.normalize(torch.cat(parts), dim=-1)
+        parts.append(embed_pictures(clip.model, seen["pixel_values"]))
+    return torch.cat(parts)
 
 
 @torch.no_grad()
 def _texts(clip: Clip, captions: list[str]) -> torch.Tensor:
     tokens = clip.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-    hidden = clip.model.text_model(tokens.input_ids, tokens.attention_mask).pooler_output
-    return torch.nn.functional.normalize(clip.model.text_projection(hidden), dim=-1)
+    return embed_text(clip.model, tokens.input_ids)
 
 
 def _draw_curves(files: dict[str, Path], target: Path) -> None:

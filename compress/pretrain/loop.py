@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -76,7 +77,7 @@ def train(
     pool = torch.empty(0, dtype=torch.long)  # what is left of this epoch's examples
     done = 0
     record: dict[str, Any] = {"curve": [], "figures": [], "seconds": 0.0}
-    state_file = out / "state.pt"
+    state_file, beside = out / "state.pt", out / ".state.pt.partial"
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         model.load_state_dict(state["model"])
@@ -119,8 +120,9 @@ def train(
                 {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
                  "average": average.state_dict(), "generator": generator.get_state(), "pool": pool.clone(),
                  "step": step + 1, "record": record},
-                state_file,
+                beside,
             )  # fmt: skip
+            os.replace(beside, state_file)  # a crash leaves the state before this one
             (out / "curve.json").write_text(json.dumps(record))
     average.copy_to(parameters)
     model.eval()
