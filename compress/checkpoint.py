@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from compress import __version__
 from compress.errors import UserError
 from compress.models import denoiser, freeze
-from compress.models.folder import DENOISERS
 from compress.models.quiet import hide_notices, no_progress_bars
 
 if TYPE_CHECKING:
@@ -112,18 +111,6 @@ def verify_checkpoint(folder: Path) -> None:
             raise _damaged(folder, folder / name, "does not belong there")
         if _sha256(folder / name) != manifest[name]:
             raise _damaged(folder, folder / name, "is not what was saved: its SHA256 has changed")
-
-
-def denoiser_bytes(folder: Path) -> int:
-    """Size of the denoiser's weight files in a pipeline's folder, in bytes.
-
-    Raises:
-        UserError: If there are none.
-    """
-    size = sum(file.stat().st_size for name in DENOISERS for file in (Path(folder) / name).glob("*.safetensors"))
-    if size == 0:
-        raise UserError(f"{folder} holds no .safetensors file of a unet or transformer")
-    return size
 
 
 def _write_pipeline(pipeline: "DiffusionPipeline", folder: Path) -> None:

@@ -123,14 +123,6 @@ def test_components_in_another_precision_are_kept(tmp_path):
     assert torch.equal(loaded.vae.decoder.conv_in.weight, pipeline.vae.decoder.conv_in.weight)
 
 
-def test_denoiser_bytes_counts_its_weight_files(quantized, tmp_path):
-    folder = quantized[1]
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    assert checkpoint.denoiser_bytes(folder) == file.stat().st_size
-    with pytest.raises(UserError, match=r"no \.safetensors"):
-        checkpoint.denoiser_bytes(tmp_path)
-
-
 def test_card_versions_and_permissions(quantized):
     folder = quantized[1]
     assert (folder / "README.md").read_text() == "# a card\n"

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
+from compress.models import set_denoiser
 from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
             f"{type(pipeline).__name__} has {found}"
         )
     report = prune_channels(unet, config.ratio, config.importance, config.combine)
-    pipeline.unet = report.unet
+    set_denoiser(pipeline, report.unet)
     details = {key: value for key, value in vars(report).items() if key not in ("unet", "skipped")}
     coverage = {
         "params": report.share_params,
