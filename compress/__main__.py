@@ -4,7 +4,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.compose import explain, register_recipes, sentence
 from compress.config import NOT_STAGES, conf_folder, recipe_files
@@ -119,25 +119,12 @@ def _guarded(cfg: "DictConfig") -> int:
 def _run(cfg: "DictConfig") -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
-    from compress import processes
-    from compress.config import default_out, to_run_config
+    from compress import jobs
 
     if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.out is not None:
         cfg.out = f"{cfg.out}/{HydraConfig.get().job.num}"  # one folder a run
-    if "pretrain" in cfg:
-        import compress.pretrain
-
-        values: Any = OmegaConf.to_container(cfg.pretrain, resolve=True)
-        compress.pretrain.run(values, Path(cfg.out or default_out(cfg.recipe_name)))
-        return
-    config = to_run_config(cfg)
-    processes.relaunch()
-    from compress.run import run_recipe
-
-    run_recipe(config)
-    processes.leave()
+    jobs.run_job(cfg)
 
 
 def _refuse(message: str) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from compress.track import TrackConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-NOT_STAGES = ("model", "data", "evaluate", "track", "pretrain")  # groups of conf/ that hold no stage
+NOT_STAGES = ("model", "data", "evaluate", "track", "pretrain", "benchmark")  # groups of conf/ that hold no stage
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class _Settings:
     precision: str = "fp32"
     out: str | None = None
     store: str = "runs/store"
+    job: str = "run"
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
