@@ -1,0 +1,237 @@
+"""Likeness of each picture to the teacher's picture of the same prompt and noise."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from compress.errors import UserError
+from compress.evaluate.intervals import mean_interval
+from compress.evaluate.metrics.rows import RowMetric
+
+PSNR_CAP = 100.0  # dB, what a picture equal to the teacher's counts as
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first
+WINDOW = 11  # px, of SSIM's Gaussian
+
+Pictures = torch.Tensor | Sequence[torch.Tensor]
+
+
+class PSNR(RowMetric):
+    """Peak signal-to-noise ratio in dB, the mean over pictures.
+
+    A picture equal to the teacher's has an infinite ratio and counts as :data:`PSNR_CAP`.
+
+    Args:
+        resamples: Of the bootstrap behind the interval.
+        seed: Of the resampling.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__("errors", **kwargs)
+        self.resamples, self.seed = resamples, seed
+
+    def update(self, pictures: Pictures, teacher: Pictures) -> None:
+        """Takes uint8 pictures, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+
+        Raises:
+            ValueError: They differ in number or size.
+        """
+        for ours, theirs in _batches(pictures, teacher):
+            difference = ours.to(self.device, torch.float64) - theirs.to(self.device, torch.float64)
+            self.keep("errors", difference.square().flatten(1).mean(dim=1) / 255**2)
+
+    def compute(self) -> dict[str, Any]:
+        """``{"value", "low", "high", "n", "equal", "cap", "interval_of"}``; ``equal`` counts equal pictures."""
+        return _ratio(self.rows("errors").flatten(), self.resamples, self.seed)
+
+
+class LatentPSNR(PSNR):
+    """PSNR of latents in dB, where the peak is the range (largest minus smallest number) of the teacher's latent.
+
+    After one denoising step from the same noise it is a cheap stand-in for what pictures would show.
+    """
+
+    def update(self, latents: torch.Tensor, teacher: torch.Tensor) -> None:
+        """Takes float latents ``(b, channels, height, width)`` and the teacher's.
+
+        Raises:
+            ValueError: They differ in shape, or a latent of the teacher is constant.
+        """
+        if latents.shape != teacher.shape:
+            raise ValueError(f"latents are {tuple(latents.shape)}, the teacher's {tuple(teacher.shape)}")
+        ours, theirs = (rows.to(self.device, torch.float64).flatten(1) for rows in (latents, teacher))
+        peak = theirs.amax(dim=1) - theirs.amin(dim=1)
+        if (peak == 0).any():
+            raise ValueError("a latent of the teacher is constant")
+        self.keep("errors", (ours - theirs).square().mean(dim=1) / peak.square())
+
+
+class SSIM(RowMetric):
+    """Structural similarity with a Gaussian window of sigma 1.5 px, the mean over pictures, in [-1, 1].
+
+    Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861.
+
+    Args:
+        resamples: Of the bootstrap behind the interval.
+        seed: Of the resampling.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__("values", **kwargs)
+        self.resamples, self.seed = resamples, seed
+
+    def update(self, pictures: Pictures, teacher: Pictures) -> None:
+        """Takes uint8 pictures, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+
+        Raises:
+            UserError: A side is under 6 px.
+            ValueError: They differ in number or size.
+        """
+        for ours, theirs in _batches(pictures, teacher):
+            _check_side(ours, WINDOW // 2 + 1, "SSIM")
+            self.keep("values", _similarity(ours.to(self.device), theirs.to(self.device))[0])
+
+    def compute(self) -> dict[str, Any]:
+        """``{"value", "low", "high", "n", "interval_of"}``."""
+        return mean_interval(self.rows("values").flatten(), self.resamples, self.seed)
+
+
+class MultiScaleSSIM(RowMetric):
+    """Multi-scale structural similarity, the mean over pictures, in [0, 1].
+
+    Wang et al. 2003, https://doi.org/10.1109/ACSSC.2003.1292216, halves a picture four times. Of pictures too small
+    for that as many scales are used as the smallest allows (a side of at least 11 px at the coarsest), with the
+    finest scales' weights divided by their sum: values of different ``scales`` do not compare.
+
+    Args:
+        resamples: Of the bootstrap behind the interval.
+        seed: Of the resampling.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__("contrasts", "similarities", **kwargs)
+        self.add_state("scales", default=torch.tensor(len(SCALES)), dist_reduce_fx="min")
+        self.resamples, self.seed = resamples, seed
+
+    def update(self, pictures: Pictures, teacher: Pictures) -> None:
+        """Takes uint8 pictures, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+
+        Raises:
+            UserError: A side is under 11 px.
+            ValueError: They differ in number or size.
+        """
+        for ours, theirs in _batches(pictures, teacher):
+            _check_side(ours, WINDOW, "MS-SSIM")
+            side = min(ours.shape[-2:])
+            scales = min(len(SCALES), (side // WINDOW).bit_length())
+            found = torch.zeros(2, len(SCALES), len(ours), dtype=torch.float64, device=self.device)
+            a, b = ours.to(self.device).float(), theirs.to(self.device).float()
+            for scale in range(scales):
+                found[0, scale], found[1, scale] = _similarity(a, b)
+                a, b = torch.nn.functional.avg_pool2d(a, 2), torch.nn.functional.avg_pool2d(b, 2)
+            self.keep("similarities", found[0].T)
+            self.keep("contrasts", found[1].T)
+            self.scales = torch.minimum(self.scales, torch.tensor(scales, device=self.device))
+
+    def compute(self) -> dict[str, Any]:
+        """``{"value", "low", "high", "n", "scales", "interval_of"}``."""
+        scales = int(self.scales)
+        factors = self.rows("contrasts")[:, :scales].clone()
+        factors[:, -1] = self.rows("similarities")[:, scales - 1]
+        weights = torch.tensor(SCALES[:scales], dtype=torch.float64, device=factors.device)
+        values = factors.clamp(min=0).pow(weights / weights.sum()).prod(dim=1)
+        return {**mean_interval(values, self.resamples, self.seed), "scales": scales}
+
+
+class LPIPS(RowMetric):
+    """Learned perceptual distance, the mean over pictures, at least 0 and 0 for equal pictures.
+
+    Zhang et al. 2018, https://arxiv.org/abs/1801.03924.
+
+    Args:
+        network: From two batches of float pictures in [-1, 1], ``(b, 3, height, width)``, to ``(b,)`` distances; None:
+            torchmetrics' with AlexNet, which torchvision downloads.
+        resamples: Of the bootstrap behind the interval.
+        seed: Of the resampling.
+
+    Raises:
+        UserError: torchvision is missing.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        resamples: int = 1000,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__("values", **kwargs)
+        self.network = _alexnet() if network is None else network
+        self.resamples, self.seed = resamples, seed
+
+    @torch.no_grad()
+    def update(self, pictures: Pictures, teacher: Pictures) -> None:
+        """Takes uint8 pictures, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+
+        Raises:
+            ValueError: They differ in number or size.
+        """
+        for ours, theirs in _batches(pictures, teacher):
+            scaled = (batch.to(self.device).float() / 127.5 - 1 for batch in (ours, theirs))
+            self.keep("values", self.network(*scaled).flatten())
+
+    def compute(self) -> dict[str, Any]:
+        """``{"value", "low", "high", "n", "interval_of"}``."""
+        return mean_interval(self.rows("values").flatten(), self.resamples, self.seed)
+
+
+def _alexnet() -> torch.nn.Module:
+    """torchmetrics' LPIPS network, one distance a pair."""
+    try:
+        import torchvision  # noqa: F401
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise UserError(f"LPIPS needs torchvision ({error}): pip install 'compress[lpips]'") from None
+    from torchmetrics.functional.image.lpips import _NoTrainLpips
+
+    return _NoTrainLpips(net="alex").eval()
+
+
+def _batches(pictures: Pictures, teacher: Pictures) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Both as batches of pictures of one size."""
+    if len(pictures) != len(teacher):
+        raise ValueError(f"there are {len(pictures)} pictures and {len(teacher)} of the teacher's")
+    whole = isinstance(pictures, torch.Tensor) and isinstance(teacher, torch.Tensor)
+    pairs = [(pictures, teacher)] if whole else [(a[None], b[None]) for a, b in zip(pictures, teacher, strict=True)]
+    for ours, theirs in pairs:
+        if ours.shape != theirs.shape:
+            raise ValueError(f"pictures are {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}")
+        if ours.dtype != torch.uint8 or theirs.dtype != torch.uint8:
+            raise ValueError(f"expected pictures of uint8, not {ours.dtype} and {theirs.dtype}")
+        yield ours, theirs
+
+
+def _check_side(pictures: torch.Tensor, least: int, name: str) -> None:
+    height, width = pictures.shape[-2:]
+    if min(height, width) < least:
+        raise UserError(f"{name} needs pictures with sides of at least {least} px, not {width}x{height}")
+
+
+def _similarity(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """SSIM and its contrast and structure part for each picture, ``(b,)``."""
+    from torchmetrics.functional.image.ssim import _ssim_update
+
+    return _ssim_update(a.float(), b.float(), data_range=255.0, return_contrast_sensitivity=True)
+
+
+def _ratio(errors: torch.Tensor, resamples: int, seed: int) -> dict[str, Any]:
+    """The mean ratio in dB of squared errors relative to the squared peak."""
+    values = (-10 * errors.log10()).clamp(max=PSNR_CAP)
+    return {**mean_interval(values, resamples, seed), "equal": int((errors == 0).sum()), "cap": PSNR_CAP}

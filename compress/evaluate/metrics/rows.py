@@ -1,0 +1,64 @@
+"""What all metrics share: they keep every picture's numbers until the end, whichever process saw the picture."""
+
+from typing import Any
+
+import torch
+from torchmetrics import Metric
+
+
+class RowMetric(Metric):
+    """A metric that keeps rows of numbers.
+
+    Rows lie flat in float64 states that torchmetrics joins across processes, so a process without any is no special
+    case. A result does not depend on the order of the rows beyond rounding.
+
+    Args:
+        rows: Names of what is kept.
+        kwargs: See :class:`torchmetrics.Metric`.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    def __init__(self, *rows: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name in rows:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
+            self.add_state(f"{name}_width", default=torch.tensor(0), dist_reduce_fx="max")
+        self.set_dtype(torch.float64)
+
+    def keep(self, name: str, rows: torch.Tensor) -> None:
+        """Keeps more rows.
+
+        Args:
+            name: One of the constructor's names.
+            rows: ``(b,)`` or ``(b, d)``, d the same at every call.
+
+        Raises:
+            FloatingPointError: A number is not finite.
+            ValueError: Another shape than the rows before.
+        """
+        rows = rows.detach().to(self.device, torch.float64)
+        if rows.ndim not in (1, 2):
+            raise ValueError(f"expected rows (b,) or (b, d), not {tuple(rows.shape)}")
+        width = 1 if rows.ndim == 1 else rows.shape[1]
+        known = int(getattr(self, f"{name}_width"))
+        if known not in (0, width):
+            raise ValueError(f"{name}: expected {known} numbers a row, not {width}")
+        if not rows.isfinite().all():
+            raise FloatingPointError(f"{type(self).__name__}: {name} hold NaN or infinite numbers")
+        setattr(self, f"{name}_width", torch.tensor(width, device=self.device))
+        getattr(self, name).append(rows.flatten())
+
+    def rows(self, name: str, least: int = 1) -> torch.Tensor:
+        """All rows of a name, float64 ``(n, d)``.
+
+        Raises:
+            ValueError: There are fewer than ``least``.
+        """
+        state, width = getattr(self, name), max(1, int(getattr(self, f"{name}_width")))
+        flat = state if isinstance(state, torch.Tensor) else torch.cat([torch.empty(0, device=self.device), *state])
+        found = flat.double().view(-1, width)
+        if len(found) < least:
+            raise ValueError(f"{type(self).__name__} needs at least {least} of {name}, not {len(found)}")
+        return found
