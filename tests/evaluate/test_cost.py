@@ -1,12 +1,24 @@
 """Parameters, MACs, bytes and memory against what can be worked out by hand."""
 
+import json
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig
-from compress.evaluate.cost import count, denoiser_inputs, latencies, measure_cost, peak_memory, weight_bytes
+from compress.evaluate.cost import (
+    compiled_latencies,
+    count,
+    denoiser_inputs,
+    latencies,
+    measure_cost,
+    memory_bytes,
+    peak_memory,
+    picture_latencies,
+    weight_bytes,
+)
 from tests.tiny import TOKENS, tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -23,10 +35,14 @@ def test_inputs_are_those_of_a_real_pass():
 def test_attention_and_convolutions_are_counted():
     model = tiny_pipeline().unet
     inputs = ((torch.zeros(1, 4, 8, 8), torch.tensor(1)), {"encoder_hidden_states": torch.zeros(1, TOKENS, 16)})
-    params, macs = count(model, inputs)
-    assert params == sum(p.numel() for p in model.parameters())
+    counted = count(model, inputs)
+    assert counted.params == sum(p.numel() for p in model.parameters())
+    assert sum(counted.params_by_type.values()) == counted.params
+    assert counted.params_by_type["Conv2d"] == sum(
+        p.numel() for m in model.modules() if isinstance(m, torch.nn.Conv2d) for p in m.parameters()
+    )
     # What modules see, by hooks; attention's two products by hand.
-    seen = []
+    seen, products = [], []
 
     def conv(module, args, output):
         seen.append(output[0].numel() * module.weight[0].numel())
@@ -38,7 +54,7 @@ def test_attention_and_convolutions_are_counted():
         queries = args[0].shape[1]
         states = kwargs.get("encoder_hidden_states")
         keys = queries if states is None else states.shape[1]
-        seen.append(2 * queries * keys * module.to_q.out_features)
+        products.append(2 * queries * keys * module.to_q.out_features)
 
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
@@ -49,7 +65,19 @@ def test_attention_and_convolutions_are_counted():
             module.register_forward_hook(attention, with_kwargs=True)
     with torch.no_grad():
         model(*inputs[0], **inputs[1])
-    assert macs == sum(seen)
+    assert counted.macs_without_attention == sum(seen)
+    assert counted.macs == sum(seen) + sum(products)
+
+
+def test_counts_of_stable_diffusion_are_the_published_ones():
+    """859.5 M parameters, 338.6 GMACs at 64 x 64 latents and 77 tokens, 401.6 with attention's products."""
+    with torch.device("meta"):
+        model = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    text = {"encoder_hidden_states": torch.zeros(1, 77, 768)}
+    counted = count(model, ((torch.zeros(1, 4, 64, 64), torch.tensor(1)), text))
+    assert counted.params == pytest.approx(859.5e6, rel=1e-3)
+    assert counted.macs_without_attention == pytest.approx(338.6e9, rel=1e-3)
+    assert counted.macs == pytest.approx(401.6e9, rel=1e-3)
 
 
 def test_a_shape_that_the_config_does_not_describe_is_an_error():
@@ -83,6 +111,55 @@ def test_latency_gives_one_value_a_pass():
     assert min(seconds) > 0
 
 
+def test_a_picture_takes_longer_than_its_passes():
+    pipeline = tiny_pipeline()
+    config = EvaluateConfig(steps=8)
+    before = pipeline.scheduler
+    whole = picture_latencies(pipeline, config, 2, CPU)
+    assert len(whole) == 2
+    assert pipeline.scheduler is before
+    assert min(whole) > 8 * min(latencies(pipeline.unet, denoiser_inputs(pipeline, config), 4, CPU))
+
+
+def test_bytes_in_memory_are_those_of_the_tensors():
+    model = tiny_pipeline().unet
+    params = sum(p.numel() for p in model.parameters())
+    assert memory_bytes(model) == 4 * params
+    assert memory_bytes(model.half()) == 2 * params
+    model.register_buffer("scale", torch.zeros(10))
+    assert memory_bytes(model) == 2 * params + 40
+
+
+def compiler(change):
+    """A stand-in for torch.compile whose models give ``change`` of the output."""
+    return lambda model: lambda *args, **kwargs: (change(model(*args, **kwargs)[0]),)
+
+
+@pytest.mark.parametrize(
+    ("change", "note", "repeats"),
+    [
+        (lambda output: output * (1 + 1e-5), "its output differs by 1e-05", 2),
+        (lambda output: output * 1.1, "refused: the compiled output differs by 0.1", 0),
+        (lambda output: output * float("nan"), "refused: the compiled output differs by nan", 0),
+        (lambda output: output.no_such_thing, "torch.compile failed: 'Tensor' object has no", 0),
+    ],
+)
+def test_a_compiled_denoiser_counts_only_with_the_output_of_the_eager_one(monkeypatch, change, note, repeats):
+    pipeline = tiny_pipeline()
+    monkeypatch.setattr(torch, "compile", compiler(change))
+    seconds, found = compiled_latencies(pipeline.unet, denoiser_inputs(pipeline, EvaluateConfig(steps=3)), 2, CPU)
+    assert note in found
+    assert len(seconds) == repeats
+
+
+@pytest.mark.slow
+def test_the_compiler_gives_the_output_of_the_eager_denoiser():
+    pipeline = tiny_pipeline()
+    seconds, note = compiled_latencies(pipeline.unet, denoiser_inputs(pipeline, EvaluateConfig(steps=3)), 2, CPU)
+    assert len(seconds) == 2, note
+    assert note.startswith("torch.compile; its output differs by")
+
+
 def test_cost_of_a_checkpoint(tmp_path):
     # 12 M parameters, so that weights and not the libraries' buffers decide the memory.
     unet = UNet2DConditionModel(
@@ -103,6 +180,11 @@ def test_cost_of_a_checkpoint(tmp_path):
     assert cost["bytes_by_dtype"] == {"F32": 4 * params}
     assert 0 < cost["latency_low_s"] <= cost["latency_s"] <= cost["latency_high_s"]
     assert 0.9 * 4 * params < cost["peak_memory_bytes"] < 2.5 * 4 * params
+    assert cost["memory_bytes"] == 4 * params
+    assert 0 < cost["picture_latency_low_s"] <= cost["picture_latency_s"] <= cost["picture_latency_high_s"]
+    assert cost["compiled_latency_s"] is cost["compiled_note"] is None
+    assert set(cost["conventions"]) <= set(cost)
+    assert json.loads(json.dumps(cost)) == cost
     assert cost["settings"]["sample"] == [4, 8, 8]
     assert cost["settings"]["dtype"] == "float32"
 
@@ -123,3 +205,6 @@ def test_quantized_weights_count_as_what_they_stand_for(tmp_path):
     settings = TorchAoConfig(Int8WeightOnlyConfig())
     quantized = UNet2DConditionModel.from_pretrained(tmp_path, quantization_config=settings, torch_dtype=torch.float32)
     assert count(quantized, inputs) == expected
+    whole = memory_bytes(pipeline.unet)
+    linear = sum(m.weight.nbytes for m in pipeline.unet.modules() if isinstance(m, torch.nn.Linear))
+    assert whole - 0.75 * linear <= memory_bytes(quantized) < whole - 0.6 * linear  # a byte a weight, and its scales

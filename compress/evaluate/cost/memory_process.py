@@ -1,18 +1,19 @@
-"""Peak memory of a denoiser alone: ``python -m compress.evaluate.memory FOLDER COMPONENT INPUTS``.
+"""Peak memory of a denoiser alone: ``python -m compress.evaluate.cost.memory_process FOLDER COMPONENT INPUTS``.
 
 A process of its own loads nothing but the denoiser from a checkpoint, makes one pass and prints, as JSON, by how much
-its memory rose above what Python and the libraries took. Started by :func:`compress.evaluate.cost.peak_memory`.
+its memory rose above what Python and the libraries took. Started by :func:`compress.evaluate.cost.memory.peak_memory`.
 """
 
 import argparse
-import ctypes
-import gc
 import importlib
 import json
-import resource
-import sys
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from compress.evaluate.cost.inputs import map_tensors
+from compress.evaluate.cost.memory import forget_peak, peak_since, process_peak
 
 
 def measure(
@@ -36,10 +37,6 @@ def measure(
         variant: Of the weight files, such as ``fp16``.
     """
     library, name = json.loads((folder / "model_index.json").read_text())[component]
-    import torch
-
-    from compress.evaluate.cost import map_tensors
-
     torch.set_num_threads(threads)
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     args, kwargs = map_tensors(torch.load(inputs, weights_only=True), lambda t: t.to(device))
@@ -50,41 +47,14 @@ def measure(
         with torch.no_grad():
             model(*args, **kwargs)
 
-    if _forget_peak():
+    if forget_peak():
         # What is imported and set up on the way, once a process, is not the model's: have it before the baseline.
         load_and_pass()
-        _forget_peak()
-    baseline = _peak()
+        forget_peak()
+    baseline = process_peak()
     load_and_pass()
-    if device.type == "cuda":
-        return {"peak_memory_bytes": torch.cuda.max_memory_allocated(device), "method": "CUDA allocator, fresh process"}
-    if device.type == "mps":
-        return {"peak_memory_bytes": torch.mps.driver_allocated_memory(), "method": "MPS driver, fresh process"}
-    return {"peak_memory_bytes": max(_peak() - baseline, 0), "method": "rise of resident memory, fresh process"}
-
-
-def _forget_peak() -> bool:
-    """Sets the peak back to the memory in use, without what is free but kept; False where the system cannot."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux only
-    except OSError:
-        return False
-    return True
-
-
-def _peak() -> int:
-    """Largest resident memory so far, in bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    peak, method = peak_since(baseline, device)
+    return {"peak_memory_bytes": peak, "method": method}
 
 
 def main() -> None:

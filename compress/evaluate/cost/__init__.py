@@ -1,0 +1,122 @@
+"""What a denoiser costs: parameters, multiply-accumulates, bytes, seconds and memory."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.cost.count import Count, count
+from compress.evaluate.cost.inputs import denoiser_inputs, map_tensors
+from compress.evaluate.cost.latency import compiled_latencies, latencies, picture_latencies, spread
+from compress.evaluate.cost.memory import peak_memory
+from compress.evaluate.cost.size import memory_bytes, weight_bytes
+from compress.models import denoiser, denoiser_name
+from compress.progress import bar
+from compress.report import environment
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+__all__ = [
+    "Count", "compiled_latencies", "count", "denoiser_inputs", "device_name", "latencies", "map_tensors",
+    "measure_cost", "memory_bytes", "peak_memory", "picture_latencies", "spread", "weight_bytes",
+]  # fmt: skip
+
+PICTURES = 5  # timed pictures at most: one takes as long as twice its steps in passes
+CONVENTIONS = {
+    "macs": "multiply-accumulates (half the FLOPs) of convolutions, linear layers and the two products of each "
+    "attention, for one pass over one picture without guidance; norms, activations and sums do not count",
+    "macs_without_attention": "macs without attention's two products",
+    "bytes": "safetensors files of the denoiser",
+    "memory_bytes": "weights and buffers of the loaded denoiser",
+    "peak_memory_bytes": "loading the denoiser and one pass, above what Python and the libraries take",
+    "latency_s": "median of one eager pass over one picture without guidance; low and high: 5th and 95th percentile",
+    "picture_latency_s": "median of one picture from prompt to pixels, with guidance; low and high as above",
+    "compiled_latency_s": "latency_s of the denoiser after torch.compile, which is not timed itself",
+}
+
+
+def measure_cost(
+    pipeline: "DiffusionPipeline",
+    folder: Path,
+    config: EvaluateConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    variant: str | None = None,
+) -> dict[str, Any]:
+    """All costs of the pipeline's denoiser for one pass over one picture without guidance, and of a whole picture.
+
+    Args:
+        pipeline: On ``device``.
+        folder: Its checkpoint.
+        config: Size, scheduler, steps and guidance of a picture, number of timed passes, whether to compile.
+        device: Where the run computes.
+        dtype: The run's precision.
+        variant: Of the weight files, such as ``fp16``; None for those without one in their name.
+
+    Returns:
+        ``params``, ``params_by_type``, ``macs``, ``macs_without_attention``, ``bytes``, ``memory_bytes``,
+        ``peak_memory_bytes``, ``latency_s``, ``picture_latency_s`` and ``compiled_latency_s`` (None where it was not
+        asked for or cannot be had; ``compiled_note`` says why). Each latency is a median in seconds, beside it its
+        5th and 95th percentile: ``latency_low_s``, ``latency_high_s`` and so on. Beside them ``pipeline_params`` with
+        every other model, ``bytes_by_dtype``, ``settings``, and ``conventions``: what each number is of.
+
+    Raises:
+        UserError: ``folder`` holds no weights of the denoiser.
+        RuntimeError: The denoiser has a shape that its config does not describe.
+    """
+    model, component = denoiser(pipeline), denoiser_name(pipeline)
+    inputs = denoiser_inputs(pipeline, config)
+    others = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module) and part is not model]
+    size, by_dtype = weight_bytes(folder / component, variant)
+    pictures = min(config.latency_repeats, PICTURES)
+    with bar() as progress:
+        task = progress.add_task("measuring cost", total=4 + config.compiled)
+        counted = count(model, inputs)
+        progress.advance(task)
+        seconds = spread("latency", latencies(model, inputs, config.latency_repeats, device))
+        progress.advance(task)
+        seconds |= spread("picture_latency", picture_latencies(pipeline, config, pictures, device))
+        progress.advance(task)
+        memory = peak_memory(folder, component, inputs, device, dtype, variant)
+        progress.advance(task)
+        compiled: list[float] = []
+        note = None
+        if config.compiled:
+            compiled, note = compiled_latencies(model, inputs, config.latency_repeats, device)
+            progress.advance(task)
+        seconds |= spread("compiled_latency", compiled)
+    sample = next(value for value in (*inputs[0], *inputs[1].values()) if isinstance(value, torch.Tensor))
+    return {
+        "params": counted.params,
+        "params_by_type": counted.params_by_type,
+        "macs": counted.macs,
+        "macs_without_attention": counted.macs_without_attention,
+        "bytes": size,
+        "memory_bytes": memory_bytes(model),
+        "peak_memory_bytes": memory["peak_memory_bytes"],
+        **seconds,
+        "compiled_note": note,
+        "pipeline_params": counted.params + sum(p.numel() for part in others for p in part.parameters()),
+        "bytes_by_dtype": by_dtype,
+        "settings": {
+            "of": component,
+            "batch": sample.shape[0],
+            "sample": list(sample.shape[1:]),
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": device_name(device),
+            "threads": torch.get_num_threads(),
+            "latency_repeats": config.latency_repeats,
+            "picture_repeats": pictures,
+            "memory": memory["method"],
+        },
+        "conventions": CONVENTIONS,
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """What the maker calls it: the GPU, or the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return environment()["cpu"]

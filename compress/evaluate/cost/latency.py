@@ -1,0 +1,113 @@
+"""Seconds of a pass of the denoiser, eager and compiled, and of a whole picture."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.cost.inputs import Inputs, size
+from compress.evaluate.sample import sampler
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+WARM_UP = 3
+# Largest difference that a compiled denoiser may have from the eager one, as a share of the largest output.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def timed(call: Callable[[], Any], repeats: int, device: torch.device, warm_up: int = WARM_UP) -> list[float]:
+    """Seconds of each of ``repeats`` calls, after ``warm_up`` that are not timed."""
+    seconds = []
+    for index in range(warm_up + repeats):
+        _synchronize(device)
+        start = time.perf_counter()
+        call()
+        _synchronize(device)
+        if index >= warm_up:
+            seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def spread(name: str, seconds: list[float]) -> dict[str, float | None]:
+    """Median, and 5th and 95th percentile, as ``<name>_s``, ``<name>_low_s`` and ``<name>_high_s``; None of nothing."""
+    if not seconds:
+        return {f"{name}_s": None, f"{name}_low_s": None, f"{name}_high_s": None}
+    low, high = np.percentile(seconds, [5, 95]).tolist()
+    return {f"{name}_s": statistics.median(seconds), f"{name}_low_s": low, f"{name}_high_s": high}
+
+
+@torch.no_grad()
+def latencies(model: torch.nn.Module, inputs: Inputs, repeats: int, device: torch.device) -> list[float]:
+    """Seconds of each of ``repeats`` passes, after some that are not timed."""
+    args, kwargs = inputs
+    return timed(lambda: model(*args, **kwargs), repeats, device)
+
+
+def picture_latencies(
+    pipeline: "DiffusionPipeline", config: EvaluateConfig, repeats: int, device: torch.device
+) -> list[float]:
+    """Seconds of each of ``repeats`` pictures from prompt to pixels, one at a time, after one that is not timed.
+
+    Args:
+        pipeline: On ``device``.
+        config: Size, scheduler, steps and guidance of the picture.
+        repeats: Timed pictures.
+        device: Where they are made.
+    """
+    twin = sampler(pipeline, config)
+
+    def draw() -> None:
+        generator = torch.Generator("cpu").manual_seed(0)
+        twin(
+            prompt="a picture",
+            generator=generator,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance,
+            output_type="np",
+            **size(config),
+        )
+
+    return timed(draw, repeats, device, warm_up=1)
+
+
+@torch.no_grad()
+def compiled_latencies(
+    model: torch.nn.Module, inputs: Inputs, repeats: int, device: torch.device
+) -> tuple[list[float], str]:
+    """Seconds of each of ``repeats`` passes of the compiled denoiser, whose output must be that of the eager one.
+
+    Args:
+        model: The denoiser; left as it was.
+        inputs: Positional and keyword arguments of the pass.
+        repeats: Timed passes.
+        device: Where to compute.
+
+    Returns:
+        The seconds, none if the model cannot be compiled or computes something else then; and a sentence that says
+        how far the compiled output is from the eager one, or why there are none.
+    """
+    args, kwargs = inputs
+    kwargs = {**kwargs, "return_dict": False}
+    expected = model(*args, **kwargs)[0]
+    try:
+        compiled = torch.compile(model)
+        found = compiled(*args, **kwargs)[0]
+        difference = float((found - expected).abs().max() / expected.abs().max())
+        if not difference <= TOLERANCE[expected.dtype]:  # NaN does not count as near
+            return [], f"refused: the compiled output differs by {difference:.1g} of the largest value"
+        seconds = latencies(compiled, (args, kwargs), repeats, device)
+    except Exception as error:  # noqa: BLE001 - compilers fail in many ways, none of which may end a measurement
+        return [], f"torch.compile failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+    finally:
+        torch.compiler.reset()
+    return seconds, f"torch.compile; its output differs by {difference:.1g} of the largest value"

@@ -1,0 +1,87 @@
+"""Peak memory of a denoiser alone, and of a process."""
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import compress
+from compress.evaluate.cost.inputs import Inputs, map_tensors
+
+
+def peak_memory(
+    folder: Path,
+    component: str,
+    inputs: Inputs,
+    device: torch.device,
+    dtype: torch.dtype,
+    variant: str | None = None,
+) -> dict[str, Any]:
+    """Peak memory of loading the denoiser from its checkpoint and of one pass, in a process of its own.
+
+    Returns:
+        ``{"peak_memory_bytes", "method"}``.
+
+    Raises:
+        RuntimeError: The process failed.
+    """
+    root = str(Path(compress.__file__).parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "inputs.pt"
+        torch.save(map_tensors(inputs, lambda t: t.cpu()), file)
+        command = [sys.executable, "-m", "compress.evaluate.cost.memory_process"]
+        command += [str(folder.resolve()), component, str(file)]
+        command += ["--device", str(device), "--dtype", str(dtype).removeprefix("torch.")]
+        command += ["--threads", str(torch.get_num_threads())]
+        command += ["--variant", variant] if variant else []
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring the peak memory of {folder} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def forget_peak() -> bool:
+    """Sets the peak back to the memory in use, without what is free but kept; False where the system cannot."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux only
+    except OSError:
+        return False
+    return True
+
+
+def process_peak() -> int:
+    """Largest resident memory of this process so far, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def peak_since(baseline: int, device: torch.device) -> tuple[int, str]:
+    """Bytes by which memory rose above ``baseline``, and what was measured.
+
+    Args:
+        baseline: What :func:`process_peak` gave before; counts on a CPU alone.
+        device: A CUDA device counts what its allocator gave out in this process, MPS what its driver did.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "CUDA allocator, fresh process"
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory(), "MPS driver, fresh process"
+    return max(process_peak() - baseline, 0), "rise of resident memory, fresh process"

@@ -1,0 +1,43 @@
+"""Bytes of a denoiser's weights, on disk and in memory."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from compress.errors import UserError
+
+
+def weight_bytes(folder: Path, variant: str | None = None) -> tuple[int, dict[str, int]]:
+    """Bytes on disk of a model's safetensors files, one or several shards, and of their tensors by data type.
+
+    Raises:
+        UserError: There are none.
+    """
+    found = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in found if file.name.count(".") == 1]
+    files = [file for file in found if variant and f".{variant}." in file.name] or plain
+    if not files:
+        raise UserError(f"{folder}: no safetensors files; the checkpoint is not whole")
+    by_dtype: dict[str, int] = {}
+    for file in files:
+        # The header alone: 8 bytes of its length, then JSON.
+        with file.open("rb") as stream:
+            header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        for name, entry in header.items():
+            if name != "__metadata__":
+                start, end = entry["data_offsets"]
+                by_dtype[entry["dtype"]] = by_dtype.get(entry["dtype"], 0) + end - start
+    return sum(file.stat().st_size for file in files), by_dtype
+
+
+def memory_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all parameters and buffers as they lie in memory; quantized ones with their scales and offsets."""
+    return sum(_tensor_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _tensor_bytes(tensor: torch.Tensor) -> int:
+    if hasattr(tensor, "__tensor_flatten__"):  # a subclass that is made of plain tensors, as torchao's are
+        names, _ = tensor.__tensor_flatten__()
+        return sum(_tensor_bytes(getattr(tensor, name)) for name in names)
+    return tensor.numel() * tensor.element_size()
