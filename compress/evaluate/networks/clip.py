@@ -1,0 +1,110 @@
+"""Any stock ``CLIPModel``: embeddings of pictures and of captions in one space."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from compress.assets import resolve
+from compress.errors import UserError
+from compress.evaluate.networks.weights import weights_hash
+from compress.models.quiet import hide_notices, no_progress_bars
+
+if TYPE_CHECKING:
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+AT_ONCE = 256  # captions
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model with what prepares its input (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
+
+    Attributes:
+        model: In evaluation mode, float32.
+        tokenizer: Of its captions.
+        processor: Of its pictures; always the one on Pillow, since the one on torchvision gives other pixels.
+        name: What it is called in reports.
+    """
+
+    model: "CLIPModel"
+    tokenizer: "CLIPTokenizer"
+    processor: "CLIPImageProcessorPil"
+    name: str = "CLIP"
+    preprocessing = "its own"
+
+    @cached_property
+    def sha256(self) -> str:
+        """See :func:`compress.evaluate.networks.weights.weights_hash`."""
+        return weights_hash(self.model)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor | Sequence[Tensor]) -> Tensor:
+        """Embeddings ``(b, d)`` of pictures, not normalized; see :class:`compress.evaluate.networks.Network`."""
+        seen = self.processor(
+            images=[picture.numpy() for picture in pictures], return_tensors="pt", input_data_format="channels_first"
+        )
+        # The towers and projections directly: what get_image_features returns changed in transformers 5.
+        tower = self.model.vision_model(seen["pixel_values"].to(self.model.device))
+        return self.model.visual_projection(tower.pooler_output).float().cpu()
+
+    @torch.no_grad()
+    def text(self, captions: Sequence[str]) -> Tensor:
+        """Embeddings of captions, not normalized.
+
+        Args:
+            captions: n captions; cut where they are longer than the model's text. Equal ones are computed once.
+
+        Returns:
+            float32, ``(n, d)``, on the CPU.
+        """
+        distinct = list(dict.fromkeys(captions))
+        length = self.model.config.text_config.max_position_embeddings
+        batches = []
+        for start in range(0, len(distinct), AT_ONCE):
+            words = self.tokenizer(
+                distinct[start : start + AT_ONCE],
+                padding="max_length",
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
+            ).to(self.model.device)
+            tower = self.model.text_model(words.input_ids, words.attention_mask)
+            batches.append(self.model.text_projection(tower.pooler_output).float().cpu())
+        place = {caption: index for index, caption in enumerate(distinct)}
+        return torch.cat(batches)[[place[caption] for caption in captions]]
+
+
+def load_clip(
+    path: str, device: torch.device | str = "cpu", name: str | None = None, key: str = "evaluate.clip"
+) -> Clip:
+    """Loads a CLIP model from a folder, the package or the hub.
+
+    Args:
+        path: Folder or hub id.
+        device: Where to compute.
+        name: What to call it; None takes the path.
+        key: The config key of ``path``, for messages.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    hide_notices()
+    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+    folder = Path(resolve(path)).expanduser()
+    source = str(folder) if folder.exists() else path
+    try:
+        with no_progress_bars():
+            model, info = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        tokenizer = CLIPTokenizer.from_pretrained(source)
+        processor = CLIPImageProcessorPil.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}={path}: no CLIP model can be loaded from there ({error})") from None
+    if info["missing_keys"]:
+        raise UserError(f"{key}={path}: not a whole CLIP model, without {sorted(info['missing_keys'])[0]}")
+    return Clip(model.to(device).eval(), tokenizer, processor, name or path)

@@ -1,0 +1,82 @@
+"""Any image encoder of transformers, for Fréchet and kernel distances through other eyes than Inception's."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from compress.assets import resolve
+from compress.errors import UserError
+from compress.evaluate.networks.weights import weights_hash
+from compress.models.quiet import hide_notices, no_progress_bars
+
+
+class Encoder:
+    """One feature vector a picture, by what the model is.
+
+    A model with a projection (``CLIPModel``, ``CLIPVisionModelWithProjection``) gives its projected embedding; one with
+    a trained pooler (CLIP, SigLIP, DINOv2, ConvNeXt) that pooler's output; any other its class token.
+
+    Args:
+        path: Folder or hub id.
+        device: Where to compute.
+        key: The config key of ``path``, for messages.
+
+    Raises:
+        UserError: There is no such model, some of its weights are missing, or it does not look at pictures.
+    """
+
+    preprocessing = "its own"
+
+    def __init__(self, path: str, device: torch.device | str = "cpu", key: str = "evaluate.encoders") -> None:
+        hide_notices()
+        from transformers import AutoImageProcessor
+
+        folder = Path(resolve(path)).expanduser()
+        source = str(folder) if folder.exists() else path
+        self.name = path
+        try:
+            with no_progress_bars():
+                model, info = _model_class(source).from_pretrained(
+                    source, dtype=torch.float32, output_loading_info=True
+                )
+            # The one on Pillow: the one on torchvision gives other pixels.
+            self.processor = AutoImageProcessor.from_pretrained(source, backend="pil")
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{key}={path}: no image encoder can be loaded from there ({error})") from None
+        missing = {name for name in info["missing_keys"] if name.partition(".")[0] not in ("pooler", "text_model")}
+        if missing:
+            raise UserError(f"{key}={path}: its weights are not whole; the first that is missing is {min(missing)}")
+        self.pooled = not any(name.startswith("pooler") for name in info["missing_keys"])
+        self.model = model.to(device).eval()
+        if self.model.main_input_name != "pixel_values" and not hasattr(self.model, "vision_model"):
+            raise UserError(f"{key}={path}: expected an image encoder, not a {type(model).__name__}")
+        self.sha256 = weights_hash(self.model)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Tensor | Sequence[Tensor]) -> Tensor:
+        """Features ``(b, d)``; see :class:`compress.evaluate.networks.Network`."""
+        seen = self.processor(
+            images=[picture.numpy() for picture in pictures], return_tensors="pt", input_data_format="channels_first"
+        )
+        pixels = seen["pixel_values"].to(self.model.device)
+        if hasattr(self.model, "visual_projection"):
+            projected = self.model.visual_projection(self.model.vision_model(pixels).pooler_output)
+            return projected.float().cpu()
+        tower: Any = getattr(self.model, "vision_model", self.model)
+        output = tower(pixels)
+        pooled = getattr(output, "pooler_output", None) if self.pooled else None
+        features = output.last_hidden_state[:, 0] if pooled is None else pooled
+        return features.flatten(1).float().cpu()
+
+
+def _model_class(source: str) -> Any:
+    """The class that keeps a model's projection, where it has one."""
+    import transformers
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(source)
+    named = (config.architectures or [""])[0]
+    return getattr(transformers, named) if named.endswith("VisionModelWithProjection") else AutoModel

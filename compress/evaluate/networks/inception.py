@@ -1,0 +1,101 @@
+"""The Inception network of FID and the two ways to bring pictures to its size."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from compress.evaluate.networks.inception_file import INCEPTION_SHA256, find_inception
+
+SIDE = 299
+NAME = "pt_inception-2015-12-05"
+
+
+def resize_like_tensorflow1(pictures: Tensor, side: int = SIDE) -> Tensor:
+    """Bilinear resize with TensorFlow 1's coordinates, which every FID published before clean-fid uses.
+
+    Output pixel ``i`` lies at ``i * size / side`` of the input: no half-pixel shift, no antialiasing, and what would
+    be read past the last row or column is that row or column again.
+
+    Args:
+        pictures: Float, ``(n, channels, height, width)``.
+        side: Height and width of the result in pixels.
+
+    Returns:
+        Float, ``(n, channels, side, side)``.
+    """
+    rows = _weights(pictures.shape[2], side, pictures)
+    columns = _weights(pictures.shape[3], side, pictures)
+    return rows @ pictures @ columns.T
+
+
+def resize_clean(pictures: Tensor, side: int = SIDE) -> Tensor:
+    """Bicubic resize with antialiasing as Pillow computes it in float, clipped to [0, 255] and not rounded.
+
+    Parmar et al. 2022, https://arxiv.org/abs/2104.11222 ("clean-fid").
+
+    Args:
+        pictures: Float in [0, 255], ``(n, channels, height, width)``.
+        side: Height and width of the result in pixels.
+
+    Returns:
+        Float, ``(n, channels, side, side)``.
+    """
+    if pictures.shape[2:] == (side, side):
+        return pictures
+    return torch.nn.functional.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
+
+
+RESIZES: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow1": resize_like_tensorflow1, "clean": resize_clean}
+
+
+def _weights(size: int, side: int, like: Tensor) -> Tensor:
+    """The ``(side, size)`` matrix of the interpolation along one axis."""
+    index = torch.arange(side)
+    position = index.double() * size / side
+    low = position.floor().long().clamp(max=size - 1)
+    high = (low + 1).clamp(max=size - 1)
+    share = position - low
+    weights = torch.zeros(side, size, dtype=torch.float64)
+    weights[index, low] += 1 - share
+    weights[index, high] += share
+    return weights.to(like)
+
+
+class Inception(torch.nn.Module):
+    """The network of FID (Heusel et al. 2017), https://arxiv.org/abs/1706.08500: 2048 features a picture.
+
+    Args:
+        path: See :func:`compress.evaluate.networks.inception_file.find_inception`.
+        device: Where to compute.
+        resize: One of :data:`RESIZES`.
+
+    Raises:
+        UserError: The file is missing or another one.
+    """
+
+    num_features = 2048
+    name = NAME
+    sha256 = INCEPTION_SHA256
+
+    def __init__(self, path: str = "auto", device: torch.device | str = "cpu", resize: str = "tensorflow1") -> None:
+        super().__init__()
+        network = torch.jit.load(str(find_inception(path)), map_location="cpu").eval().to(device)
+        self.network = torch.jit.freeze(network)
+        self.device = torch.device(device)
+        self.preprocessing = resize
+        self.resize = RESIZES[resize]
+
+    @torch.no_grad()
+    def forward(self, pictures: Tensor | Sequence[Tensor]) -> Tensor:
+        """Features ``(b, 2048)``; see :class:`compress.evaluate.networks.Network`."""
+        if isinstance(pictures, Tensor):
+            large = self._large(pictures)
+        else:
+            large = torch.cat([self._large(picture[None]) for picture in pictures])
+        # Optimizing costs two slow passes for every new batch size and gains nothing.
+        with torch.jit.optimized_execution(False):
+            return self.network((large - 128) / 128).float().cpu()
+
+    def _large(self, pictures: Tensor) -> Tensor:
+        return self.resize(pictures.to(self.device, torch.float32))

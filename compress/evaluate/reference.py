@@ -1,0 +1,270 @@
+"""Features of the real pictures that generated ones are compared with: computed once, and kept."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from compress import processes
+from compress.assets import resolve
+from compress.errors import UserError
+from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.networks import Network, Networks
+from compress.evaluate.networks.inception_file import INCEPTION_SHA256
+from compress.evaluate.pictures import PictureFiles, Pictures, on_white, picture_files
+from compress.progress import track
+
+if TYPE_CHECKING:
+    from compress.data import Data
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Features of real pictures.
+
+    Attributes:
+        name: Where they come from.
+        features: float32 ``(m, d)`` by key of the network, see :class:`compress.evaluate.networks.Networks`.
+        sha256: Of those features, by the same keys.
+    """
+
+    name: str
+    features: dict[str, Tensor]
+    sha256: dict[str, str]
+
+    @classmethod
+    def of(cls, name: str, features: dict[str, Tensor]) -> "Reference":
+        """Hashes the features."""
+        return cls(name, features, {key: features_hash(found) for key, found in features.items()})
+
+
+class DataPictures:
+    """Rows of a data set as :class:`Pictures`, center-cropped and resized (Lanczos) where they are of another size.
+
+    Args:
+        data: The data set.
+        indices: Rows of ``data.train``.
+        size: Height and width in pixels.
+    """
+
+    def __init__(self, data: "Data", indices: Sequence[int], size: tuple[int, int]) -> None:
+        self.data, self.indices, self.size = data, list(indices), size
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, chosen: slice, /) -> Tensor:
+        """uint8 RGB, ``(b, 3, height, width)``."""
+        import numpy as np
+        from PIL import Image, ImageOps
+
+        pictures = [
+            ImageOps.fit(on_white(self.data.train[index]["image"]), self.size[::-1], Image.Resampling.LANCZOS)
+            for index in self.indices[chosen]
+        ]
+        return torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).contiguous()
+
+
+def features(pictures: Pictures, network: Network, batch_size: int) -> Tensor:
+    """Features of all pictures through one network, float32 ``(n, d)``, on the CPU."""
+    starts = range(0, len(pictures), batch_size)
+    batches = track(starts, f"{network.name}: {len(pictures)} pictures")
+    return torch.cat([network(pictures[start : start + batch_size]) for start in batches])
+
+
+def data_reference(
+    data: "Data", config: EvaluateConfig, size: tuple[int, int], networks: Networks, cache: Path | None = None
+) -> Reference:
+    """A random choice of training pictures, brought to the size of the generated ones.
+
+    Inception's features come from the file of ``data.reference`` where it fits: enough pictures of that size, seen
+    through the same resize. The other networks then look at the same pictures.
+
+    Args:
+        data: The data set; ``data.reference`` is a safetensors file of :func:`write_reference` or None.
+        config: ``reference_images``, ``score_batch_size`` and the choice of networks.
+        size: Height and width of the generated pictures.
+        networks: Those of the evaluation.
+        cache: Folder for computed features; None keeps nothing.
+
+    Raises:
+        UserError: ``data.reference`` is missing, damaged, or made from other pictures or by another network.
+    """
+    wanted = min(config.reference_images or len(data.text), len(data.text))
+    order = torch.randperm(len(data.text), generator=torch.Generator().manual_seed(0))[:wanted]
+    name, found = "training pictures", {}
+    keys = networks.keys(sets=True, captions=False)
+    if data.reference is not None:
+        stored, indices, metadata = _read(Path(resolve(data.reference)), data, f"data.reference={data.reference}")
+        fits = len(stored) >= wanted and json.loads(metadata["size"]) == list(size)
+        if fits and "inception" in keys and config.fid_resize == "tensorflow1":
+            name, order = Path(data.reference).name, indices[:wanted]
+            found = {"inception": stored[:wanted].float()}
+    content = json.dumps([data.fingerprint, features_hash(order), size])
+    rest = [key for key in keys if key not in found]
+    found |= _kept(lambda: DataPictures(data, order.tolist(), size), content, rest, networks, cache)
+    return Reference.of(name, {key: found[key] for key in keys})
+
+
+def folder_reference(
+    folder: str | Path,
+    config: EvaluateConfig,
+    networks: Networks,
+    cache: Path | None = None,
+    fit: tuple[int, int] | None = None,
+    key: str = "evaluate.reference",
+) -> Reference:
+    """All pictures of a folder, or a random choice of them.
+
+    Args:
+        folder: With its folders.
+        config: ``reference_images`` (None: all), ``score_batch_size`` and the choice of networks.
+        networks: Those of the evaluation.
+        cache: Folder for computed features; None keeps nothing.
+        fit: Height and width to crop and resize them to; None leaves every picture as it is.
+        key: The config key of ``folder``, for messages.
+
+    Raises:
+        UserError: The folder has no pictures, or one cannot be read.
+    """
+    files = picture_files(folder, key)
+    if config.reference_images is not None and config.reference_images < len(files):
+        order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[: config.reference_images]
+        files = [files[index] for index in sorted(order.tolist())]
+    pictures = PictureFiles(files, key, fit)
+    return files_reference(pictures, Path(folder).name, networks, cache)
+
+
+def files_reference(pictures: PictureFiles, name: str, networks: Networks, cache: Path | None = None) -> Reference:
+    """The features of pictures on disk, which are known again by their content."""
+    digest = hashlib.sha256()
+    for file in pictures.files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    content = json.dumps([digest.hexdigest(), pictures.fit])
+    keys = networks.keys(sets=True, captions=False)
+    return Reference.of(name, _kept(lambda: pictures, content, keys, networks, cache))
+
+
+def write_reference(
+    data: "Data",
+    path: Path,
+    n: int,
+    size: tuple[int, int],
+    seed: int = 0,
+    network: Network | None = None,
+    batch_size: int = 32,
+) -> None:
+    """Writes the Inception features of training pictures as a file for ``data.reference``.
+
+    A safetensors file with ``features`` ``(n, 2048)`` float16 and ``indices`` ``(n,)`` int64, rows of ``data.train`` in
+    random order, so that the first k are a random choice too; its metadata names network, picture size and captions.
+
+    Args:
+        data: The data set.
+        path: The file; appears whole or not at all.
+        n: Number of pictures; all of them where there are fewer.
+        size: Height and width to which the pictures are brought first, those of the generated ones.
+        seed: Seed of the choice.
+        network: Other than Inception only in tests.
+        batch_size: Pictures at once.
+    """
+    network = Networks(EvaluateConfig()).inception if network is None else network
+    order = torch.randperm(len(data.text), generator=torch.Generator().manual_seed(seed))[:n]
+    found = features(DataPictures(data, order.tolist(), size), network, batch_size)
+    metadata = {
+        "network": network.name,
+        "network_sha256": INCEPTION_SHA256,
+        "size": json.dumps(list(size)),
+        "captions_sha256": _captions_hash(data, order),
+        "seed": str(seed),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as beside:
+        save_file({"features": found.half(), "indices": order}, beside, metadata)
+
+
+def features_hash(values: Tensor) -> str:
+    """SHA-256 of a tensor's bytes."""
+    return hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _kept(
+    pictures: Callable[[], Pictures], content: str, keys: Sequence[str], networks: Networks, cache: Path | None
+) -> dict[str, Tensor]:
+    """Features through some networks, from the cache where it has them; of several processes the first computes."""
+    found: dict[str, Tensor] = {}
+    for key in keys:
+        network = networks[key]
+        parts = json.dumps([content, network.sha256, network.preprocessing])
+        name = f"{key.replace('.', '-')}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}.safetensors"
+        path = None if cache is None else cache / name
+        with _first_process_first():
+            found[key] = _load_or_compute(pictures, network, path, networks.config.score_batch_size)
+    return found
+
+
+def _load_or_compute(pictures: Callable[[], Pictures], network: Network, path: Path | None, batch_size: int) -> Tensor:
+    if path is not None and path.exists():
+        try:
+            return load_file(path)["features"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(f"{path}: damaged ({error}); delete it and run the same command again") from error
+    computed = features(pictures(), network, batch_size)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _replacing(path) as beside:
+            save_file({"features": computed}, beside)
+    return computed
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A place beside ``path`` to write to, put in its place when all went well."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _first_process_first() -> Iterator[None]:
+    if processes.count() == 1:
+        yield
+        return
+    from accelerate import PartialState
+
+    with PartialState().main_process_first():
+        yield
+
+
+def _captions_hash(data: "Data", indices: Tensor) -> str:
+    return hashlib.sha256("\n".join(data.text[index] for index in indices.tolist()).encode()).hexdigest()
+
+
+def _read(path: Path, data: "Data", shown: str) -> tuple[Tensor, Tensor, dict[str, str]]:
+    """Features, rows and metadata of a file of :func:`write_reference` that belongs to this data."""
+    remedy = "set data.reference=null to compute the features from the data"
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            stored, indices = file.get_tensor("features"), file.get_tensor("indices")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{shown}: no readable file of reference features ({error}); {remedy}") from None
+    if metadata.get("network_sha256") != INCEPTION_SHA256:
+        raise UserError(f"{shown}: made by another network than Inception's; {remedy}")
+    fits = not len(indices) or int(indices.max()) < len(data.text)
+    if not fits or metadata.get("captions_sha256") != _captions_hash(data, indices):
+        raise UserError(f"{shown}: made from other pictures than the training data; {remedy}")
+    return stored, indices, metadata

@@ -1,0 +1,257 @@
+"""Scores pictures: each one is read once, passes each network once, and every metric is computed from that."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from compress import processes
+from compress.errors import UserError
+from compress.evaluate import metrics as measures
+from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.networks import ENCODER, Networks
+from compress.evaluate.pictures import Pictures
+from compress.evaluate.reference import Reference
+from compress.progress import track
+
+if TYPE_CHECKING:
+    from torchmetrics import Metric
+
+__all__ = ["Networks", "Reference", "names", "score_pictures"]
+
+Scores = dict[str, dict[str, Any] | None]
+Batch = Tensor | list[Tensor]
+
+PAIRED = {"psnr": measures.PSNR, "ssim": measures.SSIM, "ms_ssim": measures.MultiScaleSSIM, "lpips": measures.LPIPS}
+LEAST = 4  # pictures in either set, below which no interval can be had
+
+
+def names(config: EvaluateConfig) -> list[str]:
+    """All metrics that a config asks for, in the order of a table; but for those of single denoising steps."""
+    sets = ["fid", "fid_teacher", "kid", "precision", "recall"]
+    sets += ["cmmd"] if config.clip is not None else []
+    sets += [f"{kind}_{name}" for name in config.encoders for kind in ("fd", "mmd")]
+    text = ["clip_score", "r_at_1", "r_at_5"] if config.clip is not None else []
+    return [name for name in [*sets, *text, *config.preference, *PAIRED] if _wanted(name, config)]
+
+
+def score_pictures(
+    pictures: Pictures,
+    config: EvaluateConfig,
+    networks: Networks,
+    *,
+    reference: Reference | None = None,
+    teacher: Pictures | None = None,
+    teacher_features: dict[str, Tensor] | None = None,
+    captions: Sequence[str] | None = None,
+    keep: dict[str, Tensor] | None = None,
+) -> Scores:
+    """All metrics of some pictures.
+
+    Under several processes every one calls it with its own share of pictures, teacher's pictures and captions; the
+    metrics are those of all shares together, the same in every process. Where the shares follow each other in the
+    order of the processes, intervals too are those of one process.
+
+    Args:
+        pictures: n of them.
+        config: Which metrics, and how.
+        networks: Those of the run.
+        reference: Real pictures' features, the same in every process; without it, no metric against a set.
+        teacher: The teacher's pictures of the same prompts and seeds; without them, no paired metric.
+        teacher_features: What ``keep`` held when the teacher's pictures were scored; computed if not given.
+        captions: n captions; without them, no text alignment and no preference model.
+        keep: Filled with the pictures' features by key of the network.
+
+    Returns:
+        For every name of :func:`names` the metric's dictionary with what it was computed with, or None where pictures
+        to compare with or captions are missing.
+
+    Raises:
+        UserError: A picture cannot be read, a network cannot be loaded, or two pictures of a pair differ in size.
+        ValueError: The numbers of pictures, teacher's pictures and captions differ.
+    """
+    for other in (teacher, captions):
+        if other is not None and len(other) != len(pictures):
+            raise ValueError(f"expected {len(pictures)} teacher's pictures and captions, not {len(other)}")
+    of_teacher = dict(teacher_features or {})
+    look = networks.keys(sets=reference is not None or teacher is not None or keep is not None, captions=bool(captions))
+    look_twice = [
+        key for key in ("inception",)
+        if teacher is not None and key not in of_teacher and config.wants("fid_teacher")
+    ]  # fmt: skip
+    paired = _paired(config, networks) if teacher is not None else {}
+    liked = {name: _Liked(networks, name, config) for name in config.preference} if captions is not None else {}
+    collected: dict[str, list[Tensor]] = {key: [] for key in look}
+    again: dict[str, list[Tensor]] = {key: [] for key in look_twice}
+    for chosen, batch, others in _read(pictures, teacher if paired or look_twice else None, config.score_batch_size):
+        for key in look:
+            collected[key].append(networks[key](batch))
+        if others is not None:
+            _same_sizes(batch, others, chosen.start)
+            for key in look_twice:
+                again[key].append(networks[key](others))
+            for metric in paired.values():
+                metric.update(batch, others)
+        for model in liked.values():
+            model.update(batch, captions[chosen] if captions is not None else [])
+    features = {key: torch.cat(found) for key, found in collected.items()}
+    of_teacher |= {key: torch.cat(found) for key, found in again.items()}
+    if keep is not None:
+        keep.update(features)
+
+    scores: Scores = dict.fromkeys(names(config))
+    if reference is not None:
+        scores |= _against_reference(features, reference, config, networks)
+    if teacher is not None and config.wants("fid_teacher"):
+        scores["fid_teacher"] = _against_teacher(features["inception"], of_teacher["inception"], config, networks)
+    if captions is not None and config.clip is not None and "clip" in features:
+        scores |= _text(features["clip"], captions, config, networks)
+    scores |= {name: model.result() for name, model in liked.items()}
+    scores |= {name: {**metric.compute(), **_network(metric)} for name, metric in paired.items()}
+    return {name: scores[name] for name in names(config)}
+
+
+def _wanted(name: str, config: EvaluateConfig) -> bool:
+    return config.lpips if name == "lpips" else config.wants(name)
+
+
+def _read(pictures: Pictures, others: Pictures | None, size: int) -> Iterator[tuple[slice, Batch, Batch | None]]:
+    """Batches of pictures and of their counterparts, the next one read while the last is looked at."""
+
+    def load(start: int) -> tuple[slice, Batch, Batch | None]:
+        chosen = slice(start, start + size)
+        return chosen, pictures[chosen], None if others is None else others[chosen]
+
+    starts = range(0, len(pictures), size)
+    shown: Iterable[int] = track(starts, f"scoring {len(pictures)} pictures") if processes.is_main() else starts
+    with ThreadPoolExecutor(1) as ahead:
+        coming = ahead.submit(load, 0) if len(starts) else None
+        for start in shown:
+            assert coming is not None
+            batch = coming.result()
+            if start + size < len(pictures):
+                coming = ahead.submit(load, start + size)
+            yield batch
+
+
+def _same_sizes(batch: Batch, others: Batch, first: int) -> None:
+    for index, (one, other) in enumerate(zip(batch, others, strict=True)):
+        if one.shape != other.shape:
+            a, b = (f"{picture.shape[2]}x{picture.shape[1]}" for picture in (one, other))
+            raise UserError(f"picture {first + index} has {a} pixels, the one it is paired with {b}: make them equal")
+
+
+def _paired(config: EvaluateConfig, networks: Networks) -> "dict[str, Metric]":
+    made: dict[str, Metric] = {}
+    for name, metric in PAIRED.items():
+        if _wanted(name, config):
+            made[name] = metric(resamples=config.bootstrap)
+    return made
+
+
+def _against_reference(
+    features: dict[str, Tensor], reference: Reference, config: EvaluateConfig, networks: Networks
+) -> Scores:
+    """Everything that compares two sets of features; one metric in memory at a time."""
+    found: Scores = {}
+    for key, own in features.items():
+        if key not in reference.features:
+            continue
+        real = _share(reference.features[key])
+        about = {
+            **_of(networks, key), "reference": reference.name, "reference_sha256": reference.sha256[key],
+        }  # fmt: skip
+        for name, metric in _set_metrics(key, config):
+            for part, result in _compare(metric, own, real, name).items():
+                if key != "inception" or config.wants(part):
+                    found[part] = {**result, **about}
+    return found
+
+
+def _set_metrics(key: str, config: EvaluateConfig) -> "Iterator[tuple[str, Metric]]":
+    """The metrics of sets that a network's features serve; made when they are asked for."""
+    resamples = config.set_bootstrap
+    if key.startswith(ENCODER):
+        name = key.removeprefix(ENCODER)
+        yield f"fd_{name}", measures.FrechetDistance(resamples=resamples)
+        yield f"mmd_{name}", measures.MaximumMeanDiscrepancy(resamples=resamples)
+    elif key == "clip" and config.wants("cmmd"):
+        yield "cmmd", measures.MaximumMeanDiscrepancy(resamples=resamples)
+    elif key == "inception":
+        if config.wants("fid"):
+            yield "fid", measures.FrechetDistance(resamples=resamples)
+        if config.wants("kid"):
+            yield "kid", measures.KernelDistance(resamples=resamples)
+        if config.wants("precision") or config.wants("recall"):
+            yield "", measures.PrecisionRecall(resamples=resamples)
+
+
+def _compare(metric: "Metric", own: Tensor, real: Tensor, name: str) -> dict[str, dict[str, Any]]:
+    """Results by name; a metric without a name of its own has several."""
+    metric.update(real, real=True)
+    metric.update(own, real=False)
+    result = metric.compute()
+    return {name: result} if name else result
+
+
+def _against_teacher(own: Tensor, teacher: Tensor, config: EvaluateConfig, networks: Networks) -> dict[str, Any]:
+    metric = measures.FrechetDistance(paired=True, resamples=config.set_bootstrap)
+    metric.update(teacher, real=True)
+    metric.update(own, real=False)
+    return {**metric.compute(), **_of(networks, "inception"), "reference": "the teacher's pictures"}
+
+
+def _text(own: Tensor, captions: Sequence[str], config: EvaluateConfig, networks: Networks) -> Scores:
+    texts = networks.clip.text(captions)
+    about = _of(networks, "clip")
+    found: Scores = {}
+    if config.wants("clip_score"):
+        score = measures.CLIPScore(resamples=config.bootstrap)
+        score.update(own, texts)
+        found["clip_score"] = {**score.compute(), **about}
+    if config.wants("r_at_1") or config.wants("r_at_5"):
+        retrieval = measures.Retrieval(resamples=config.bootstrap)
+        retrieval.update(own, texts, torch.tensor([_caption_id(caption) for caption in captions]))
+        found |= {name: {**result, **about} for name, result in retrieval.compute().items() if config.wants(name)}
+    return found
+
+
+def _caption_id(caption: str) -> int:
+    """A whole number for a caption, the same in every process and exact in float64."""
+    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:6])
+
+
+class _Liked:
+    """A preference model's mean score."""
+
+    def __init__(self, networks: Networks, name: str, config: EvaluateConfig) -> None:
+        self.model = networks.preference[name]
+        self.metric = measures.MeanScore(resamples=config.bootstrap)
+
+    def update(self, batch: Batch, captions: Sequence[str]) -> None:
+        self.metric.update(self.model(batch, captions))
+
+    def result(self) -> dict[str, Any]:
+        return {**self.metric.compute(), "network": self.model.name, "network_sha256": self.model.sha256}
+
+
+def _share(rows: Tensor) -> Tensor:
+    """This process's part of rows that every process has."""
+    import torch.distributed as group
+
+    if not (group.is_available() and group.is_initialized()):
+        return rows
+    return rows.tensor_split(group.get_world_size())[group.get_rank()]
+
+
+def _of(networks: Networks, key: str) -> dict[str, Any]:
+    network = networks[key]
+    return {"network": network.name, "network_sha256": network.sha256, "resize": network.preprocessing}
+
+
+def _network(metric: "Metric") -> dict[str, Any]:
+    """What a paired metric looked through: nothing, but for LPIPS."""
+    return {name: getattr(metric, name, None) for name in ("network", "network_sha256")}
