@@ -77,7 +77,7 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
-class _Settings:
+class Settings:
     """The keys at the top that belong to no group."""
 
     recipe_name: str
@@ -118,12 +118,12 @@ def to_run_config(cfg: "DictConfig") -> RunConfig:
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
     assert isinstance(tree, dict)
-    names = [field.name for field in dataclasses.fields(_Settings)]
+    names = [field.name for field in dataclasses.fields(Settings)]
     groups = (*NOT_STAGES, "stages")
     for key in tree:
         if key not in names and key not in groups:
             raise UserError(unknown_key("", str(key), [*names, *groups]))
-    settings = build(_Settings, {key: value for key, value in tree.items() if key in names}, "")
+    settings = build(Settings, {key: value for key, value in tree.items() if key in names}, "")
 
     from compress.data import DataConfig
     from compress.evaluate import EvaluateConfig
