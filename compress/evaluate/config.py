@@ -111,8 +111,8 @@ class EvaluateConfig:
             raise bad_value("clip_name", self.clip_name, f"another name, since clip={self.clip} is another network")
 
     def wants(self, metric: str) -> bool:
-        """Whether a metric of :data:`METRICS` is to be computed."""
-        return metric not in self.leave_out
+        """Whether a metric of :data:`METRICS`, or ``lpips``, is to be computed."""
+        return self.lpips if metric == "lpips" else metric not in self.leave_out
 
     def _check_numbers(self) -> None:
         lowest = {

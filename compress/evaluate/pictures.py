@@ -1,8 +1,10 @@
 """Pictures to score, in memory or on disk: looked at in slices, so that a large set need not fit into memory."""
 
+import hashlib
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -40,8 +42,8 @@ class PictureFiles:
             leaves every picture as it is.
 
     Attributes:
-        transparent: How many pictures were laid on white.
-        sizes: The distinct ``(height, width)`` of the files.
+        transparent: How many pictures are laid on white.
+        sizes: ``(height, width)`` of each file.
 
     Raises:
         UserError: A file is no picture, is cut off, moves, or has no three colors. Headers and endings are read, pixels
@@ -54,8 +56,17 @@ class PictureFiles:
             raise UserError(f"{key}: there are no pictures")
         with ThreadPoolExecutor(READERS) as pool:
             found = list(pool.map(self._header, self.files))
-        self.sizes = sorted({size for size, _ in found})
+        self.sizes = [size for size, _ in found]
         self.transparent = sum(transparent for _, transparent in found)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the files' contents, in their order."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.files)
@@ -111,6 +122,26 @@ class PictureFiles:
 
     def _unreadable(self, file: Path, error: Exception) -> UserError:
         return UserError(f"{self.key}: {file} cannot be read as a picture ({error}): repair it or take it away")
+
+
+class Part:
+    """Some pictures of a larger set, one after the other.
+
+    Args:
+        pictures: The larger set.
+        chosen: Their places.
+    """
+
+    def __init__(self, pictures: Pictures, chosen: range) -> None:
+        self.pictures, self.chosen = pictures, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, chosen: slice, /) -> "torch.Tensor | list[torch.Tensor]":
+        """See :class:`Pictures`."""
+        places = self.chosen[chosen]
+        return self.pictures[places.start : places.stop]
 
 
 def picture_files(folder: str | Path, key: str = "images") -> list[Path]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.networks import Network, Networks
 from compress.evaluate.networks.inception_file import INCEPTION_SHA256
 from compress.evaluate.pictures import PictureFiles, Pictures, on_white, picture_files
+from compress.files import replace_with
 from compress.progress import track
 
 if TYPE_CHECKING:
@@ -146,11 +146,7 @@ def folder_reference(
 
 def files_reference(pictures: PictureFiles, name: str, networks: Networks, cache: Path | None = None) -> Reference:
     """The features of pictures on disk, which are known again by their content."""
-    digest = hashlib.sha256()
-    for file in pictures.files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    content = json.dumps([digest.hexdigest(), pictures.fit])
+    content = json.dumps([pictures.sha256, pictures.fit])
     keys = networks.keys(sets=True, captions=False)
     return Reference.of(name, _kept(lambda: pictures, content, keys, networks, cache))
 
@@ -189,7 +185,7 @@ def write_reference(
         "seed": str(seed),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as beside:
+    with replace_with(path) as beside:
         save_file({"features": found.half(), "indices": order}, beside, metadata)
 
 
@@ -222,20 +218,9 @@ def _load_or_compute(pictures: Callable[[], Pictures], network: Network, path: P
     computed = features(pictures(), network, batch_size)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _replacing(path) as beside:
+        with replace_with(path) as beside:
             save_file({"features": computed}, beside)
     return computed
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A place beside ``path`` to write to, put in its place when all went well."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 @contextmanager

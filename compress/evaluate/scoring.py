@@ -1,7 +1,7 @@
 """Scores pictures: each one is read once, passes each network once, and every metric is computed from that."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from compress.errors import UserError
 from compress.evaluate import metrics as measures
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.networks import ENCODER, Networks
+from compress.evaluate.networks.weights import weights_hash
 from compress.evaluate.pictures import Pictures
 from compress.evaluate.reference import Reference
 from compress.progress import track
@@ -26,7 +27,6 @@ Scores = dict[str, dict[str, Any] | None]
 Batch = Tensor | list[Tensor]
 
 PAIRED = {"psnr": measures.PSNR, "ssim": measures.SSIM, "ms_ssim": measures.MultiScaleSSIM, "lpips": measures.LPIPS}
-LEAST = 4  # pictures in either set, below which no interval can be had
 
 
 def names(config: EvaluateConfig) -> list[str]:
@@ -35,7 +35,7 @@ def names(config: EvaluateConfig) -> list[str]:
     sets += ["cmmd"] if config.clip is not None else []
     sets += [f"{kind}_{name}" for name in config.encoders for kind in ("fd", "mmd")]
     text = ["clip_score", "r_at_1", "r_at_5"] if config.clip is not None else []
-    return [name for name in [*sets, *text, *config.preference, *PAIRED] if _wanted(name, config)]
+    return [name for name in [*sets, *text, *config.preference, *PAIRED] if config.wants(name)]
 
 
 def score_pictures(
@@ -76,29 +76,18 @@ def score_pictures(
     for other in (teacher, captions):
         if other is not None and len(other) != len(pictures):
             raise ValueError(f"expected {len(pictures)} teacher's pictures and captions, not {len(other)}")
-    of_teacher = dict(teacher_features or {})
-    look = networks.keys(sets=reference is not None or teacher is not None or keep is not None, captions=bool(captions))
-    look_twice = [
-        key for key in ("inception",)
-        if teacher is not None and key not in of_teacher and config.wants("fid_teacher")
-    ]  # fmt: skip
-    paired = _paired(config, networks) if teacher is not None else {}
-    liked = {name: _Liked(networks, name, config) for name in config.preference} if captions is not None else {}
-    collected: dict[str, list[Tensor]] = {key: [] for key in look}
-    again: dict[str, list[Tensor]] = {key: [] for key in look_twice}
-    for chosen, batch, others in _read(pictures, teacher if paired or look_twice else None, config.score_batch_size):
-        for key in look:
-            collected[key].append(networks[key](batch))
-        if others is not None:
-            _same_sizes(batch, others, chosen.start)
-            for key in look_twice:
-                again[key].append(networks[key](others))
-            for metric in paired.values():
-                metric.update(batch, others)
-        for model in liked.values():
-            model.update(batch, captions[chosen] if captions is not None else [])
-    features = {key: torch.cat(found) for key, found in collected.items()}
-    of_teacher |= {key: torch.cat(found) for key, found in again.items()}
+    means = _settings(config.bootstrap)
+    sets = reference is not None or teacher is not None or keep is not None
+    seen = _Seen(networks, networks.keys(sets, captions is not None))
+    if captions is not None:
+        seen.liked = {name: _Liked(networks, name, config) for name in config.preference}
+    if teacher is not None:
+        seen.pairs = {name: metric(**means) for name, metric in PAIRED.items() if config.wants(name)}
+        if config.wants("fid_teacher") and "inception" not in (teacher_features or {}):
+            seen.of_teacher = {"inception": []}
+    for chosen, batch, others in _read(pictures, teacher, config.score_batch_size):
+        seen.take(batch, others, captions[chosen] if captions is not None else [], chosen.start)
+    features = {key: _joined(found) for key, found in seen.features.items()}
     if keep is not None:
         keep.update(features)
 
@@ -106,16 +95,42 @@ def score_pictures(
     if reference is not None:
         scores |= _against_reference(features, reference, config, networks)
     if teacher is not None and config.wants("fid_teacher"):
-        scores["fid_teacher"] = _against_teacher(features["inception"], of_teacher["inception"], config, networks)
-    if captions is not None and config.clip is not None and "clip" in features:
+        theirs = {key: _joined(found) for key, found in seen.of_teacher.items()} or teacher_features or {}
+        scores["fid_teacher"] = _against_teacher(features["inception"], theirs["inception"], config, networks)
+    if captions is not None and "clip" in features:
         scores |= _text(features["clip"], captions, config, networks)
-    scores |= {name: model.result() for name, model in liked.items()}
-    scores |= {name: {**metric.compute(), **_network(metric)} for name, metric in paired.items()}
+    scores |= {name: model.result() for name, model in seen.liked.items()}
+    scores |= {name: {**metric.compute(), **_through(metric)} for name, metric in seen.pairs.items()}
     return {name: scores[name] for name in names(config)}
 
 
-def _wanted(name: str, config: EvaluateConfig) -> bool:
-    return config.lpips if name == "lpips" else config.wants(name)
+class _Seen:
+    """What one look at every picture gives."""
+
+    def __init__(self, networks: Networks, keys: Sequence[str]) -> None:
+        self.networks = networks
+        self.features: dict[str, list[Tensor]] = {key: [] for key in keys}
+        self.of_teacher: dict[str, list[Tensor]] = {}
+        self.pairs: dict[str, Metric] = {}
+        self.liked: dict[str, _Liked] = {}
+
+    def take(self, batch: Batch, others: Batch | None, captions: Sequence[str], first: int) -> None:
+        """Looks at a batch; ``others`` are the teacher's pictures, ``first`` is the place of the first one."""
+        for key, found in self.features.items():
+            found.append(self.networks[key](batch))
+        for model in self.liked.values():
+            model.update(batch, captions)
+        if others is not None:
+            _same_sizes(batch, others, first)
+            for key, found in self.of_teacher.items():
+                found.append(self.networks[key](others))
+            for metric in self.pairs.values():
+                metric.update(batch, others)
+
+
+def _joined(batches: list[Tensor]) -> Tensor:
+    """All rows; ``(0, 0)`` in a process that has no pictures."""
+    return torch.cat(batches) if batches else torch.empty(0, 0)
 
 
 def _read(pictures: Pictures, others: Pictures | None, size: int) -> Iterator[tuple[slice, Batch, Batch | None]]:
@@ -126,10 +141,9 @@ def _read(pictures: Pictures, others: Pictures | None, size: int) -> Iterator[tu
         return chosen, pictures[chosen], None if others is None else others[chosen]
 
     starts = range(0, len(pictures), size)
-    shown: Iterable[int] = track(starts, f"scoring {len(pictures)} pictures") if processes.is_main() else starts
     with ThreadPoolExecutor(1) as ahead:
         coming = ahead.submit(load, 0) if len(starts) else None
-        for start in shown:
+        for start in track(starts, f"scoring {len(pictures)} pictures"):
             assert coming is not None
             batch = coming.result()
             if start + size < len(pictures):
@@ -142,14 +156,6 @@ def _same_sizes(batch: Batch, others: Batch, first: int) -> None:
         if one.shape != other.shape:
             a, b = (f"{picture.shape[2]}x{picture.shape[1]}" for picture in (one, other))
             raise UserError(f"picture {first + index} has {a} pixels, the one it is paired with {b}: make them equal")
-
-
-def _paired(config: EvaluateConfig, networks: Networks) -> "dict[str, Metric]":
-    made: dict[str, Metric] = {}
-    for name, metric in PAIRED.items():
-        if _wanted(name, config):
-            made[name] = metric(resamples=config.bootstrap)
-    return made
 
 
 def _against_reference(
@@ -166,55 +172,56 @@ def _against_reference(
         }  # fmt: skip
         for name, metric in _set_metrics(key, config):
             for part, result in _compare(metric, own, real, name).items():
-                if key != "inception" or config.wants(part):
-                    found[part] = {**result, **about}
+                found[part] = {**result, **about}
     return found
 
 
 def _set_metrics(key: str, config: EvaluateConfig) -> "Iterator[tuple[str, Metric]]":
     """The metrics of sets that a network's features serve; made when they are asked for."""
-    resamples = config.set_bootstrap
+    settings = _settings(config.set_bootstrap)
     if key.startswith(ENCODER):
         name = key.removeprefix(ENCODER)
-        yield f"fd_{name}", measures.FrechetDistance(resamples=resamples)
-        yield f"mmd_{name}", measures.MaximumMeanDiscrepancy(resamples=resamples)
+        yield f"fd_{name}", measures.FrechetDistance(**settings)
+        yield f"mmd_{name}", measures.MaximumMeanDiscrepancy(**settings)
     elif key == "clip" and config.wants("cmmd"):
-        yield "cmmd", measures.MaximumMeanDiscrepancy(resamples=resamples)
+        yield "cmmd", measures.MaximumMeanDiscrepancy(**settings)
     elif key == "inception":
         if config.wants("fid"):
-            yield "fid", measures.FrechetDistance(resamples=resamples)
+            yield "fid", measures.FrechetDistance(**settings)
         if config.wants("kid"):
-            yield "kid", measures.KernelDistance(resamples=resamples)
+            yield "kid", measures.KernelDistance(**settings)
         if config.wants("precision") or config.wants("recall"):
-            yield "", measures.PrecisionRecall(resamples=resamples)
+            yield "", measures.PrecisionRecall(**settings)
 
 
-def _compare(metric: "Metric", own: Tensor, real: Tensor, name: str) -> dict[str, dict[str, Any]]:
+def _compare(metric: "Metric", own: Tensor, theirs: Tensor, name: str) -> dict[str, dict[str, Any]]:
     """Results by name; a metric without a name of its own has several."""
-    metric.update(real, real=True)
-    metric.update(own, real=False)
+    for rows, real in ((theirs, True), (own, False)):
+        if len(rows):
+            metric.update(rows, real=real)
     result = metric.compute()
     return {name: result} if name else result
 
 
 def _against_teacher(own: Tensor, teacher: Tensor, config: EvaluateConfig, networks: Networks) -> dict[str, Any]:
-    metric = measures.FrechetDistance(paired=True, resamples=config.set_bootstrap)
-    metric.update(teacher, real=True)
-    metric.update(own, real=False)
-    return {**metric.compute(), **_of(networks, "inception"), "reference": "the teacher's pictures"}
+    metric = measures.FrechetDistance(paired=True, **_settings(config.set_bootstrap))
+    found = _compare(metric, own, teacher, "fid_teacher")["fid_teacher"]
+    return {**found, **_of(networks, "inception"), "reference": "the teacher's pictures"}
 
 
 def _text(own: Tensor, captions: Sequence[str], config: EvaluateConfig, networks: Networks) -> Scores:
-    texts = networks.clip.text(captions)
+    texts = networks.clip.text(captions) if captions else own
     about = _of(networks, "clip")
     found: Scores = {}
     if config.wants("clip_score"):
-        score = measures.CLIPScore(resamples=config.bootstrap)
-        score.update(own, texts)
+        score = measures.CLIPScore(**_settings(config.bootstrap))
+        if captions:
+            score.update(own, texts)
         found["clip_score"] = {**score.compute(), **about}
     if config.wants("r_at_1") or config.wants("r_at_5"):
-        retrieval = measures.Retrieval(resamples=config.bootstrap)
-        retrieval.update(own, texts, torch.tensor([_caption_id(caption) for caption in captions]))
+        retrieval = measures.Retrieval(**_settings(config.bootstrap))
+        if captions:
+            retrieval.update(own, texts, torch.tensor([_caption_id(caption) for caption in captions]))
         found |= {name: {**result, **about} for name, result in retrieval.compute().items() if config.wants(name)}
     return found
 
@@ -229,7 +236,7 @@ class _Liked:
 
     def __init__(self, networks: Networks, name: str, config: EvaluateConfig) -> None:
         self.model = networks.preference[name]
-        self.metric = measures.MeanScore(resamples=config.bootstrap)
+        self.metric = measures.MeanScore(**_settings(config.bootstrap))
 
     def update(self, batch: Batch, captions: Sequence[str]) -> None:
         self.metric.update(self.model(batch, captions))
@@ -240,18 +247,25 @@ class _Liked:
 
 def _share(rows: Tensor) -> Tensor:
     """This process's part of rows that every process has."""
-    import torch.distributed as group
-
-    if not (group.is_available() and group.is_initialized()):
-        return rows
-    return rows.tensor_split(group.get_world_size())[group.get_rank()]
+    return rows.tensor_split(processes.count())[processes.index()]
 
 
 def _of(networks: Networks, key: str) -> dict[str, Any]:
     network = networks[key]
-    return {"network": network.name, "network_sha256": network.sha256, "resize": network.preprocessing}
+    return {"network": network.name, "network_sha256": network.sha256, "preprocessing": network.preprocessing}
 
 
-def _network(metric: "Metric") -> dict[str, Any]:
+def _through(metric: "Metric") -> dict[str, Any]:
     """What a paired metric looked through: nothing, but for LPIPS."""
-    return {name: getattr(metric, name, None) for name in ("network", "network_sha256")}
+    network = getattr(metric, "network", None)
+    if not isinstance(network, torch.nn.Module):
+        return {"network": None, "network_sha256": None}
+    return {"network": "LPIPS AlexNet", "network_sha256": weights_hash(network)}
+
+
+def _settings(resamples: int) -> dict[str, Any]:
+    """How every metric is made. States lie on the CPU, which NCCL cannot gather: they travel as objects."""
+    settings: dict[str, Any] = {"resamples": resamples}
+    if processes.count() > 1 and torch.distributed.get_backend() == "nccl":
+        settings["dist_sync_fn"] = lambda rows, group=None: processes.gather(rows)
+    return settings

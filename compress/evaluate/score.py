@@ -1,0 +1,286 @@
+"""``recipe=score``: pictures that are there already against others, against their captions, or both."""
+
+import importlib.metadata
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress import processes
+from compress.errors import UserError, bad_value
+from compress.evaluate.captions import read_captions, some
+from compress.evaluate.config import EMBEDDED_CLIP, EvaluateConfig
+from compress.evaluate.pictures import Part, PictureFiles, picture_files
+from compress.values import build
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from compress.evaluate.scoring import Scores
+
+VERSION = 1  # raised when the numbers change their meaning
+LEAST = 4  # pictures in a set, below which no interval can be had
+LIBRARIES = ("torch", "torchmetrics", "transformers", "pillow")
+
+# Keys of the evaluate group that say how pictures are made or chosen; here they are made already, and all are used.
+OF_SAMPLING = (
+    "images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "resize", "grid", "prompts",
+    "reference", "reference_images", "noise_floor", "latency_repeats", "compiled",
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """What to score.
+
+    Attributes:
+        images: Folder of the pictures.
+        evaluate: Metrics and networks.
+        reference: Folder of pictures to compare with; None for none.
+        captions: File of the pictures' captions; None for none.
+        paired: Whether pictures of the same name in both folders belong together.
+        out: Folder for ``score.json``; None makes one under ``runs/``.
+        store: Folder whose ``features/`` keeps the reference's features.
+        device: As in :class:`compress.config.RunConfig`.
+    """
+
+    images: str
+    evaluate: EvaluateConfig
+    reference: str | None = None
+    captions: str | None = None
+    paired: bool = False
+    out: str | None = None
+    store: str = "runs/store"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks that something can be computed.
+
+        Raises:
+            UserError: Nothing to compare with, or a metric was asked for that needs more.
+        """
+        if self.reference is None and self.captions is None:
+            raise UserError("reference and captions are both null: give reference=DIR, captions=FILE or both")
+        if self.paired and self.reference is None:
+            raise bad_value("paired", "true", "reference=DIR to pair the pictures with")
+        if self.evaluate.lpips and not self.paired:
+            raise bad_value("evaluate.lpips", "true", "paired=true, since LPIPS compares pairs of pictures")
+        if self.evaluate.preference and self.captions is None:
+            raise bad_value(
+                "evaluate.preference", some(self.evaluate.preference), "captions=FILE for the models to read"
+            )
+
+
+def run_job(cfg: "DictConfig") -> None:
+    """Scores pictures as a composed config says, prints a table and writes ``score.json``.
+
+    Raises:
+        UserError: Something the user can put right; before any weight is loaded where that is possible.
+    """
+    config = to_score_config(cfg)
+    processes.relaunch()
+    score(config)
+    processes.leave()
+
+
+def to_score_config(cfg: "DictConfig") -> ScoreConfig:
+    """Checks a composed config.
+
+    Raises:
+        UserError: A key has a value of the wrong type or out of range, or one that does nothing here.
+    """
+    from omegaconf import OmegaConf
+
+    from compress.evaluate.manifest import changed
+
+    tree: Any = OmegaConf.to_container(cfg, resolve=True)
+    names = [field.name for field in fields(ScoreConfig) if field.name != "evaluate"]
+    evaluate = build(EvaluateConfig, tree["evaluate"], "evaluate")
+    for key in changed(evaluate):
+        if key in OF_SAMPLING or getattr(evaluate, "reference", None) or evaluate.prompts:
+            raise bad_value(f"evaluate.{key}", getattr(evaluate, key), "no change, since no picture is sampled here")
+    for key, only in (("precision", "fp32"), ("seed", 0)):
+        if tree[key] != only:
+            raise bad_value(key, tree[key], f"{only}, since the networks of the metrics compute in no other way")
+    values = {name: tree[name] for name in names if name in tree}
+    return build(ScoreConfig, {**values, "evaluate": tree["evaluate"]}, "")
+
+
+def score(config: ScoreConfig) -> dict[str, Any]:
+    """Scores pictures, prints a table and writes ``score.json``.
+
+    Under ``accelerate launch`` every process calls it and scores its share.
+
+    Returns:
+        ``{"metrics", "manifest"}`` as in the file.
+
+    Raises:
+        UserError: Pictures, captions, networks or folders are not as they should be.
+    """
+    from compress import preflight
+    from compress.config import default_out
+    from compress.evaluate import check
+
+    preflight.check_device(config.device)
+    check(replace(config.evaluate, images=LEAST, protocol="score"))
+    out = Path(config.out or default_out("score"))
+    preflight.check_writable("out", out)
+    pictures, reference, captions = _inputs(config)
+
+    from compress.evaluate.networks import Networks
+    from compress.evaluate.reference import files_reference
+    from compress.evaluate.scoring import score_pictures
+
+    device = processes.join(config.device)
+    evaluate = replace(config.evaluate, leave_out=(*config.evaluate.leave_out, "fid_teacher"))
+    networks = Networks(evaluate, device)
+    mine = processes.share(len(pictures), evaluate.score_batch_size)
+    found = None
+    if reference is not None:
+        name = Path(str(config.reference)).expanduser().resolve().name
+        found = files_reference(reference, name, networks, Path(config.store) / "features")
+    scores = score_pictures(
+        Part(pictures, mine),
+        evaluate,
+        networks,
+        reference=found,
+        teacher=Part(reference, mine) if config.paired and reference is not None else None,
+        captions=captions[mine.start : mine.stop] if captions is not None else None,
+    )
+    result = {
+        "metrics": {name: metric for name, metric in scores.items() if metric is not None},
+        "manifest": _manifest(config, pictures, reference, scores),
+    }
+    if processes.is_main():
+        _write(out, result)
+        _show(result, out)
+    return result
+
+
+def _inputs(config: ScoreConfig) -> tuple[PictureFiles, PictureFiles | None, list[str] | None]:
+    """The pictures of both folders and the captions, all of them checked."""
+    files = picture_files(config.images, "images")
+    root = Path(config.images).expanduser()
+    names = [file.relative_to(root).as_posix() for file in files]
+    captions = None if config.captions is None else read_captions(config.captions, names)
+    others = None if config.reference is None else picture_files(config.reference, "reference")
+    if config.paired and others is not None:
+        others = _pair(names, others, config)
+    pictures = PictureFiles(files, "images")
+    reference = None if others is None else PictureFiles(others, "reference")
+    for key, folder, found in (("images", config.images, pictures), ("reference", config.reference, reference)):
+        if found is not None and len(found) < LEAST:
+            raise bad_value(key, folder, f"at least {LEAST} pictures, but there are {len(found)}")
+        if found is not None and found.transparent:
+            logger.warning("%s: %d pictures may be transparent and are laid on white", key, found.transparent)
+    if config.paired and reference is not None:
+        _check_sizes(pictures, reference)
+    return pictures, reference, captions
+
+
+def _pair(names: Sequence[str], others: Sequence[Path], config: ScoreConfig) -> list[Path]:
+    """The reference's files in the order of the pictures, found by their names without the ending."""
+    root = Path(str(config.reference)).expanduser()
+    theirs = _by_stem([(file.relative_to(root).as_posix(), file) for file in others], "reference")
+    ours = _by_stem([(name, Path(name)) for name in names], "images")
+    if alone := [name for name in ours if name not in theirs]:
+        raise UserError(
+            f"paired=true: {len(alone)} of {len(ours)} pictures of images have none of that name in reference: "
+            f"{some(alone)} (reference has {len(theirs)}: {some(list(theirs))})"
+        )
+    if alone := [name for name in theirs if name not in ours]:
+        raise UserError(
+            f"paired=true: {len(alone)} of {len(theirs)} pictures of reference have none of that name in images: "
+            f"{some(alone)}"
+        )
+    return [theirs[name] for name in ours]
+
+
+def _by_stem(files: Sequence[tuple[str, Path]], key: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, file in files:
+        stem = name.rpartition(".")[0]
+        if stem in found:
+            raise UserError(
+                f"paired=true: {key} has two pictures named {stem}, with different endings; one is expected"
+            )
+        found[stem] = file
+    return found
+
+
+def _check_sizes(pictures: PictureFiles, reference: PictureFiles) -> None:
+    for ours, theirs, a, b in zip(pictures.files, reference.files, pictures.sizes, reference.sizes, strict=True):
+        if a != b:
+            raise UserError(
+                f"paired=true: {ours} has {a[1]}x{a[0]} pixels, {theirs} {b[1]}x{b[0]}: pairs have to be of one size"
+            )
+
+
+def _manifest(
+    config: ScoreConfig, pictures: PictureFiles, reference: PictureFiles | None, scores: "Scores"
+) -> dict[str, Any]:
+    """All that decides the numbers."""
+    networks = {
+        metric["network"]: metric["network_sha256"]
+        for metric in scores.values()
+        if metric is not None and metric.get("network")
+    }
+    settings = {key: value for key, value in asdict(config.evaluate).items() if key not in OF_SAMPLING}
+    return {
+        "version": VERSION,
+        "images": {"folder": config.images, **_about(pictures)},
+        "reference": None if reference is None else {"folder": config.reference, **_about(reference)},
+        "captions": None if config.captions is None else {"file": config.captions, "sha256": _hash(config.captions)},
+        "paired": config.paired,
+        "interval": 0.95,
+        "evaluate": settings,
+        "networks": networks,
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _hash(file: str) -> str:
+    from compress.data import file_hash
+
+    return file_hash(Path(file).expanduser())
+
+
+def _about(pictures: PictureFiles) -> dict[str, Any]:
+    sizes = sorted(set(pictures.sizes))
+    return {
+        "n": len(pictures),
+        "sha256": pictures.sha256,
+        "smallest": f"{min(width for _, width in sizes)}x{min(height for height, _ in sizes)}",
+        "largest": f"{max(width for _, width in sizes)}x{max(height for height, _ in sizes)}",
+        "sizes": len(sizes),
+        "on_white": pictures.transparent,
+    }
+
+
+def _write(out: Path, result: dict[str, Any]) -> None:
+    from compress.files import replace_with
+
+    out.mkdir(parents=True, exist_ok=True)
+    with replace_with(out / "score.json") as file:
+        file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _show(result: dict[str, Any], out: Path) -> None:
+    from rich.console import Console
+
+    from compress.report.scores import print_scores
+
+    console = Console()
+    print_scores(result, console)
+    if result["manifest"]["evaluate"]["clip"] == EMBEDDED_CLIP and any(
+        metric["network"] == result["manifest"]["evaluate"]["clip_name"] for metric in result["metrics"].values()
+    ):
+        line = (
+            "emoji-clip knows 64 px emoji only: for other pictures give evaluate.clip=DIR and evaluate.clip_name=NAME."
+        )
+        console.print(line, style="dim")
+    console.print(f"\nscores     {out / 'score.json'}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,99 @@
+"""The table of ``recipe=score``: a metric a row, with its interval and what it looked through."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from compress.report.footer import UNBIASED_FROM
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Title, decimals and the direction of better values; a metric that is not here is written as it is called.
+TITLES = {
+    "fid": ("FID", 2, "↓"),
+    "kid": ("KID", 5, "↓"),
+    "precision": ("precision", 3, "↑"),
+    "recall": ("recall", 3, "↑"),
+    "cmmd": ("CMMD", 3, "↓"),
+    "clip_score": ("CLIP score", 2, "↑"),
+    "r_at_1": ("R@1", 3, "↑"),
+    "r_at_5": ("R@5", 3, "↑"),
+    "psnr": ("PSNR (dB)", 2, "↑"),
+    "ssim": ("SSIM", 4, "↑"),
+    "ms_ssim": ("MS-SSIM", 4, "↑"),
+    "lpips": ("LPIPS", 4, "↓"),
+}
+FAMILIES = {"fd": ("Fréchet distance", 3, "↓"), "mmd": ("MMD", 3, "↓")}
+
+
+def print_scores(result: Mapping[str, Any], console: "Console") -> None:
+    """Prints the metrics of a ``score.json`` and the lines below them.
+
+    Args:
+        result: ``{"metrics", "manifest"}``.
+        console: Where to.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("metric", style="bold", no_wrap=True)
+    for heading in ("value", "95 % interval", "N → ∞"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("network", overflow="fold")
+    for name, metric in result["metrics"].items():
+        title, digits, better = described(name)
+        ends = f"[{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+        far = metric.get("infinite")
+        network = metric.get("network")
+        through = (
+            f"{network} ({metric['network_sha256'][:8]})" if network and metric["network_sha256"] else network or ""
+        )
+        row = (f"{title} {better}", f"{metric['value']:.{digits}f}", ends, "" if far is None else f"{far:.{digits}f}")
+        table.add_row(*row, through)
+    console.print(table)
+    for line in notes(result):
+        console.print(line, style="dim", markup=False, highlight=False)
+
+
+def described(name: str) -> tuple[str, int, str]:
+    """A metric's title, decimals and the direction of better values."""
+    family, _, encoder = name.partition("_")
+    if name not in TITLES and family in FAMILIES and encoder:
+        title, digits, better = FAMILIES[family]
+        return f"{title}, {encoder}", digits, better
+    return TITLES.get(name, (name, 3, "↑"))
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What the numbers mean, a sentence each."""
+    manifest, metrics = result["manifest"], result["metrics"]
+    lines = [f"{_pictures('Scored', manifest['images'])}."]
+    if manifest["reference"] is not None:
+        lines.append(f"{_pictures('Compared with', manifest['reference'])}{', pair by pair' * manifest['paired']}.")
+    lines.append(
+        "Intervals are of the same number on fresh draws of as many pictures, "
+        + ("with the reference held fixed." if manifest["reference"] is not None else "captions drawn with them.")
+    )
+    if "fid" in metrics:
+        fid = metrics["fid"]
+        lines.append(f"Pictures come to Inception's size by the resize {fid['preprocessing']} (evaluate.fid_resize).")
+        if min(fid["n"], fid["n_reference"]) < UNBIASED_FROM:
+            lines.append(
+                f"FID below {UNBIASED_FROM:,} pictures is biased: compare it with FIDs of equal N and reference only; "
+                "N → ∞ is an extrapolation."
+            )
+    if "cmmd" in metrics:
+        lines.append("CMMD compares with published values through CLIP ViT-L/14 at 336 px only.")
+    if "r_at_1" in metrics:
+        lines.append(f"R@1 and R@5 are among {metrics['r_at_1']['among']} distinct captions.")
+    equal = (metrics.get("psnr") or {}).get("equal")
+    if equal:
+        lines.append(f"{equal} pairs are equal to the bit; their PSNR counts as {metrics['psnr']['cap']:g} dB.")
+    return lines
+
+
+def _pictures(verb: str, about: Mapping[str, Any]) -> str:
+    size = about["largest"] if about["sizes"] == 1 else f"{about['smallest']} to {about['largest']}"
+    white = f", {about['on_white']} of them laid on white" if about["on_white"] else ""
+    return f"{verb} {about['n']} pictures of {size} px in {about['folder']}{white}"
