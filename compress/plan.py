@@ -5,7 +5,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import compress.data
 import compress.evaluate
@@ -56,9 +56,9 @@ class Plan:
         self.teacher = compress.models.fingerprint(config.model)
         self.data = compress.data.fingerprint(config.data)
         self._shared = {
-            "evaluate": asdict(config.evaluate),
+            "evaluate": {key: value for key, value in asdict(config.evaluate).items() if key != "noise_floor"},
             "version": compress.evaluate.VERSION,
-            "files": _hashes(asdict(config.evaluate) | {"reference": config.data.reference}),
+            "files": _hashes(config),
             "data": self.data,
             "seed": config.seed,
             "precision": config.precision,
@@ -66,10 +66,11 @@ class Plan:
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
         self.teacher_evaluation = store.key({"checkpoint": self.teacher, "teacher": None, **self._shared})
+        self.noise_floor = store.key({"checkpoint": self.teacher, "teacher": self.teacher_evaluation, **self._shared})
         self.steps: list[Step] = []
         for stage in config.stages:
             self.steps.append(self._step(stage, self.steps[-1].key if self.steps else None))
-        for key in (self.teacher_evaluation, *map(self.evaluation, self.steps)):
+        for key in (self.teacher_evaluation, self.noise_floor, *map(self.evaluation, self.steps)):
             store.evaluation(key)
 
     def evaluation(self, step: Step) -> str:
@@ -92,9 +93,12 @@ class Plan:
         return Step(stage, key, parent, self.store.find(key) is not None)
 
 
-def _hashes(settings: dict[str, Any]) -> dict[str, str]:
-    """Hashes of the files that settings name; a folder counts with all its files."""
-    paths = {name: Path(resolve(value)) for name, value in settings.items() if isinstance(value, str)}
+def _hashes(config: RunConfig) -> dict[str, str]:
+    """Hashes of the files that an evaluation looks at; a folder counts with all its files."""
+    settings = config.evaluate
+    named = {"clip": settings.clip, "inception": settings.inception, "prompts": settings.prompts, **settings.encoders}
+    named |= {"reference": settings.reference, "data.reference": config.data.reference}
+    paths = {name: Path(resolve(value)).expanduser() for name, value in named.items() if value is not None}
     return {name: compress.data.content_hash(path) for name, path in paths.items() if path.exists()}
 
 

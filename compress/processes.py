@@ -2,6 +2,8 @@
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +19,24 @@ def count() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the first process, which prints, evaluates and writes."""
-    return count() == 1 or int(os.environ.get("RANK", "0")) == 0
+    """Whether this is the first process, which prints and writes."""
+    return index() == 0
+
+
+def index() -> int:
+    """Which process this is, from 0."""
+    return int(os.environ.get("RANK", "0")) if count() > 1 else 0
+
+
+def share(n: int, batch: int) -> range:
+    """Which of n things this process has to do: whole batches, one after the other in the order of the processes.
+
+    Joined in that order, the shares are all things in their order, and every batch holds the same things whatever the
+    number of processes. Shares differ by a batch at most, and may be empty.
+    """
+    batches = -(-n // batch)
+    first, last = (batches * (index() + step) // count() for step in (0, 1))
+    return range(min(first * batch, n), min(last * batch, n))
 
 
 def relaunch() -> None:
@@ -85,6 +103,36 @@ def send(message: Any) -> None:
 def receive() -> Any:
     """Waits for the first's next message."""
     return _broadcast(None)
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, in their order, for every process; what can be pickled."""
+    if count() == 1:
+        return [value]
+    from accelerate.utils import gather_object
+
+    return gather_object([value])
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """A block that all processes leave together, none before the last.
+
+    Raises:
+        Exception: What the block raised in this process, or else in the first process where it failed, so that none
+            waits for one that is gone.
+    """
+    error: Exception | None = None
+    try:
+        yield
+    except Exception as found:  # noqa: BLE001 - raised again below
+        error = found
+    errors = gather(error if count() > 1 else None)
+    if error is not None:
+        raise error
+    for other in errors:
+        if other is not None:
+            raise other
 
 
 def leave() -> None:

@@ -2,12 +2,11 @@
 
 import gc
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from rich.console import Console
 
@@ -27,9 +26,9 @@ from compress.track import StageRun, Tracker
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from PIL.Image import Image
 
     from compress.data import Data
+    from compress.evaluate.networks import Networks
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,6 +53,13 @@ class Inputs:
         """Pictures and captions to train on."""
         return compress.data.load_data(self.config.data)
 
+    @cached_property
+    def networks(self) -> "Networks":
+        """The networks of the metrics."""
+        from compress.evaluate.networks import Networks
+
+        return Networks(self.config.evaluate, self.device)
+
     def student(self, parent: str | None) -> "DiffusionPipeline":
         """A pipeline of its own: the teacher again, or a checkpoint of the store."""
         if parent is None:
@@ -64,8 +70,8 @@ class Inputs:
 def run_recipe(config: RunConfig) -> dict[str, Any]:
     """Runs a recipe and writes its report, pictures and final checkpoint to ``config.out``.
 
-    Under ``accelerate launch`` every process calls it; the first does all the work but for the stages that are made
-    for many processes.
+    Under ``accelerate launch`` every process calls it; the first does all the work but for evaluations and for the
+    stages that are made for many processes.
 
     Returns:
         The report as in ``report.json``; empty in processes other than the first.
@@ -76,16 +82,41 @@ def run_recipe(config: RunConfig) -> dict[str, Any]:
     device = processes.join(config.device)
     inputs = Inputs(config, device)
     if not processes.is_main():
-        while (step := processes.receive()) is not None:
-            _compute(inputs, Step(config.stages[step[0]], *step[1]), [], StageRun(None))
+        while (asked := processes.receive()) is not None:
+            if isinstance(asked, _Subject):
+                _measure(inputs, asked)
+            else:
+                _compute(inputs, Step(config.stages[asked[0]], *asked[1]), [], StageRun(None))
         return {}
     report = _Run(inputs).go()
     processes.send(None)
     return report
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """What is to be measured.
+
+    Attributes:
+        key: Of the evaluation.
+        checkpoint: Key of the checkpoint; None is the teacher.
+        folder: Where its files are.
+        teacher: Key of the teacher's evaluation; None for that evaluation itself.
+    """
+
+    key: str
+    checkpoint: str | None
+    folder: Path
+    teacher: str | None
+
+    @property
+    def is_noise_floor(self) -> bool:
+        """Whether it is the teacher once more, from other noise."""
+        return self.checkpoint is None and self.teacher is not None
+
+
 class _Run:
-    """The first process's part: it alone prints, evaluates, tracks and writes."""
+    """The first process's part: it alone prints, tracks and writes, and tells the others what to do with it."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.config, self.store = inputs, inputs.config, inputs.store
@@ -111,7 +142,7 @@ class _Run:
             result: dict[str, Any] = {
                 "recipe": config.recipe_name, "seed": config.seed, "precision": config.precision,
                 "device": str(self.inputs.device), "out": str(config.out), "store": str(config.store),
-                "teacher": self._teacher(tracker), "stages": [],
+                **self._teacher(tracker), "stages": [],
             }  # fmt: skip
             history: list[dict[str, Any]] = []
             for step in steps:
@@ -129,13 +160,24 @@ class _Run:
         return result
 
     def _teacher(self, tracker: Tracker) -> dict[str, Any]:
-        self.console.print(f"[bold]teacher[/bold]  {self.config.model.path}")
-        folder = output.model_folder(self.config.model)
-        with tracker.stage("teacher", "teacher", asdict(self.config.model)) as run:
-            evaluation, cached = self._evaluated("teacher", self.plan.teacher_evaluation, None, folder)
-            run.finish(_numbers(evaluation), evaluation["grid"])
-        about = {"path": self.config.model.path, "fingerprint": self.plan.teacher, "cached": cached}
-        return about | _numbers(evaluation)
+        """The report's entries of the teacher: its evaluation, the noise floor and the manifest."""
+        config, plan = self.config, self.plan
+        self.console.print(f"[bold]teacher[/bold]  {config.model.path}")
+        folder = output.model_folder(config.model)
+        with tracker.stage("teacher", "teacher", asdict(config.model)) as run:
+            evaluation, cached = self._evaluated("teacher", _Subject(plan.teacher_evaluation, None, folder, None))
+            summary = _numbers(evaluation)
+            found: dict[str, Any] = {"manifest": evaluation["manifest"]} if evaluation["manifest"] else {}
+            if config.evaluate.noise_floor and config.evaluate.images:
+                self.console.print("[bold]noise floor[/bold]  the teacher with other seeds")
+                floor, _ = self._evaluated(
+                    "noise floor", _Subject(plan.noise_floor, None, folder, plan.teacher_evaluation)
+                )
+                found["noise_floor"] = {"metrics": floor["metrics"]}
+                summary["noise_floor"] = floor["metrics"]
+            run.finish(summary, evaluation["grid"])
+        about = {"path": config.model.path, "fingerprint": plan.teacher, "cached": cached}
+        return {"teacher": about | _numbers(evaluation), **found}
 
     def _stage(self, tracker: Tracker, step: Step, history: list[dict[str, Any]]) -> dict[str, Any]:
         stage = step.stage
@@ -155,7 +197,8 @@ class _Run:
             if cached:
                 _replay(entry["curves"], run)
             history.append(entry)
-            evaluation, _ = self._evaluated(stage.name, self.plan.evaluation(step), step.key, folder)
+            subject = _Subject(self.plan.evaluation(step), step.key, folder, self.plan.teacher_evaluation)
+            evaluation, _ = self._evaluated(stage.name, subject)
             run.finish(_numbers(evaluation), evaluation["grid"])
         kept = {name: entry[name] for name in ("kind", "method", "key", "seconds", "coverage", "curves")}
         return {"name": stage.name, "cached": cached, "checkpoint": str(folder)} | kept | _numbers(evaluation)
@@ -182,44 +225,25 @@ class _Run:
         del pipeline
         gc.collect()
 
-    def _evaluated(self, name: str, key: str, parent: str | None, folder: Path) -> tuple[dict[str, Any], bool]:
-        """The evaluation ``key`` of a checkpoint as stock diffusers loads it, or of the teacher without one.
+    def _evaluated(self, name: str, subject: _Subject) -> tuple[dict[str, Any], bool]:
+        """The evaluation of a checkpoint as stock diffusers loads it, or of the teacher.
 
         Returns:
             The evaluation, and whether it was in the store.
         """
+        key = subject.key
         found = self.store.evaluation(key)
         cached = found is not None
         if found is None:
             with self.store.lock(key, lambda: self._waiting(f"the evaluation of {name}")):
                 found = self.store.evaluation(key)
                 if found is None:
-                    self._measure(key, parent, folder)
+                    processes.send(subject)
+                    self.store.put_evaluation(key, _measure(self.inputs, subject))
                     found = self.store.evaluation(key)
         assert found is not None
         self.grids[name] = found["grid"]
         return found, cached
-
-    def _measure(self, key: str, parent: str | None, folder: Path) -> None:
-        inputs = self.inputs
-        pipeline = inputs.teacher if parent is None else inputs.student(parent)
-        try:
-            evaluation = compress.evaluate.evaluate(
-                pipeline,
-                None if parent is None else self.store.images(self.plan.teacher_evaluation),
-                inputs.data,
-                self.config.evaluate,
-                folder,
-                inputs.device,
-                inputs.dtype,
-                self.config.seed,
-                cache=self.store.root / "features",
-            )
-        except FloatingPointError as error:
-            raise UserError(f"{folder}: the pipeline cannot be measured ({error}); try precision=fp32") from error
-        grid = [{**cell, "image": _pixels(cell["image"])} for cell in evaluation.grid]
-        stored = {"cost": evaluation.cost, "metrics": evaluation.metrics, "grid": grid}
-        self.store.put_evaluation(key, stored, evaluation.images)
 
     def _export(self, step: Step, history: list[dict[str, Any]], result: dict[str, Any]) -> None:
         """The final checkpoint with what was measured in it."""
@@ -233,6 +257,31 @@ class _Run:
 
     def _waiting(self, what: str) -> None:
         self.console.print(f"  another run is computing {what}: waiting for it")
+
+
+def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
+    """Measures a checkpoint; every process calls it. The pictures go to the work folder of the evaluation's key."""
+    store = inputs.store
+    pipeline = inputs.teacher if subject.checkpoint is None else inputs.student(subject.checkpoint)
+    folder = store.work(subject.key)
+    try:
+        found = compress.evaluate.evaluate(
+            pipeline,
+            inputs.data,
+            inputs.config.evaluate,
+            folder,
+            device=inputs.device,
+            dtype=inputs.dtype,
+            seed=inputs.config.seed,
+            cost_of=None if subject.is_noise_floor else subject.folder,
+            teacher=None if subject.teacher is None else store.evaluation_folder(subject.teacher),
+            other_seeds=subject.is_noise_floor,
+            networks=inputs.networks,
+            cache=store.root / "features",
+        )
+    except FloatingPointError as error:
+        raise UserError(f"{subject.folder}: the pipeline cannot be measured ({error}); try precision=fp32") from error
+    return {"cost": found.cost, "metrics": found.metrics, "manifest": found.manifest, "grid": found.grid}
 
 
 def _compute(
@@ -281,9 +330,6 @@ def _numbers(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _measured(result: dict[str, Any]) -> dict[str, Any]:
     rows = [{"name": "teacher", **_numbers(result["teacher"])}]
-    return {"rows": [*rows, *({"name": stage["name"], **_numbers(stage)} for stage in result["stages"])]}
-
-
-def _pixels(picture: "Image") -> torch.Tensor:
-    """A picture as a uint8 tensor (3, height, width)."""
-    return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    rows += [{"name": stage["name"], **_numbers(stage)} for stage in result["stages"]]
+    shared = {name: result[name] for name in ("noise_floor", "manifest") if name in result}
+    return {"rows": rows, **shared}

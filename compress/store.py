@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ MANIFEST = "sha256.json"
 
 
 class Store:
-    """A folder of checkpoints (``<key>/``), training states (``work/<key>/``) and ``evaluations/<key>/``.
+    """A folder of checkpoints (``<key>/``), ``evaluations/<key>/`` and what is unfinished of either (``work/<key>/``).
 
     Any number of runs may share one: entries are written beside their place and renamed into it, and who computes
     an entry holds its lock, which the system releases however the process ends.
@@ -58,7 +57,7 @@ class Store:
         return folder
 
     def work(self, key: str) -> Path:
-        """The folder for training states of ``key``, made if need be; it outlives a crash."""
+        """The folder for training states or pictures of ``key``, made if need be; it outlives a crash."""
         folder = self.root / "work" / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -69,7 +68,7 @@ class Store:
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Keeps other runs from computing ``key``; what a crashed run left half written is removed.
+        """Keeps other runs from computing ``key``; a checkpoint that a crashed run left half written is removed.
 
         Args:
             key: A checkpoint's or an evaluation's.
@@ -86,9 +85,8 @@ class Store:
             waiting()
             lock.acquire()
         try:
-            for parent in (self.root, self.root / "evaluations"):
-                for stale in parent.glob(f".{key}*"):
-                    shutil.rmtree(stale, ignore_errors=True)
+            for stale in self.root.glob(f".{key}*"):
+                shutil.rmtree(stale, ignore_errors=True)
             yield
         finally:
             lock.release()
@@ -99,7 +97,7 @@ class Store:
         Raises:
             UserError: A file of it is damaged.
         """
-        folder = self._evaluation_folder(key)
+        folder = self.evaluation_folder(key)
         if not folder.exists():
             return None
         if folder not in self._sound:
@@ -110,44 +108,28 @@ class Store:
             cell["image"] = _read_picture(folder / cell["image"])
         return evaluation
 
-    def images(self, key: str) -> "torch.Tensor | None":
-        """All pictures of an evaluation in the store, uint8 of shape (n, 3, height, width); ``None`` without any."""
-        import torch
-
-        files = sorted((self._evaluation_folder(key) / "images").glob("sample-*.png"))
-        return torch.stack([_read_picture(file) for file in files]) if files else None
-
-    def put_evaluation(self, key: str, evaluation: dict[str, Any], images: "torch.Tensor | None") -> None:
-        """Writes an evaluation beside its place and renames it.
+    def put_evaluation(self, key: str, evaluation: dict[str, Any]) -> None:
+        """Makes the work folder of ``key``, with the pictures in it, an evaluation.
 
         Args:
             key: Its key.
-            evaluation: JSON-able, but for the ``image`` of each cell in ``evaluation["grid"]``, a uint8 tensor of shape
-                (3, height, width).
-            images: The pictures the metrics were computed from, uint8 of shape (n, 3, height, width), or ``None``.
+            evaluation: JSON-able; ``image`` of each cell in ``evaluation["grid"]`` is a path inside the folder.
         """
-        place = self._evaluation_folder(key)
+        place, folder = self.evaluation_folder(key), self.work(key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        folder = place.with_name(f".{key}-{uuid.uuid4().hex}")
-        try:
-            (folder / "images").mkdir(parents=True)
-            for index, image in enumerate(images if images is not None else ()):
-                _write_picture(folder / "images" / f"sample-{index:06d}.png", image)
-            grid = []
-            for index, cell in enumerate(evaluation["grid"]):
-                name = f"images/grid-{index:03d}.png"
-                _write_picture(folder / name, cell["image"])
-                grid.append({**cell, "image": name})
-            text = json.dumps({**evaluation, "grid": grid}, indent=2)
-            (folder / "evaluation.json").write_text(text, encoding="utf-8")
-            hashes = {file.relative_to(folder).as_posix(): _hash(file) for file in _files(folder)}
-            (folder / MANIFEST).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
-            if not place.exists():  # a run on a file system without locks may have been faster: the same content
-                os.rename(folder, place)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        for partial in folder.rglob(".*"):  # what a process was writing when it was killed
+            partial.unlink()
+        (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2), encoding="utf-8")
+        (folder / MANIFEST).unlink(missing_ok=True)
+        hashes = {file.relative_to(folder).as_posix(): _hash(file) for file in _files(folder)}
+        (folder / MANIFEST).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
+        if place.exists():  # a run on a file system without locks may have been faster: the same content
+            shutil.rmtree(folder)
+        else:
+            os.rename(folder, place)
 
-    def _evaluation_folder(self, key: str) -> Path:
+    def evaluation_folder(self, key: str) -> Path:
+        """Where the evaluation of ``key`` is or will be."""
         return self.root / "evaluations" / key
 
 
@@ -170,12 +152,6 @@ def _verify(folder: Path) -> None:
     except (FileNotFoundError, ValueError, AttributeError) as error:
         name = getattr(error, "filename", None) or folder / MANIFEST
         raise UserError(f"{name} is missing or damaged: {remedy}") from error
-
-
-def _write_picture(file: Path, image: "torch.Tensor") -> None:
-    from PIL import Image
-
-    Image.fromarray(image.permute(1, 2, 0).cpu().numpy()).save(file)
 
 
 def _read_picture(file: Path) -> "torch.Tensor":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from compress.checkpoint import save_checkpoint
 from compress.errors import UserError
@@ -19,8 +20,12 @@ def pictures(n: int) -> torch.Tensor:
 
 
 def stored(store: Store, key: str = "k") -> None:
-    cells = [{"prompt": "a cat", "seed": 3, "image": pictures(1)[0]}]
-    store.put_evaluation(key, {**EVALUATION, "grid": cells}, pictures(4))
+    images = store.work(key) / "images"
+    images.mkdir()
+    for index, picture in enumerate(pictures(4)):
+        Image.fromarray(picture.permute(1, 2, 0).numpy()).save(images / f"sample-{index:06d}.png")
+    cells = [{"prompt": "a cat", "seed": 3, "image": "images/sample-000001.png"}]
+    store.put_evaluation(key, {**EVALUATION, "grid": cells})
 
 
 def test_the_key_does_not_depend_on_order_and_changes_with_every_value() -> None:
@@ -53,17 +58,17 @@ def test_an_evaluation_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert found is not None
     assert {name: found[name] for name in EVALUATION} == EVALUATION
     assert found["grid"][0]["seed"] == 3
-    assert torch.equal(found["grid"][0]["image"], pictures(1)[0])
-    images = store.images("k")
-    assert images is not None
-    assert torch.equal(images, pictures(4))
+    assert torch.equal(found["grid"][0]["image"], pictures(4)[1])
+    assert len(list((store.evaluation_folder("k") / "images").iterdir())) == 4
+    assert not (tmp_path / "work" / "k").exists()
 
 
-def test_an_evaluation_without_pictures(tmp_path: Path) -> None:
+def test_what_a_killed_process_was_writing_is_no_part_of_an_evaluation(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.put_evaluation("k", {**EVALUATION, "grid": []}, torch.empty(0, 3, 0, 0, dtype=torch.uint8))
+    (store.work("k") / ".half.png").write_bytes(b"half")
+    store.put_evaluation("k", {**EVALUATION, "grid": []})
     assert store.evaluation("k") == {**EVALUATION, "grid": []}
-    assert store.images("k") is None
+    assert sorted(file.name for file in store.evaluation_folder("k").iterdir()) == ["evaluation.json", "sha256.json"]
 
 
 @pytest.mark.parametrize("name", ["evaluation.json", "sha256.json", "images/sample-000002.png"])
@@ -75,14 +80,16 @@ def test_a_damaged_evaluation_is_named(tmp_path: Path, name: str) -> None:
         Store(tmp_path).evaluation("k")
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_no_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("compress.store._hash", full)
+    store = Store(tmp_path)
     with pytest.raises(OSError, match="No space left"):
-        stored(Store(tmp_path))
+        stored(store)
     assert list((tmp_path / "evaluations").iterdir()) == []
+    assert len(list((store.work("k") / "images").iterdir())) == 4  # what was sampled is kept
 
 
 def test_training_states_stay_until_they_are_finished(tmp_path: Path) -> None:
@@ -96,13 +103,11 @@ def test_training_states_stay_until_they_are_finished(tmp_path: Path) -> None:
 
 def test_who_holds_the_lock_removes_what_a_crashed_run_left(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    for folder in (tmp_path / ".k.123.partial", tmp_path / "evaluations" / ".k-123"):
-        folder.mkdir(parents=True)
+    (tmp_path / ".k.123.partial").mkdir()
     other = tmp_path / ".other.123.partial"
     other.mkdir()
     with store.lock("k"):
         assert [path.name for path in tmp_path.glob(".*")] == [other.name]
-        assert list((tmp_path / "evaluations").iterdir()) == []
 
 
 def test_the_lock_keeps_others_out_and_says_that_they_wait(tmp_path: Path) -> None:

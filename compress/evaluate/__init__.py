@@ -1,7 +1,7 @@
 """Measures a pipeline: what it costs and what its pictures are worth."""
 
 import logging
-import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +13,21 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from compress.data import Data
+    from compress.evaluate.networks import Networks
+    from compress.evaluate.pictures import Pictures
+    from compress.evaluate.reference import Reference
 
-__all__ = ["SCHEDULERS", "EvaluateConfig", "Evaluation", "check", "evaluate", "evaluation_prompts"]
+__all__ = ["SCHEDULERS", "EvaluateConfig", "Evaluation", "check", "evaluate"]
 
-VERSION = 1  # raised when the numbers change their meaning
+VERSION = 2  # raised when the numbers change their meaning
+
+# What the noise floor's seeds are further on than the teacher's. Generators on the CPU look at 32 bits of a seed.
+OTHER_SEEDS = 2**31
+FEATURES = "features.safetensors"
 
 logger = logging.getLogger(__name__)
+
+Metrics = dict[str, dict[str, Any] | None]
 
 
 @dataclass(frozen=True)
@@ -26,127 +35,215 @@ class Evaluation:
     """What was measured.
 
     Attributes:
-        cost: See :func:`compress.evaluate.cost.measure_cost`.
-        metrics: ``fid``, ``kid``, ``clip_score``, ``psnr`` and ``ssim``, each with ``value``, ``low``, ``high``
-            (95 % interval), ``n``, the network and its hash, and every setting; PSNR and SSIM are None for the
-            teacher. Empty if no pictures were sampled.
-        images: uint8 RGB, ``(n, 3, height, width)``; the pictures behind the metrics.
-        grid: ``{"prompt", "seed", "image"}``, the image in PIL's form; see
-            :func:`compress.evaluate.sample.sample_grid`.
+        cost: See :func:`compress.evaluate.cost.measure_cost`; empty where it was not asked for, and in processes other
+            than the first.
+        metrics: See :func:`compress.evaluate.scoring.score_pictures`, and ``latent_psnr``: each with ``value``,
+            ``low``, ``high`` (95 % interval), ``n``, the network and its hash, and how the pictures were made. None
+            where a metric cannot be had, as the teacher's PSNR to itself. Empty if no pictures were sampled.
+        manifest: All that decides the pictures and their scores; see :func:`compress.evaluate.manifest.manifest`.
+        grid: ``{"prompt", "seed", "image"}``, the image as the path of its file inside the evaluation's folder.
     """
 
     cost: dict[str, Any]
-    metrics: dict[str, dict[str, Any] | None]
-    images: "torch.Tensor"
+    metrics: Metrics
+    manifest: dict[str, Any]
     grid: list[dict[str, Any]]
-
-
-def evaluation_prompts(data: "Data", n: int, seed: int) -> list[str]:
-    """A random choice of training captions, without repetition until all have been used once.
-
-    The choice of a smaller n is the beginning of that of a larger one.
-    """
-    order = list(range(len(data.text)))
-    random.Random(seed).shuffle(order)
-    return [data.text[order[index % len(order)]] for index in range(n)]
 
 
 def evaluate(
     pipeline: "DiffusionPipeline",
-    teacher_images: "torch.Tensor | None",
     data: "Data",
     config: EvaluateConfig,
-    cost_of: Path,
+    folder: Path,
+    *,
     device: "torch.device",
     dtype: "torch.dtype",
     seed: int,
+    cost_of: Path | None = None,
+    teacher: Path | None = None,
+    other_seeds: bool = False,
+    networks: "Networks | None" = None,
     cache: Path | None = None,
     variant: str | None = None,
 ) -> Evaluation:
     """Measures a pipeline.
 
+    Under ``accelerate launch`` every process calls it and makes its share of the pictures; the metrics are those of all
+    pictures, in every process. Batches of pictures that are in ``folder`` already, from a call that was interrupted,
+    are not sampled again.
+
     Args:
         pipeline: On ``device``; left as it was.
-        teacher_images: The teacher's ``Evaluation.images`` at the same config and seed; None for the teacher itself.
         data: Captions to sample from and real pictures to compare with.
         config: What to measure.
-        cost_of: The pipeline's checkpoint, for bytes and memory.
+        folder: Where the pictures go, the same for all processes: ``images/sample-*.png`` behind the metrics and
+            ``images/grid-*.png``. A teacher's holds what its students are compared with besides.
         device: Where the run computes.
         dtype: The run's precision.
         seed: Seed of the choice of prompts; picture i has the seed ``seed + i``.
+        cost_of: The pipeline's checkpoint, to measure its cost; None leaves that out.
+        teacher: ``folder`` of the teacher's evaluation at the same config and seed; None for the teacher itself.
+        other_seeds: Samples from other noise, and no grid: with the teacher itself as pipeline, what the metrics make
+            of nothing but chance.
+        networks: Those of the metrics, where several evaluations share them.
         cache: Folder for the features of real pictures where they have to be computed.
         variant: Of the weight files in ``cost_of``, such as ``fp16``.
 
     Raises:
         FloatingPointError: The model gives NaN.
         UserError: A file is missing or does not fit.
-        ValueError: ``teacher_images`` are not of the same number and size.
     """
+    from compress import processes
+
+    cost: dict[str, Any] = {}
+    with processes.together():
+        if cost_of is not None and processes.is_main():
+            from compress.evaluate.cost import measure_cost
+
+            cost = measure_cost(pipeline, cost_of, config, device, dtype, variant)
+    if config.images == 0:
+        return Evaluation(cost, {}, {}, [])
+
+    from compress.evaluate.manifest import manifest, settings
+    from compress.evaluate.networks import Networks
+    from compress.evaluate.prompts import evaluation_prompts
+
+    networks = networks or Networks(config, device)
+    wanted = 0 if other_seeds else config.grid
+    prompts = evaluation_prompts(data, config, max(config.images, wanted), seed)
+    seeds = [(seed + index + OTHER_SEEDS * other_seeds) % 2**32 for index in range(len(prompts))]
+    with processes.together():
+        mine = _sample(pipeline, prompts, seeds, config, folder / "images", wanted)
+    size = _size(folder)
+    shown = settings(pipeline, config, size, dtype, seeds[0])
+    reference = _reference(data, config, size, networks, cache)
+    metrics = _score(folder, mine, prompts, config, networks, reference, teacher)
+    metrics["latent_psnr"] = _latents(folder, mine, config, teacher) if config.wants("latent_psnr") else None
+    blank = sum(processes.gather(_blank(folder, mine, config)))
+    if blank:
+        logger.warning("%d of %d pictures are of one color all over", blank, config.images)
+    for found in metrics.values():
+        if found is not None:
+            found |= {**shown, "interval": 0.95, "blank": blank}
+    grid = [
+        {"prompt": prompts[index], "seed": seeds[index], "image": f"images/grid-{index:06d}.png"}
+        for index in range(wanted)
+    ]
+    return Evaluation(cost, metrics, manifest(pipeline, config, shown, metrics, reference), grid)
+
+
+def _sample(
+    pipeline: "DiffusionPipeline",
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    config: EvaluateConfig,
+    folder: Path,
+    grid: int,
+) -> range:
+    """Samples this process's share of the pictures and of the grid; returns the pictures' numbers."""
+    from compress import processes
+    from compress.evaluate.sample import alone, sample
+
+    mine = processes.share(config.images, config.batch_size)
+    if mine:
+        chosen = slice(mine.start, mine.stop)
+        kept = config.wants("latent_psnr")
+        sample(pipeline, prompts[chosen], seeds[chosen], config, folder, mine.start, latents=kept)
+    cells = processes.share(grid, 1)
+    if cells:
+        chosen = slice(cells.start, cells.stop)
+        sample(pipeline, prompts[chosen], seeds[chosen], alone(config), folder, cells.start, "grid")
+    return mine
+
+
+def _size(folder: Path) -> tuple[int, int]:
+    """Height and width of the sampled pictures, which every process has to know."""
+    from PIL import Image
+
+    with Image.open(folder / "images" / "sample-000000.png") as picture:
+        return picture.height, picture.width
+
+
+def _reference(
+    data: "Data", config: EvaluateConfig, size: tuple[int, int], networks: "Networks", cache: Path | None
+) -> "Reference":
+    from compress.evaluate.reference import data_reference, folder_reference
+
+    if config.reference is None:
+        return data_reference(data, config, size, networks, cache)
+    return folder_reference(config.reference, config, networks, cache)
+
+
+def _score(
+    folder: Path,
+    mine: range,
+    prompts: Sequence[str],
+    config: EvaluateConfig,
+    networks: "Networks",
+    reference: "Reference",
+    teacher: Path | None,
+) -> Metrics:
+    """The metrics of all processes' pictures; a teacher's features are kept beside its pictures."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from compress import processes
+    from compress.evaluate.scoring import score_pictures
+    from compress.files import replace_with
+
+    keep: dict[str, torch.Tensor] = {}
+    known = None
+    if teacher is not None:
+        known = {name: rows[mine.start : mine.stop] for name, rows in load_file(teacher / FEATURES).items()}
+    metrics = score_pictures(
+        _pictures(folder, mine),
+        config,
+        networks,
+        reference=reference,
+        teacher=None if teacher is None else _pictures(teacher, mine),
+        teacher_features=known,
+        captions=[prompts[index] for index in mine],
+        keep=keep,
+    )
+    if teacher is None:
+        shares = processes.gather(keep)
+        if processes.is_main():
+            with replace_with(folder / FEATURES) as beside:
+                save_file({name: torch.cat([share[name] for share in shares]) for name in keep}, beside)
+    return metrics
+
+
+def _pictures(folder: Path, chosen: range) -> "Pictures":
     import torch
 
-    from compress.evaluate.cost import measure_cost
-    from compress.evaluate.sample import sample, sample_grid
+    from compress.evaluate.pictures import PictureFiles
+    from compress.evaluate.sample import picture_paths
 
-    cost = measure_cost(pipeline, cost_of, config, device, dtype, variant)
-    if config.images == 0:
-        return Evaluation(cost, {}, torch.empty(0, 3, 0, 0, dtype=torch.uint8), [])
-    prompts = evaluation_prompts(data, max(config.images, config.grid), seed)
-    seeds = [seed + index for index in range(len(prompts))]
-    images = sample(pipeline, prompts[: config.images], seeds[: config.images], config)
-    if teacher_images is not None and teacher_images.shape != images.shape:
-        raise ValueError(f"the teacher's pictures are {tuple(teacher_images.shape)}, these {tuple(images.shape)}")
-    grid = sample_grid(pipeline, prompts[: config.grid], seeds[: config.grid], config) if config.grid else []
-    settings = {
-        "n": config.images,
-        "resolution": f"{images.shape[3]}x{images.shape[2]}",
-        "scheduler": type(pipeline.scheduler).__name__ if config.scheduler == "checkpoint" else config.scheduler,
-        "steps": config.steps,
-        "guidance": config.guidance,
-        "dtype": str(dtype).removeprefix("torch."),
-        "batch_size": config.batch_size,
-        "seed": seed,
-    }
-    metrics = _metrics(images, teacher_images, prompts[: config.images], data, config, device, settings, cache)
-    return Evaluation(cost, metrics, images, grid)
+    if not chosen:  # more processes than batches
+        return torch.empty(0, 3, *_size(folder), dtype=torch.uint8)
+    return PictureFiles(picture_paths(folder / "images", chosen))
 
 
-def _metrics(
-    images: "torch.Tensor",
-    teacher_images: "torch.Tensor | None",
-    prompts: list[str],
-    data: "Data",
-    config: EvaluateConfig,
-    device: "torch.device",
-    settings: dict[str, Any],
-    cache: Path | None,
-) -> dict[str, dict[str, Any] | None]:
-    from compress.evaluate import clip, inception, scores
+def _latents(folder: Path, mine: range, config: EvaluateConfig, teacher: Path | None) -> dict[str, Any] | None:
+    """How far the latents after the first denoising step are from the teacher's."""
+    if teacher is None:
+        return None
+    from compress.evaluate.latents import KEPT, read_latents
+    from compress.evaluate.metrics import LatentPSNR
+
+    metric = LatentPSNR(resamples=config.bootstrap)
+    for start in mine[:: config.batch_size]:
+        if start < KEPT:
+            metric.update(read_latents(folder / "images", start), read_latents(teacher / "images", start))
+    return {**metric.compute(), "network": None, "network_sha256": None, "denoising_steps": 1}
+
+
+def _blank(folder: Path, mine: range, config: EvaluateConfig) -> int:
+    """How many of this process's pictures are of one color all over."""
     from compress.evaluate.sample import blank
 
-    settings = {**settings, "interval": 0.95, "blank": blank(images)}
-    if settings["blank"]:
-        logger.warning("%d of %d pictures are of one color all over", settings["blank"], len(images))
-
-    network = inception.Inception(config.inception, device)
-    fake = inception.features(images, network, config.batch_size)
-    size = (images.shape[2], images.shape[3])
-    real, reference = inception.reference_features(data, config, size, cache, network)
-    seen = {**settings, "network": inception.NAME, "network_sha256": inception.INCEPTION_SHA256, **reference}
-    metrics: dict[str, dict[str, Any] | None] = {
-        "fid": {**scores.frechet(real, fake), **seen},
-        "kid": {**scores.kernel_distance(real, fake), **seen},
-    }
-
-    judge = clip.load_clip(config.clip, device)
-    values = clip.clip_scores(images, prompts, judge, config.batch_size)
-    named = {"network": config.clip_name, "network_sha256": judge.sha256}
-    metrics["clip_score"] = {**scores.mean_score(values, config.bootstrap), **settings, **named}
-
-    metrics["psnr"] = metrics["ssim"] = None
-    if teacher_images is not None:
-        psnr, equal = scores.psnr_values(images, teacher_images)
-        same = {"network": None, "network_sha256": None, "equal": equal}
-        metrics["psnr"] = {**scores.mean_score(psnr, config.bootstrap), **settings, **same, "cap": scores.PSNR_CAP}
-        ssim = scores.ssim_values(images, teacher_images, config.batch_size)
-        metrics["ssim"] = {**scores.mean_score(ssim, config.bootstrap), **settings, **same}
-    return metrics
+    pictures = _pictures(folder, mine)
+    return sum(
+        blank(pictures[start : start + config.score_batch_size])
+        for start in range(0, len(pictures), config.score_batch_size)
+    )

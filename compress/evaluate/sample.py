@@ -1,9 +1,11 @@
-"""The one way pictures are sampled here: a seed for every prompt."""
+"""The one way pictures are sampled here: a seed for every prompt, and a batch that is finished is not lost."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
 import diffusers
 import numpy as np
@@ -11,6 +13,9 @@ import torch
 
 from compress.errors import bad_value
 from compress.evaluate.config import SCHEDULERS, EvaluateConfig
+from compress.evaluate.latents import KEPT, FirstStep, write_latents
+from compress.evaluate.pictures import PictureFiles
+from compress.files import replace_with
 from compress.progress import track
 
 if TYPE_CHECKING:
@@ -46,22 +51,57 @@ def sampler(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> "Diffusion
     return twin
 
 
+@overload
 def sample(
     pipeline: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], config: EvaluateConfig
-) -> torch.Tensor:
-    """Samples a picture for every prompt, at the pipeline's native size.
+) -> torch.Tensor: ...
+
+
+@overload
+def sample(
+    pipeline: "DiffusionPipeline",
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    config: EvaluateConfig,
+    folder: Path,
+    first: int = 0,
+    name: str = "sample",
+    latents: bool = False,
+) -> PictureFiles: ...
+
+
+def sample(
+    pipeline: "DiffusionPipeline",
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    config: EvaluateConfig,
+    folder: Path | None = None,
+    first: int = 0,
+    name: str = "sample",
+    latents: bool = False,
+) -> torch.Tensor | PictureFiles:
+    """Samples a picture for every prompt.
 
     Picture ``i`` starts from the noise of ``torch.Generator("cpu").manual_seed(seeds[i])``, whatever the batch size,
-    the device or the number of processes.
+    the device or the number of processes. At the same batch size it is the same to the bit; at another, sums are
+    rounded otherwise.
 
     Args:
         pipeline: On its device, in its precision; left as it was.
         prompts: n captions, at least one.
         seeds: n seeds.
-        config: Steps, guidance, scheduler and batch size.
+        config: Steps, guidance, scheduler, size and batch size.
+        folder: Where every finished batch is written, ``sample-000000.png`` and so on; batches found there are not
+            sampled again. None keeps all pictures in memory.
+        first: Number of the first picture, where a process samples only a part of all; a multiple of the batch size,
+            so that each batch holds the same pictures whoever samples it.
+        name: What the files' names begin with.
+        latents: Whether to keep the latents after the first denoising step there too, of the first :data:`KEPT`
+            pictures.
 
     Returns:
-        uint8 RGB, ``(n, 3, height, width)``, on the CPU; rounded as the pipeline's ``output_type="pil"`` rounds.
+        The pictures, uint8 RGB, rounded as the pipeline's ``output_type="pil"`` rounds: a tensor
+        ``(n, 3, height, width)`` on the CPU, or files of ``folder``.
 
     Raises:
         FloatingPointError: The model gives NaN.
@@ -69,42 +109,98 @@ def sample(
     """
     twin = sampler(pipeline, config)
     starts = range(0, len(prompts), config.batch_size)
-    batches = []
-    for start in track(starts, f"sampling {len(prompts)} pictures"):
+    shown = track(starts, f"sampling {len(prompts)} pictures")
+
+    def batch(start: int) -> torch.Tensor:
         chosen = slice(start, start + config.batch_size)
-        pictures = twin(
-            prompt=list(prompts[chosen]),
-            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds[chosen]],
-            num_inference_steps=config.steps,
-            guidance_scale=config.guidance,
-            output_type="np",
-        ).images
-        broken = np.isnan(pictures).any(axis=(1, 2, 3))
-        if broken.any():
-            first = start + int(broken.argmax())
-            raise FloatingPointError(
-                f"the model gives NaN: picture {first} (prompt {prompts[first]!r}, seed {seeds[first]}) and "
-                f"{int(broken.sum()) - 1} more of its batch; a precision with a wider range (bf16, fp32) may help"
-            )
-        batches.append(torch.from_numpy((pictures * 255).round().astype(np.uint8)).permute(0, 3, 1, 2).contiguous())
-    return torch.cat(batches)
+        return _batch(twin, prompts[chosen], seeds[chosen], config, first + start)
+
+    if folder is None:
+        return torch.cat([batch(start) for start in shown])
+    folder.mkdir(parents=True, exist_ok=True)
+    files = picture_paths(folder, range(first, first + len(prompts)), name)
+    recorder = FirstStep(twin.scheduler) if latents else None
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1) as writer:  # a batch is written while the next is made
+        for start in shown:
+            targets = files[start : start + config.batch_size]
+            if all(file.exists() for file in targets):
+                continue
+            pictures = batch(start)
+            keep = recorder.take() if recorder is not None and first + start < KEPT else None
+            if writing is not None:
+                writing.result()  # a full disk is noticed now, and no more than two batches wait in memory
+            writing = writer.submit(_write, targets, pictures, folder, first + start, keep)
+        if writing is not None:
+            writing.result()
+    return PictureFiles(files)
 
 
-def sample_grid(
+def picture_paths(folder: Path, indices: Iterable[int], name: str = "sample") -> list[Path]:
+    """Where the pictures of these numbers are."""
+    return [folder / f"{name}-{index:06d}.png" for index in indices]
+
+
+def _write(
+    files: Sequence[Path], pictures: torch.Tensor, folder: Path, start: int, latents: torch.Tensor | None
+) -> None:
+    """Writes a batch; its pictures come last, since they say that it is done."""
+    if latents is not None:
+        write_latents(folder, start, latents)
+    for file, picture in zip(files, pictures, strict=True):
+        with replace_with(file) as beside:
+            to_pil(picture).save(beside, compress_level=1)  # a fifth larger than the best, and four times as fast
+
+
+def call(
     pipeline: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], config: EvaluateConfig
-) -> list[dict[str, object]]:
-    """Samples pictures one at a time, so that a user who calls the pipeline with one prompt gets the same bits.
+) -> np.ndarray:
+    """One call of a pipeline made by :func:`sampler`.
 
     Returns:
-        ``{"prompt", "seed", "image"}`` for every prompt, the image as a PIL image. ``pipeline(prompt,
-        generator=torch.Generator("cpu").manual_seed(seed), num_inference_steps=..., guidance_scale=...)`` with the
-        configured scheduler gives it again.
+        float32 in [0, 1], ``(b, height, width, 3)``.
     """
-    pictures = sample(pipeline, prompts, seeds, replace(config, batch_size=1))
-    return [
-        {"prompt": prompt, "seed": seed, "image": to_pil(picture)}
-        for prompt, seed, picture in zip(prompts, seeds, pictures, strict=True)
-    ]
+    size = {key: value for key in ("height", "width") if (value := getattr(config, key)) is not None}
+    return pipeline(
+        prompt=list(prompts),
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        num_inference_steps=config.steps,
+        guidance_scale=config.guidance,
+        output_type="np",
+        **size,
+    ).images
+
+
+def _batch(
+    twin: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], config: EvaluateConfig, first: int
+) -> torch.Tensor:
+    """uint8 ``(b, 3, height, width)``; ``first`` is the number of the first picture, for the message."""
+    pictures = call(twin, prompts, seeds, config)
+    broken = np.isnan(pictures).any(axis=(1, 2, 3))
+    if broken.any():
+        index = int(broken.argmax())
+        raise FloatingPointError(
+            f"the model gives NaN: picture {first + index} (prompt {prompts[index]!r}, seed {seeds[index]}) and "
+            f"{int(broken.sum()) - 1} more of its batch; a precision with a wider range (bf16, fp32) may help"
+        )
+    whole = torch.from_numpy((pictures * 255).round().astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+    return whole if config.resize is None else _reduced(whole, config.resize)
+
+
+def _reduced(pictures: torch.Tensor, side: int) -> torch.Tensor:
+    """Pictures whose shorter side has ``side`` pixels, by Pillow's antialiased bicubic filter."""
+    from PIL import Image
+
+    height, width = pictures.shape[2:]
+    scale = side / min(height, width)
+    size = (round(width * scale), round(height * scale))
+    resized = [np.asarray(to_pil(picture).resize(size, Image.Resampling.BICUBIC)) for picture in pictures]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
+
+
+def alone(config: EvaluateConfig) -> EvaluateConfig:
+    """Settings for pictures as a user gets them who calls the pipeline with one prompt: the same bits."""
+    return replace(config, batch_size=1, resize=None)
 
 
 def to_pil(picture: torch.Tensor) -> "Image":

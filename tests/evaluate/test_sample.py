@@ -1,13 +1,20 @@
-"""Sampling: the same noise for a prompt whatever the batch, and the pipeline left as it was."""
+"""Sampling: the same noise for a prompt whatever the batch, no batch twice, and the pipeline left as it was."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from PIL import Image
 
 from compress.errors import UserError
 from compress.evaluate import SCHEDULERS, EvaluateConfig
-from compress.evaluate.sample import blank, sample, sample_grid, sampler
+from compress.evaluate.latents import first_step, read_latents
+from compress.evaluate.sample import alone, blank, picture_paths, sample, sampler
 from tests.tiny import tiny_pipeline
 
 PROMPTS = ["a cat", "a red dog", "sun", "tree in flat style", "heart"]
@@ -23,21 +30,104 @@ def test_batch_size_changes_no_picture_by_more_than_rounding():
     pictures = sample(pipeline, PROMPTS, SEEDS, config())
     assert pictures.shape == (5, 3, 16, 16)
     assert pictures.dtype == torch.uint8
-    alone = sample(pipeline, PROMPTS[3:4], SEEDS[3:4], config(batch_size=1))
-    assert (pictures[3].int() - alone[0].int()).abs().max() <= 1
+    for size in (1, 3, 5):
+        error = (pictures.double() - sample(pipeline, PROMPTS, SEEDS, config(batch_size=size))).square().mean()
+        assert error == 0 or 10 * torch.log10(255**2 / error) >= 70  # dB
     other = sample(pipeline, PROMPTS[3:4], [99], config(batch_size=1))
     assert (pictures[3].int() - other[0].int()).abs().max() > 5
 
 
-def test_grid_pictures_are_what_a_user_gets():
+def test_pictures_alone_are_what_a_user_gets():
     pipeline = tiny_pipeline()
-    cells = sample_grid(pipeline, PROMPTS[:2], SEEDS[:2], config())
+    pictures = sample(pipeline, PROMPTS[:2], SEEDS[:2], alone(config(resize=8)))
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    for cell, prompt, seed in zip(cells, PROMPTS, SEEDS, strict=False):
-        assert (cell["prompt"], cell["seed"]) == (prompt, seed)
+    for picture, prompt, seed in zip(pictures, PROMPTS, SEEDS, strict=False):
         generator = torch.Generator("cpu").manual_seed(seed)
         mine = pipeline(prompt, generator=generator, num_inference_steps=3, guidance_scale=4.0).images[0]
-        assert np.array_equal(np.asarray(cell["image"]), np.asarray(mine))
+        assert np.array_equal(picture.permute(1, 2, 0).numpy(), np.asarray(mine))
+
+
+def test_files_hold_the_same_bits_whoever_samples_which_batch(tmp_path):
+    pipeline = tiny_pipeline()
+    expected = sample(pipeline, PROMPTS, SEEDS, config())
+    found = sample(pipeline, PROMPTS, SEEDS, config(), tmp_path / "one")
+    assert torch.equal(found[0:5], expected)
+    sample(pipeline, PROMPTS[4:], SEEDS[4:], config(), tmp_path / "two", first=4)
+    sample(pipeline, PROMPTS[:4], SEEDS[:4], config(), tmp_path / "two")
+    names = sorted(file.name for file in (tmp_path / "two").iterdir())
+    assert names == [file.name for file in picture_paths(tmp_path, range(5))]
+    for name in names:
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+
+
+def test_only_batches_that_are_not_whole_are_sampled_again(tmp_path, monkeypatch):
+    pipeline = tiny_pipeline()
+    expected = sample(pipeline, PROMPTS, SEEDS, config(), tmp_path, latents=True)[0:5]
+    files = picture_paths(tmp_path, range(5))
+    files[3].unlink()
+    before = [files[index].stat().st_mtime_ns for index in (0, 1, 4)]
+    passes = []
+    monkeypatch.setattr(
+        pipeline.unet, "forward", lambda *a, f=pipeline.unet.forward, **k: passes.append(1) or f(*a, **k)
+    )
+    assert torch.equal(sample(pipeline, PROMPTS, SEEDS, config(), tmp_path, latents=True)[0:5], expected)
+    assert len(passes) == 3  # the steps of one batch
+    assert [files[index].stat().st_mtime_ns for index in (0, 1, 4)] == before
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from compress.evaluate import EvaluateConfig
+from compress.evaluate.sample import sample
+from tests.tiny import tiny_pipeline
+settings = EvaluateConfig(steps=40, batch_size=2)
+sample(tiny_pipeline(), ["a cat"] * 40, range(40), settings, Path(sys.argv[1]), latents=True)
+"""
+
+
+def test_a_killed_sampling_goes_on_where_it_was(tmp_path):
+    root = str(Path(__file__).parents[2])
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], env={"PYTHONPATH": root})
+    deadline = time.monotonic() + 600
+    while len(list((tmp_path / "killed").glob("sample-*.png"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    done = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").glob("sample-*.png")}
+    assert 4 <= len(done) < 40
+    pipeline, settings = tiny_pipeline(), config(steps=40)
+    arguments = (["a cat"] * 40, range(40), settings)
+    found = sample(pipeline, *arguments, tmp_path / "killed", latents=True)
+    whole = {file for file in done if file.with_name(f"sample-{int(file.stem[-6:]) ^ 1:06d}.png") in done}
+    assert len(whole) >= 4
+    assert all(file.stat().st_mtime_ns == done[file] for file in whole)
+    assert torch.equal(found[0:40], sample(pipeline, *arguments))
+    assert all(read_latents(tmp_path / "killed", start) is not None for start in range(0, 40, 2))
+
+
+def test_pictures_are_reduced_and_may_have_another_size():
+    pipeline = tiny_pipeline()
+    whole = sample(pipeline, PROMPTS[:2], SEEDS[:2], config(height=16, width=32))
+    assert whole.shape == (2, 3, 16, 32)
+    small = sample(pipeline, PROMPTS[:2], SEEDS[:2], config(height=16, width=32, resize=8))
+    assert small.shape == (2, 3, 8, 16)
+    expected = Image.fromarray(whole[1].permute(1, 2, 0).numpy()).resize((16, 8), Image.Resampling.BICUBIC)
+    assert np.array_equal(small[1].permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+def test_latents_after_one_step_are_those_of_the_whole_sampling(tmp_path):
+    pipeline = tiny_pipeline()
+    sample(pipeline, PROMPTS, SEEDS, config(), tmp_path, latents=True)
+    kept = torch.cat([read_latents(tmp_path, start) for start in (0, 2, 4)])
+    assert kept.shape == (5, 4, 8, 8)
+    assert torch.equal(first_step(pipeline, PROMPTS, SEEDS, config()), kept)
+    steps = []
+    twin = sampler(pipeline, config())
+    twin(PROMPTS[0], generator=torch.Generator("cpu").manual_seed(SEEDS[0]), num_inference_steps=3, guidance_scale=4.0,
+         callback_on_step_end=lambda pipe, step, time, more: steps.append(more["latents"].clone()) or {})  # fmt: skip
+    assert torch.allclose(kept[0], steps[0][0], atol=1e-5)
+    assert read_latents(tmp_path, 6) is None
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

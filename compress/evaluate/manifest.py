@@ -1,0 +1,99 @@
+"""What decides an evaluation's numbers, for the report: without it they compare with nothing."""
+
+from typing import TYPE_CHECKING, Any
+
+from compress.evaluate.config import EvaluateConfig
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+    from compress.evaluate.reference import Reference
+
+PATHS = ("prompts", "reference", "clip", "clip_name", "inception", "encoders")
+
+
+def settings(
+    pipeline: "DiffusionPipeline", config: EvaluateConfig, size: tuple[int, int], dtype: "torch.dtype", seed: int
+) -> dict[str, Any]:
+    """How the pictures were made, as it stands beside every metric; ``seed`` is the first picture's."""
+    return {
+        "resolution": f"{size[1]}x{size[0]}",
+        "scheduler": type(pipeline.scheduler).__name__ if config.scheduler == "checkpoint" else config.scheduler,
+        "steps": config.steps,
+        "guidance": config.guidance,
+        "dtype": str(dtype).removeprefix("torch."),
+        "batch_size": config.batch_size,
+        "seed": seed,
+    }
+
+
+def manifest(
+    pipeline: "DiffusionPipeline",
+    config: EvaluateConfig,
+    shown: dict[str, Any],
+    metrics: dict[str, dict[str, Any] | None],
+    reference: "Reference",
+) -> dict[str, Any]:
+    """All that decides the pictures and their scores.
+
+    Args:
+        pipeline: What was measured.
+        config: The settings.
+        shown: As :func:`settings` gives them.
+        metrics: Those computed, which name their networks.
+        reference: The real pictures' features.
+
+    Returns:
+        ``protocol``, ``version`` and ``changed`` (the protocol's own values that this run has not kept); the settings
+        with the ``sampled`` size before any reduction, the first and last seed, and the scheduler's own config; hashes
+        of the networks and of the reference statistics.
+    """
+    from compress.evaluate.sample import sampler
+
+    scheduler = sampler(pipeline, config).scheduler
+    networks = {
+        found["network"]: found["network_sha256"]
+        for found in metrics.values()
+        if found is not None and found.get("network")
+    }
+    return {
+        "protocol": config.protocol,
+        "version": config.version,
+        "changed": changed(config),
+        **{key: value for key, value in shown.items() if key != "seed"},
+        "images": config.images,
+        "sampled": [config.height, config.width] if config.height or config.width else "the model's own size",
+        "resize": config.resize,
+        "seeds": {"first": shown["seed"], "last": (shown["seed"] + config.images - 1) % 2**32},
+        "scheduler_class": type(scheduler).__name__,
+        "scheduler_config": {key: value for key, value in scheduler.config.items() if not key.startswith("_")},
+        "fid_resize": config.fid_resize,
+        "networks": networks,
+        "reference": {
+            "name": reference.name,
+            "n": max((len(rows) for rows in reference.features.values()), default=0),
+            "sha256": reference.sha256,
+        },
+    }
+
+
+def changed(config: EvaluateConfig) -> list[str]:
+    """The keys of the protocol's file that have another value here; paths, which are the user's own, do not count."""
+    from omegaconf import OmegaConf
+
+    from compress.config import conf_folder
+
+    folder, expected = conf_folder() / "evaluate", {}
+    names = [config.protocol]
+    while names and (file := folder / f"{names[-1]}.yaml").is_file():
+        values = OmegaConf.to_container(OmegaConf.load(file))
+        assert isinstance(values, dict)
+        below = [name for name in values.pop("defaults", []) if name != "_self_"]
+        expected = values | expected
+        names = below
+    return [
+        key
+        for key, value in expected.items()
+        if key not in PATHS and (tuple(value) if isinstance(value, list) else value) != getattr(config, key)
+    ]
