@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from compress.errors import bad_value
 from compress.pretrain.imagenet import Space, imagenet_features
 from compress.pretrain.loop import LoopConfig, train
 from compress.pretrain.pictures import load_pictures
@@ -39,7 +40,8 @@ class ClipConfig:
         vision_layers: Its depth.
         patch: Pixels a side of the picture tower's patches.
         sentences: Weight of the loss that pulls captions towards the sentence embeddings of all-MiniLM-L6-v2.
-        views: Augmented views of every training picture that the picture tower learns from.
+        views: Views of every training picture that the picture tower learns from: the picture itself and augmented ones.
+        mixed: How many of the views are mixtures of two pictures, for which only the features are a target.
         text: The loop of the text tower, see :class:`compress.pretrain.loop.LoopConfig`.
         vision: The loop of the picture tower.
     """
@@ -53,13 +55,23 @@ class ClipConfig:
     vision_layers: int = 5
     patch: int = 8
     sentences: float = 1.0
-    views: int = 8
+    views: int = 40
+    mixed: int = 16
     text: LoopConfig = field(
         default_factory=lambda: LoopConfig(450, 256, 1.5e-3, weight_decay=0.05, ema_decay=0.98, save_every=150)
     )
     vision: LoopConfig = field(
-        default_factory=lambda: LoopConfig(1000, 192, 1e-3, weight_decay=0.05, ema_decay=0.99, save_every=250)
+        default_factory=lambda: LoopConfig(4000, 192, 1.5e-3, weight_decay=0.05, ema_decay=0.995, save_every=250)
     )
+
+    def __post_init__(self) -> None:
+        """Checks the number of views.
+
+        Raises:
+            UserError: No view is left that is not a mixture.
+        """
+        if not 0 <= self.mixed < self.views:
+            raise bad_value("mixed", self.mixed, f"a whole number below views={self.views}")
 
 
 @dataclass
@@ -134,9 +146,11 @@ def train_vision(config: ClipConfig, out: Path) -> dict[str, object]:
     def loss(index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         which = torch.randint(config.views, (len(index),), generator=generator)
         image = embed_pictures(model, normalized(views[index, which]))
-        wanted = F.normalize(targets[index, which], dim=-1)
-        contrast = F.cross_entropy(20 * image @ texts[index].T, torch.arange(len(index)))
-        return 4 * (1 - (image * wanted).sum(-1).mean()) + 0.5 * contrast
+        wanted = F.normalize(targets[index, which].float(), dim=-1)
+        whole = which < config.views - config.mixed
+        logits = 20 * image[whole] @ texts[index[whole]].T
+        contrast = F.cross_entropy(logits, torch.arange(len(logits)), reduction="sum") / max(1, len(logits))
+        return 4 * (1 - (image * wanted).sum(-1).mean()) + 0.3 * contrast
 
     def evaluate() -> dict[str, float]:
         images = torch.cat([embed_pictures(model, normalized(batch)) for batch in examples.pictures.split(256)])
@@ -173,13 +187,19 @@ def _figures(images: torch.Tensor, model: CLIPModel, examples: Examples) -> dict
 
 
 def _views(config: ClipConfig, examples: Examples, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Augmented training pictures ``(n, views, 3, h, w)`` in uint8, the first as they are, and their targets."""
+    """Views of the training pictures ``(n, views, 3, h, w)`` in uint8 and their targets ``(n, views, d)``.
+
+    The first are the pictures as they are, the last ``mixed`` of them mixtures. What a network shows on pictures that
+    are no emoji at all is as good to learn from: function matching, Beyer et al. 2022.
+    """
     if not file.exists():
-        generator = torch.Generator().manual_seed(config.vision.seed)
+        generator = torch.Generator().manual_seed(config.vision.seed + 1)
         plain = examples.pictures[examples.chosen]
-        views = torch.stack([plain, *(_augment(plain, generator) for _ in range(config.views - 1))], 1)
-        targets = examples.space(imagenet_features(views.flatten(0, 1))).unflatten(0, views.shape[:2])
-        save_file({"views": views, "targets": targets.contiguous()}, file)
+        whole = [plain, *(_augment(plain, generator) for _ in range(config.views - config.mixed - 1))]
+        mixed = [_mix(_augment(plain, generator), generator) for _ in range(config.mixed)]
+        views = torch.stack([*whole, *mixed], 1)
+        targets = [examples.space(imagenet_features(views[:, i])).half() for i in range(config.views)]
+        save_file({"views": views, "targets": torch.stack(targets, 1)}, file)
     stored = load_file(file)
     return stored["views"], stored["targets"]
 
@@ -309,3 +329,21 @@ def _augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor
     x = gray + (x - gray) * uniform(0.5, 1.4, 1, 1, 1)
     x = (x - 0.5) * uniform(0.75, 1.3, 1, 1, 1) + 0.5 + uniform(-0.1, 0.1, 1, 1, 1)
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
+
+
+def _mix(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each picture blended with, laid over or cut together with another: uint8 ``(n, 3, h, w)`` to the same."""
+    n, _, height, width = pictures.shape
+    first, second = pictures.float(), pictures[torch.randperm(n, generator=generator)].float()
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(n, 1, 1, 1, generator=generator)
+
+    share, sideways, edge = uniform(0.3, 0.7), uniform(0, 1) < 0.5, uniform(0.25, 0.75)
+    across = (torch.arange(width) / width).expand(height, width)
+    down = (torch.arange(height) / height)[:, None].expand(height, width)
+    cut = torch.where(torch.where(sideways, across, down) < edge, first, second)
+    kinds = [share * first + (1 - share) * second, torch.minimum(first, second), cut]
+    kind = torch.randint(len(kinds), (n, 1, 1, 1), generator=generator)
+    mixed = torch.where(kind == 0, kinds[0], torch.where(kind == 1, kinds[1], kinds[2]))
+    return mixed.round().to(torch.uint8)

@@ -128,7 +128,7 @@ def test_autoencoder_and_teacher_train_into_a_stock_pipeline(parquet, tmp_path, 
     monkeypatch.setattr(clip, "imagenet_features", lambda p: p.float().mean((2, 3)).repeat(1, 100) + torch.arange(300))
     monkeypatch.setattr(clip, "_sentences", lambda texts: torch.ones(len(texts), 384))
     small = clip.ClipConfig(
-        parquet, vocabulary=600, text_width=64, text_layers=1, vision_width=32, vision_layers=1, views=2,
+        parquet, vocabulary=600, text_width=64, text_layers=1, vision_width=32, vision_layers=1, views=2, mixed=1,
         text=loop, vision=loop,
     )  # fmt: skip
     assert set(clip.train_clip(small, tmp_path / "clip")["vision"]["figures"][-1]) >= {"train", "held_out_pair"}
@@ -147,8 +147,22 @@ def test_autoencoder_and_teacher_train_into_a_stock_pipeline(parquet, tmp_path, 
     assert torch.allclose(states, expected, atol=1e-3)
 
 
+def test_mixtures_take_pixels_of_two_pictures():
+    dark, light = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
+    pictures = torch.cat([dark, light]).repeat(200, 1, 1, 1)
+    mixed = clip._mix(pictures, torch.Generator().manual_seed(0))
+    assert mixed.shape == pictures.shape and mixed.dtype == torch.uint8
+    blended = ((mixed > 0) & (mixed < 200)).flatten(1).all(1)
+    cut = torch.tensor([len(picture.unique()) == 2 for picture in mixed])
+    assert blended.any() and cut.any() and not (blended & cut).any()
+    assert ((mixed[blended] >= 60) & (mixed[blended] <= 140)).all()
+    assert torch.equal(mixed, clip._mix(pictures, torch.Generator().manual_seed(0)))
+
+
 def test_unknown_method_and_key_are_named(tmp_path):
     with pytest.raises(UserError, match="pretrain.method=cilp: unknown .did you mean clip"):
         compress.pretrain.run({"method": "cilp"}, tmp_path)
     with pytest.raises(UserError, match="pretrain.vocabluary"):
         compress.pretrain.run({"method": "clip", "vocabluary": 3}, tmp_path)
+    with pytest.raises(UserError, match="pretrain.mixed=40: expected a whole number below views=40"):
+        compress.pretrain.run({"method": "clip", "mixed": 40}, tmp_path)
