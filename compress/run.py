@@ -250,7 +250,8 @@ class _Run:
         info = checkpoint.read_info(self.store.path(step.key))
         info |= {"recipe": self.config.recipe_name, "stages": history, "evaluation": _measured(result)}
         if grid := self.grids[step.stage.name]:
-            how = {name: getattr(self.config.evaluate, name) for name in ("steps", "guidance", "scheduler")}
+            settings = ("steps", "guidance", "scheduler", "height", "width")
+            how = {name: getattr(self.config.evaluate, name) for name in settings}
             info["example"] = {"prompt": grid[0]["prompt"], "seed": grid[0]["seed"], **how}
         output.export(self.store.path(step.key), self.config.out / "checkpoint", info)
         result["checkpoint"] = str(self.config.out / "checkpoint")
@@ -331,5 +332,4 @@ def _numbers(evaluation: dict[str, Any]) -> dict[str, Any]:
 def _measured(result: dict[str, Any]) -> dict[str, Any]:
     rows = [{"name": "teacher", **_numbers(result["teacher"])}]
     rows += [{"name": stage["name"], **_numbers(stage)} for stage in result["stages"]]
-    shared = {name: result[name] for name in ("noise_floor", "manifest") if name in result}
-    return {"rows": rows, **shared}
+    return {"rows": rows} | {name: result[name] for name in ("noise_floor", "manifest") if name in result}

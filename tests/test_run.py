@@ -24,25 +24,32 @@ from compress.store import Store
 Run = Callable[..., dict[str, Any]]
 
 
-def quick_evaluate(pipeline: Any, teacher_images: Any, *_: Any, **__: Any) -> Evaluation:
-    """Counts parameters and makes up four pictures that depend on the weights."""
+def quick_evaluate(
+    pipeline: Any, data: Any, config: Any, folder: Path, *, teacher: Path | None = None, **more: Any
+) -> Evaluation:
+    """Counts parameters and makes up four pictures that depend on the weights and on whether seeds are the teacher's."""
     params = sum(tensor.numel() for tensor in pipeline.unet.parameters())
-    images = torch.full((4, 3, 8, 8), params % 251, dtype=torch.uint8)
-    psnr = None if teacher_images is None else {"value": float((images != teacher_images).sum()), "n": 4}
-    picture = Image.new("RGB", (8, 8), (params % 251, 0, 0))
-    return Evaluation({"params": params}, {"psnr": psnr}, images, [{"prompt": "a cat", "seed": 0, "image": picture}])
+    (folder / "images").mkdir(parents=True)
+    for index in range(4):
+        color = ((params + more["other_seeds"]) % 251, 0, 0)
+        Image.new("RGB", (8, 8), color).save(folder / "images" / f"sample-{index:06d}.png")
+    psnr = None
+    if teacher is not None:
+        theirs = Image.open(teacher / "images" / "sample-000000.png").getpixel((0, 0))
+        psnr = {"value": float(color != theirs), "n": 4}
+    grid = [{"prompt": "a cat", "seed": 0, "image": "images/sample-000000.png"}]
+    cost = {} if more["cost_of"] is None else {"params": params}
+    return Evaluation(cost, {"psnr": psnr}, {"protocol": "quick", "version": 1}, [] if more["other_seeds"] else grid)
 
 
 @pytest.fixture
 def run(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs prune and quantize with a quick evaluation; every call is counted in ``run.evaluations``."""
-    calls: list[Path] = []
+    """Runs prune and quantize with a quick evaluation; ``run.evaluations`` has the checkpoint of every call."""
+    calls: list[Path | None] = []
 
-    def counted(
-        pipeline: Any, teacher_images: Any, data: Any, config: Any, cost_of: Path, *rest: Any, **more: Any
-    ) -> Any:
-        calls.append(cost_of)
-        return quick_evaluate(pipeline, teacher_images)
+    def counted(*arguments: Any, **more: Any) -> Any:
+        calls.append(more["cost_of"])
+        return quick_evaluate(*arguments, **more)
 
     monkeypatch.setattr(compress.evaluate, "evaluate", counted)
 
@@ -97,6 +104,21 @@ def test_the_first_run_writes_everything(first: tuple[Path, dict[str, Any]]) -> 
     assert "a cat" in (out / "checkpoint" / "README.md").read_text()
     pipeline = DiffusionPipeline.from_pretrained(out / "checkpoint", torch_dtype=torch.float32)
     assert pipeline.unet.config.block_out_channels == [16, 32]
+
+
+def test_the_noise_floor_is_measured_once_and_reported(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run("evaluate.images=4")
+    assert result["noise_floor"] == {"metrics": {"psnr": {"value": 1.0, "n": 4}}}
+    assert result["manifest"] == {"protocol": "quick", "version": 1}
+    assert run.evaluations.count(None) == 1  # type: ignore[attr-defined]
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["noise_floor"] == result["noise_floor"]
+    assert "| noise floor |" in (tmp_path / "out" / "report.md").read_text()
+    assert "| noise floor |" in (tmp_path / "out" / "checkpoint" / "README.md").read_text()
+    again = run("evaluate.images=4", "evaluate.noise_floor=false")
+    assert run.evaluations == []  # type: ignore[attr-defined]
+    assert "noise_floor" not in again and numbers(again) == numbers(result)
 
 
 def test_config_yaml_gives_the_same_run(first: tuple[Path, dict[str, Any]]) -> None:

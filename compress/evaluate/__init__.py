@@ -117,9 +117,10 @@ def evaluate(
     size = _size(folder)
     shown = settings(pipeline, config, size, dtype, seeds[0])
     reference = _reference(data, config, size, networks, cache)
-    metrics = _score(folder, mine, prompts, config, networks, reference, teacher)
+    pictures = _pictures(folder, mine)
+    metrics = _score(folder, pictures, mine, prompts, config, networks, reference, teacher)
     metrics["latent_psnr"] = _latents(folder, mine, config, teacher) if config.wants("latent_psnr") else None
-    blank = sum(processes.gather(_blank(folder, mine, config)))
+    blank = sum(processes.gather(_blank(pictures, config)))
     if blank:
         logger.warning("%d of %d pictures are of one color all over", blank, config.images)
     for found in metrics.values():
@@ -176,6 +177,7 @@ def _reference(
 
 def _score(
     folder: Path,
+    pictures: "Pictures",
     mine: range,
     prompts: Sequence[str],
     config: EvaluateConfig,
@@ -196,7 +198,7 @@ def _score(
     if teacher is not None:
         known = {name: rows[mine.start : mine.stop] for name, rows in load_file(teacher / FEATURES).items()}
     metrics = score_pictures(
-        _pictures(folder, mine),
+        pictures,
         config,
         networks,
         reference=reference,
@@ -238,12 +240,9 @@ def _latents(folder: Path, mine: range, config: EvaluateConfig, teacher: Path | 
     return {**metric.compute(), "network": None, "network_sha256": None, "denoising_steps": 1}
 
 
-def _blank(folder: Path, mine: range, config: EvaluateConfig) -> int:
+def _blank(pictures: "Pictures", config: EvaluateConfig) -> int:
     """How many of this process's pictures are of one color all over."""
     from compress.evaluate.sample import blank
 
-    pictures = _pictures(folder, mine)
-    return sum(
-        blank(pictures[start : start + config.score_batch_size])
-        for start in range(0, len(pictures), config.score_batch_size)
-    )
+    starts = range(0, len(pictures), config.score_batch_size)
+    return sum(blank(pictures[start : start + config.score_batch_size]) for start in starts)

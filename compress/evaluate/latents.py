@@ -98,10 +98,13 @@ def write_latents(folder: Path, start: int, latents: torch.Tensor) -> None:
         save_file({"latents": latents.contiguous()}, beside)
 
 
-def read_latents(folder: Path, start: int) -> torch.Tensor | None:
-    """The latents of a batch, or None where they were not kept."""
-    file = _file(folder, start)
-    return load_file(file)["latents"] if file.exists() else None
+def read_latents(folder: Path, start: int) -> torch.Tensor:
+    """The latents of a batch, as they were kept.
+
+    Raises:
+        FileNotFoundError: They were not.
+    """
+    return load_file(_file(folder, start))["latents"]
 
 
 def _file(folder: Path, start: int) -> Path:

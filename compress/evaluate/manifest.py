@@ -84,7 +84,8 @@ def changed(config: EvaluateConfig) -> list[str]:
 
     from compress.config import conf_folder
 
-    folder, expected = conf_folder() / "evaluate", {}
+    folder = conf_folder() / "evaluate"
+    expected: dict[Any, Any] = {}
     names = [config.protocol]
     while names and (file := folder / f"{names[-1]}.yaml").is_file():
         values = OmegaConf.to_container(OmegaConf.load(file))

@@ -16,9 +16,9 @@ def model_card(info: Mapping[str, Any]) -> str:
     Args:
         info: As in ``compress.json``: ``recipe``, ``model`` (a path or hub id, or ``{"path", ...}``), ``stages``
             (``name``, ``kind``, ``method``, ``config``, ``coverage``, ``details``), and where there are any
-            ``evaluation`` (``{"rows": [{"name", "cost", "metrics"}]}``), ``example`` (``prompt``, ``seed``, ``steps``,
-            ``guidance``, ``scheduler``, ``height``, ``width``), ``data``, ``seed``, ``precision``, ``versions``,
-            ``probe``. Whatever is absent is left out.
+            ``evaluation`` (``{"rows": [{"name", "cost", "metrics"}]}``, with ``noise_floor`` and ``manifest`` as in the
+            report), ``example`` (``prompt``, ``seed``, ``steps``, ``guidance``, ``scheduler``, ``height``, ``width``),
+            ``data``, ``seed``, ``precision``, ``versions``, ``probe``. Whatever is absent is left out.
     """
     parts = [_front_matter(info), _introduction(info), "## What was done\n", *_stages(info)]
     result = _result(info)
@@ -172,11 +172,13 @@ def _torchao(info: Mapping[str, Any]) -> bool:
 
 def _result(info: Mapping[str, Any]) -> dict[str, Any] | None:
     """The evaluations in the report's layout, if there are any."""
-    found = (info.get("evaluation") or {}).get("rows") or []
+    evaluation = info.get("evaluation") or {}
+    found = evaluation.get("rows") or []
     if not any(row.get("cost") or row.get("metrics") for row in found):
         return None
     teacher = next((row for row in found if row["name"] == "teacher"), None)
-    return {"teacher": teacher, "stages": [row for row in found if row is not teacher]}
+    shared = {name: evaluation[name] for name in ("noise_floor", "manifest") if name in evaluation}
+    return {"teacher": teacher, "stages": [row for row in found if row is not teacher], **shared}
 
 
 def _example(info: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,24 +4,37 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NOISE = "≈"
+NOISE_FLOOR = "noise floor"
+PAIRED = ("fid_teacher", "psnr", "ssim", "ms_ssim", "lpips", "latent_psnr")
 UNBIASED_FROM = 10_000
 """Pictures from which FID's bias is small enough to compare with other tables."""
 
 Entry = Mapping[str, Any]
 
 
-def footer(rows: Sequence[tuple[str, Entry]], titles: Mapping[str, str], noise: bool) -> list[str]:
+def footer(
+    rows: Sequence[tuple[str, Entry]], titles: Mapping[str, str], noise: bool, manifest: Entry | None = None
+) -> list[str]:
     """N, sampling settings, networks with hashes, what cost was measured on, bias and noise; one sentence each.
 
     Args:
         rows: Name and entry (``cost``, ``metrics``) of each row.
         titles: Key and heading of the metrics shown.
         noise: Whether a number is marked as within the noise.
+        manifest: See :func:`compress.evaluate.manifest.manifest`.
     """
     entries = [entry for _, entry in rows]
-    lines = [_pictures(entries), _networks(entries, titles), _cost(entries), _formats(rows), *_counted(rows)]
-    if {"psnr", "ssim"} & set(titles):
-        lines.append("PSNR and SSIM compare with the teacher's pictures from the same prompts and seeds.")
+    sampled = [entry for name, entry in rows if name != NOISE_FLOOR]  # its seeds are others, on purpose
+    lines = [_protocol(manifest or {}) + _pictures(sampled), _networks(entries, titles), _cost(entries)]
+    lines += [_formats(rows), *_counted(rows)]
+    paired = [title.partition(" (")[0] for key, title in titles.items() if key in PAIRED]
+    if paired:
+        lines.append(f"{', '.join(paired)}: to the teacher's pictures of the same prompts and seeds.")
+    if any(name == NOISE_FLOOR for name, _ in rows):
+        lines.append(
+            f"{NOISE_FLOOR}: the teacher with other seeds, so what chance alone does to a metric; to the teacher, what "
+            "a different picture of the same prompt gets."
+        )
     if "fid" in titles:
         n = values(entries, "n", ("fid",))
         if not n or min(int(value) for value in n) < UNBIASED_FROM:
@@ -29,13 +42,17 @@ def footer(rows: Sequence[tuple[str, Entry]], titles: Mapping[str, str], noise: 
                 f"FID below {UNBIASED_FROM:,} pictures is biased: compare it within this table only, never with "
                 "published numbers."
             )
+    if "fid.infinite" in titles:
+        lines.append("FID∞ is FID extrapolated to infinitely many pictures (Chong & Forsyth 2020).")
     if any(values(entries, "low")):
-        level = values(entries, "interval")
+        level, of = values(entries, "interval"), values(entries, "interval_of", [k for k in titles if k not in PAIRED])
         share = f"{100 * float(level[0]):g} % interval" if len(level) == 1 else "interval"
-        lines.append(f"[low, high] is the {share} of a metric.")
+        lines.append(f"[low, high] is the {share} of a metric{f': {of[0]}' if of else ''}.")
     if noise:
         lines.append(
-            f"{NOISE} marks a number whose interval overlaps that of the row above: the difference is within the noise."
+            f"{NOISE} marks a difference from the teacher that lies inside the noise: no larger than half the 95 % "
+            "interval of the difference of two independent draws. What is compared picture by picture with the "
+            "teacher's has no such mark."
         )
     return [line for line in lines if line]
 
@@ -52,6 +69,13 @@ def values(entries: Iterable[Entry], key: str, names: Iterable[str] | None = Non
     return list(found)
 
 
+def _protocol(manifest: Entry) -> str:
+    if not manifest:
+        return ""
+    changed = f" with other {', '.join(manifest['changed'])}" if manifest.get("changed") else ""
+    return f"Protocol {manifest['protocol']} version {manifest['version']}{changed}. "
+
+
 def _pictures(entries: Sequence[Entry]) -> str:
     labels = {
         "n": "N =",
@@ -62,7 +86,8 @@ def _pictures(entries: Sequence[Entry]) -> str:
         "dtype": "dtype",
         "seed": "seed",
     }
-    found = [(label, values(entries, key)) for key, label in labels.items()]
+    names = [name for entry in entries for name in entry.get("metrics") or {} if name != "latent_psnr"]  # of fewer
+    found = [(label, values(entries, key, names)) for key, label in labels.items()]
     text = ", ".join(f"{label} {' / '.join(texts)}" for label, texts in found if texts)
     real = values(entries, "n_reference")
     return f"Pictures: {text}{f'; compared with {real[0]} real ones' if real else ''}." if text else ""

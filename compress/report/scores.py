@@ -40,29 +40,26 @@ def print_scores(result: Mapping[str, Any], console: "Console") -> None:
     table.add_column("metric", style="bold", no_wrap=True)
     for heading in ("value", "95 % interval", "N → ∞"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("network", overflow="fold")
     for name, metric in result["metrics"].items():
-        title, digits, better = described(name)
+        title, digits, better = described(name, metric["network"])
         ends = f"[{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
         far = metric.get("infinite")
-        network = metric.get("network")
-        through = (
-            f"{network} ({metric['network_sha256'][:8]})" if network and metric["network_sha256"] else network or ""
+        table.add_row(
+            f"{title} {better}", f"{metric['value']:.{digits}f}", ends, "" if far is None else f"{far:.{digits}f}"
         )
-        row = (f"{title} {better}", f"{metric['value']:.{digits}f}", ends, "" if far is None else f"{far:.{digits}f}")
-        table.add_row(*row, through)
     console.print(table)
     for line in notes(result):
         console.print(line, style="dim", markup=False, highlight=False)
 
 
-def described(name: str) -> tuple[str, int, str]:
-    """A metric's title, decimals and the direction of better values."""
+def described(name: str, network: str | None) -> tuple[str, int, str]:
+    """A metric's title, decimals and the direction of better values; ``network`` names the CLIP of a CLIP score."""
     family, _, encoder = name.partition("_")
     if name not in TITLES and family in FAMILIES and encoder:
         title, digits, better = FAMILIES[family]
         return f"{title}, {encoder}", digits, better
-    return TITLES.get(name, (name, 3, "↑"))
+    title, digits, better = TITLES.get(name, (name, 3, "↑"))
+    return f"{network} score" if name == "clip_score" else title, digits, better
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
@@ -75,6 +72,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         "Intervals are of the same number on fresh draws of as many pictures, "
         + ("with the reference held fixed." if manifest["reference"] is not None else "captions drawn with them.")
     )
+    lines += _networks(metrics)
     if "fid" in metrics:
         fid = metrics["fid"]
         lines.append(f"Pictures come to Inception's size by the resize {fid['preprocessing']} (evaluate.fid_resize).")
@@ -91,6 +89,18 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     if equal:
         lines.append(f"{equal} pairs are equal to the bit; their PSNR counts as {metrics['psnr']['cap']:g} dB.")
     return lines
+
+
+def _networks(metrics: Mapping[str, Any]) -> list[str]:
+    """Networks with the beginning of their hashes, and the metrics that looked through them."""
+    users: dict[str, list[str]] = {}
+    for name, metric in metrics.items():
+        if metric["network"]:
+            known = metric["network_sha256"]
+            through = metric["network"] + (f" ({known[:8]})" if known else "")
+            users.setdefault(through, []).append(described(name, metric["network"])[0])
+    text = "; ".join(f"{', '.join(titles)}: {network}" for network, titles in users.items())
+    return [f"Networks, with the beginning of their SHA256: {text}."] if text else []
 
 
 def _pictures(verb: str, about: Mapping[str, Any]) -> str:

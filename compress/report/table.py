@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from compress.report.footer import NOISE, footer, values
+from compress.report.footer import NOISE, NOISE_FLOOR, footer, values
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,6 +26,8 @@ class Column:
         digits: Decimals; None writes three significant digits.
         better: ``"down"``, ``"up"`` or ``""``: where the better values are.
         ends: Keys of the interval's ends, for a cost; a metric has its own ``low`` and ``high``.
+        paired: Whether it compares with the teacher's picture of the same prompt and noise.
+        screen: Whether it is shown on the screen too, which is narrow.
     """
 
     group: str
@@ -35,6 +37,8 @@ class Column:
     digits: int | None = None
     better: str = ""
     ends: tuple[str, str] = ("", "")
+    paired: bool = False
+    screen: bool = True
 
     @property
     def heading(self) -> str:
@@ -46,17 +50,38 @@ class Column:
 COST = (
     Column("cost", "params", "parameters (M)", 1e-6),
     Column("cost", "macs", "MACs (G)", 1e-9),
+    Column("cost", "macs_without_attention", "MACs without attention (G)", 1e-9, screen=False),
     Column("cost", "bytes", "on disk (MB)", 1e-6),
-    Column("cost", "latency_s", "latency (ms)", 1e3, ends=("latency_low_s", "latency_high_s")),
+    Column("cost", "memory_bytes", "in memory (MB)", 1e-6, screen=False),
     Column("cost", "peak_memory_bytes", "peak memory (MB)", 1e-6),
+    Column("cost", "latency_s", "latency (ms)", 1e3, ends=("latency_low_s", "latency_high_s")),
+    Column(
+        "cost", "compiled_latency_s", "compiled (ms)", 1e3, ends=("compiled_latency_low_s", "compiled_latency_high_s")
+    ),
+    Column("cost", "picture_latency_s", "picture (s)", ends=("picture_latency_low_s", "picture_latency_high_s")),
 )
-METRICS = (
+SETS = (
     Column("metrics", "fid", "FID", digits=1, better="down"),
+    Column("metrics", "fid.infinite", "FID∞", digits=1, better="down", screen=False),
     Column("metrics", "kid", "KID", digits=4, better="down"),
-    Column("metrics", "clip_score", "CLIP score", digits=2, better="up"),
-    Column("metrics", "psnr", "PSNR (dB)", digits=2, better="up"),
-    Column("metrics", "ssim", "SSIM", digits=3, better="up"),
+    Column("metrics", "cmmd", "CMMD", digits=3, better="down", screen=False),
+    Column("metrics", "precision", "precision", digits=3, better="up", screen=False),
+    Column("metrics", "recall", "recall", digits=3, better="up", screen=False),
 )
+TEXT = (
+    Column("metrics", "clip_score", "CLIP score", digits=2, better="up"),
+    Column("metrics", "r_at_1", "R@1 (%)", 100, digits=1, better="up"),
+    Column("metrics", "r_at_5", "R@5 (%)", 100, digits=1, better="up", screen=False),
+)
+PAIRED = (
+    Column("metrics", "fid_teacher", "FID to teacher", digits=1, better="down", paired=True),
+    Column("metrics", "psnr", "PSNR (dB)", digits=2, better="up", paired=True),
+    Column("metrics", "ssim", "SSIM", digits=3, better="up", paired=True),
+    Column("metrics", "ms_ssim", "MS-SSIM", digits=3, better="up", paired=True, screen=False),
+    Column("metrics", "lpips", "LPIPS", digits=3, better="down", paired=True),
+    Column("metrics", "latent_psnr", "latent PSNR (dB)", digits=2, better="up", paired=True, screen=False),
+)
+METRICS = (*SETS, *TEXT, *PAIRED)
 
 
 @dataclass(frozen=True)
@@ -67,7 +92,7 @@ class Cell:
         value: The number as written.
         interval: ``"[low, high]"`` or empty.
         ratio: Share of the teacher's number, ``"0.58x"``, or empty.
-        noise: Whether the interval overlaps that of the row above.
+        noise: Whether the difference from the teacher lies inside the noise.
     """
 
     value: str = MISSING
@@ -82,30 +107,41 @@ class Cell:
 
 
 def rows(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and entry (``cost``, ``metrics``) of the teacher and each stage."""
-    teacher = [("teacher", result["teacher"])] if result.get("teacher") else []
-    return teacher + [(stage["name"], stage) for stage in result.get("stages", [])]
+    """Name and entry (``cost``, ``metrics``) of the teacher, the noise floor and each stage."""
+    found = [("teacher", result["teacher"])] if result.get("teacher") else []
+    found += [(NOISE_FLOOR, result["noise_floor"])] if result.get("noise_floor") else []
+    return found + [(stage["name"], stage) for stage in result.get("stages", [])]
 
 
 def columns(result: Mapping[str, Any]) -> list[Column]:
-    """The columns that hold a number in some row; metrics this module does not know come last."""
+    """The columns that hold a number in some row; metrics this module does not know stand before the paired ones."""
     entries = [entry for _, entry in rows(result)]
     known = {column.key for column in METRICS}
     names = list(dict.fromkeys(name for entry in entries for name in entry.get("metrics") or {}))
-    others = [Column("metrics", name, name.replace("_", " "), digits=3) for name in names if name not in known]
-    found = [
-        column for column in (*COST, *METRICS, *others) if any(number(entry, column) is not None for entry in entries)
-    ]
+    others = [_unknown(name) for name in names if name not in known]
+    every = (*COST, *SETS, *TEXT, *others, *PAIRED)
+    found = [column for column in every if any(number(entry, column) is not None for entry in entries)]
     network = values(entries, "network", ("clip_score",))
     if network:  # a CLIP score means nothing without the name of its network
         found = [replace(c, title=f"{network[0]} score") if c.key == "clip_score" else c for c in found]
     return found
 
 
+def _unknown(name: str) -> Column:
+    """The column of a metric that a recipe named: an encoder's distance, which is better when small, or a score."""
+    distance = name.startswith(("fd_", "mmd_"))
+    return Column(
+        "metrics", name, name.replace("_", " "), digits=3, better="down" if distance else "up", screen=not distance
+    )
+
+
 def number(entry: Mapping[str, Any], column: Column, part: str = "value") -> float | None:
     """The finite number of an entry in the stored unit, or None; ``part`` may be ``"low"`` or ``"high"``."""
     group = entry.get(column.group) or {}
-    found = group.get(column.key)
+    key, _, inner = column.key.partition(".")
+    found = group.get(key)
+    if inner:  # a number beside another metric's value, which has no interval of its own
+        found = found.get(inner) if isinstance(found, Mapping) and part == "value" else None
     if isinstance(found, Mapping):
         found = found.get(part)
     elif part != "value":
@@ -116,24 +152,20 @@ def number(entry: Mapping[str, Any], column: Column, part: str = "value") -> flo
 def plain_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     """Headings and rows of bare numbers in the stored units, each metric followed by its interval's ends."""
     shown = columns(result)
-    ranged = [c for c in shown if c.group == "metrics" or any(c.ends)]
+    ranged = [c for c in shown if c.group == "metrics" and "." not in c.key or any(c.ends)]
     parts = [(c, part) for c in shown for part in (("value", "low", "high") if c in ranged else ("value",))]
-    headings = ["stage"] + [c.key if part == "value" else f"{c.key}_{part}" for c, part in parts]
+    keys = {c: c.key.replace(".", "_") for c in shown}
+    headings = ["stage"] + [keys[c] if part == "value" else f"{keys[c]}_{part}" for c, part in parts]
     return headings, [[name] + [number(entry, c, part) for c, part in parts] for name, entry in rows(result)]
 
 
 def cells(result: Mapping[str, Any], shown: Sequence[Column]) -> list[list[Cell]]:
     """The written numbers, by row and column."""
-    entries = [entry for _, entry in rows(result)]
     teacher = result.get("teacher") or {}
-    table = []
-    for index, entry in enumerate(entries):
-        above = entries[index - 1] if index else {}
-        table.append([_cell(entry, column, teacher, above) for column in shown])
-    return table
+    return [[_cell(entry, column, teacher) for column in shown] for _, entry in rows(result)]
 
 
-def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], above: Mapping[str, Any]) -> Cell:
+def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any]) -> Cell:
     value = number(entry, column)
     if value is None:
         return Cell()
@@ -144,9 +176,18 @@ def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], 
         interval = f"[{_written(low, column)}, {_written(high, column)}]"
     if column.group == "cost" and reference and entry is not teacher:
         ratio = f"{value / reference:.2f}x"
-    before = number(above, column, "low"), number(above, column, "high")
-    noise = None not in (low, high, *before) and low <= before[1] and before[0] <= high  # type: ignore[operator]
-    return Cell(_written(value, column), interval, ratio, noise)
+    return Cell(_written(value, column), interval, ratio, entry is not teacher and _noise(entry, teacher, column))
+
+
+def _noise(entry: Mapping[str, Any], teacher: Mapping[str, Any], column: Column) -> bool:
+    """Whether chance alone may explain an entry's difference from the teacher, as of two independent draws."""
+    parts = [{part: number(row, column, part) for part in ("value", "low", "high")} for row in (entry, teacher)]
+    if column.paired or any(value is None for part in parts for value in part.values()):
+        return False
+    from compress.evaluate.intervals import difference
+
+    ours, theirs = parts
+    return abs(ours["value"] - theirs["value"]) <= difference(ours, theirs)  # type: ignore[operator]
 
 
 def _written(value: float, column: Column) -> str:
@@ -162,30 +203,44 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     shown = columns(result)
     titles = {column.key: column.title for column in shown if column.group == "metrics"}
     noise = any(cell.noise for row in cells(result, shown) for cell in row)
-    return footer(rows(result), titles, noise)
+    return footer(rows(result), titles, noise, result.get("manifest"))
 
 
 def markdown_table(result: Mapping[str, Any]) -> str:
-    """The table and its footer as Markdown."""
+    """The tables of cost and of quality and their footer as Markdown."""
     shown = columns(result)
-    head = ["stage", *(column.heading for column in shown)]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * len(shown)]
-    for (name, _), row in zip(rows(result), cells(result, shown), strict=True):
-        lines.append("| " + " | ".join([name.replace("|", "\\|"), *(cell.line() for cell in row)]) + " |")
-    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in notes(result)) + "\n"
+    written = cells(result, shown)
+    lines = []
+    for group in ("cost", "metrics"):
+        places = [index for index, column in enumerate(shown) if column.group == group]
+        if not places:
+            continue
+        lines.append("| " + " | ".join(["stage", *(shown[index].heading for index in places)]) + " |")
+        lines.append("|---|" + "---:|" * len(places))
+        for (name, entry), row in zip(rows(result), written, strict=True):
+            if entry.get(group):
+                texts = [row[index].line() for index in places]
+                lines.append("| " + " | ".join([name.replace("|", "\\|"), *texts]) + " |")
+        lines.append("")
+    return "\n".join(lines) + "\n" + "\n".join(f"- {line}" for line in notes(result)) + "\n"
 
 
 def print_table(result: Mapping[str, Any], console: "Console") -> None:
-    """Prints the table and its footer; where one table is too wide, cost and quality become tables of their own."""
-    shown = columns(result)
+    """Prints the main columns and the footer; where one table is too wide, cost and quality are tables of their own."""
+    every = columns(result)
+    shown = [column for column in every if column.screen]
     written = cells(result, shown)
     pieces = [list(range(len(shown)))]
     if _width(_rich(result, shown, written, pieces[0]), console) > console.width:
-        by_group = [[i for i, c in enumerate(shown) if c.group == group] for group in ("cost", "metrics")]
-        pieces = [piece for group in by_group for piece in _fitting(result, shown, written, group, console)]
+        groups = [
+            [index for index, column in enumerate(shown) if (column.group, column.paired) == group]
+            for group in (("cost", False), ("metrics", False), ("metrics", True))
+        ]
+        pieces = [piece for group in groups for piece in _fitting(result, shown, written, group, console)]
     for piece in pieces:
         console.print(_rich(result, shown, written, piece))
-    for line in notes(result):
+    hidden = ", ".join(column.title for column in every if not column.screen)
+    for line in [*notes(result), *([f"The report has besides: {hidden}."] if hidden else [])]:
         console.print(line, style="dim", markup=False, highlight=False)
 
 
@@ -221,7 +276,10 @@ def _rich(
         # A heading breaks before its unit, or before its last word; numbers are never cut.
         words = shown[index].heading.rsplit(" (", 1) if " (" in shown[index].title else [shown[index].heading]
         table.add_column("\n(".join(words), justify="right", overflow="fold", no_wrap=False)
-    for (name, _), row in zip(rows(result), written, strict=True):
+    groups = {shown[index].group for index in piece}
+    for (name, entry), row in zip(rows(result), written, strict=True):
+        if not any(entry.get(group) for group in groups):
+            continue  # the noise floor has no cost of its own
         texts = []
         for cell in (row[index] for index in piece):
             text = Text(cell.value + (NOISE if cell.noise else ""))

@@ -1,87 +1,180 @@
-"""A whole evaluation, with the real Inception network once."""
+"""A whole evaluation: teacher, noise floor and student, in one process and in two, interrupted and not."""
 
 import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from compress.evaluate import EvaluateConfig, evaluate
 from compress.evaluate.networks.inception_file import INCEPTION_SHA256
-from tests.evaluate.parts import TinyInception, tiny_clip, tiny_data
+from compress.evaluate.pictures import PictureFiles
+from compress.evaluate.sample import picture_paths
+from tests.evaluate.parts import tiny_clip, tiny_data
+from tests.evaluate.worker import TinyNetwork
 from tests.tiny import tiny_pipeline
 
-CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
+HOW = {"device": torch.device("cpu"), "dtype": torch.float32, "seed": 5}
+PAIRED = {"fid_teacher", "psnr", "ssim", "ms_ssim", "latent_psnr"}
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """No process for the memory and no real Inception network."""
-    monkeypatch.setattr("compress.evaluate.cost.peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
-    monkeypatch.setattr("compress.evaluate.inception.Inception", TinyInception)
+def tiny_networks(monkeypatch):
+    """No real Inception network."""
+    monkeypatch.setattr("compress.evaluate.networks.inception.Inception", TinyNetwork)
 
 
 def settings(tmp_path, **changes):
     clip = tiny_clip(tmp_path / "clip")
-    values = {"images": 8, "batch_size": 3, "steps": 2, "grid": 2, "clip": clip, "clip_name": "tiny-clip"}
-    return EvaluateConfig(**{**values, "reference_images": 10, "bootstrap": 20, "latency_repeats": 1, **changes})
+    values = {"images": 12, "batch_size": 4, "steps": 2, "grid": 2, "clip": clip, "clip_name": "tiny-clip"}
+    values |= {"reference_images": 10, "bootstrap": 20, "set_bootstrap": 10, "latency_repeats": 1}
+    return EvaluateConfig(**{**values, **changes})
 
 
-def test_teacher_and_student(tmp_path, quick):
+def numbers(metrics):
+    return {
+        f"{name}.{part}": metric[part]
+        for name, metric in metrics.items()
+        if metric
+        for part in ("value", "low", "high")
+    }
+
+
+def test_teacher_noise_floor_and_student(tmp_path, tiny_networks, monkeypatch):
+    monkeypatch.setattr("compress.evaluate.cost.peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
     teacher, data, config = tiny_pipeline(0), tiny_data(), settings(tmp_path)
     teacher.save_pretrained(tmp_path / "teacher")
-    arguments = (data, config, tmp_path / "teacher", CPU, torch.float32, 5)
-    first = evaluate(teacher, None, *arguments)
-    assert first.images.shape == (8, 3, 16, 16)
-    assert [cell["seed"] for cell in first.grid] == [5, 6]
-    assert first.metrics["psnr"] is None and first.metrics["ssim"] is None
+    first = evaluate(teacher, data, config, tmp_path / "first", cost_of=tmp_path / "teacher", **HOW)
+    assert first.cost["params"] > 0
+    assert [(cell["seed"], cell["image"]) for cell in first.grid] == [
+        (5, "images/grid-000000.png"),
+        (6, "images/grid-000001.png"),
+    ]
+    assert (tmp_path / "first" / first.grid[1]["image"]).exists()
+    assert {name for name, metric in first.metrics.items() if metric is None} == PAIRED
     fid = first.metrics["fid"]
     assert fid["low"] <= fid["value"] <= fid["high"]
-    expected = {"n": 8, "n_reference": 10, "steps": 2, "guidance": 4.0, "scheduler": "dpmsolver++", "seed": 5}
-    expected |= {"resolution": "16x16", "dtype": "float32", "blank": 0, "network_sha256": INCEPTION_SHA256}
+    expected = {"n": 12, "n_reference": 10, "steps": 2, "guidance": 4.0, "scheduler": "dpmsolver++", "seed": 5}
+    expected |= {"resolution": "16x16", "dtype": "float32", "blank": 0, "interval": 0.95, "batch_size": 4}
     assert expected.items() <= fid.items()
     assert first.metrics["clip_score"]["network"] == "tiny-clip"
+    manifest = first.manifest
+    assert (manifest["protocol"], manifest["version"]) == ("quick", 1)
+    assert {"images", "batch_size", "steps"} <= set(manifest["changed"])
+    assert not {"guidance", "clip", "scheduler", "leave_out"} & set(manifest["changed"])
+    assert manifest["seeds"] == {"first": 5, "last": 16}
+    assert manifest["networks"]["tiny"] == fid["network_sha256"] and set(manifest["networks"]) == {"tiny", "tiny-clip"}
+    assert set(manifest["reference"]["sha256"]) == {"inception", "clip"} and manifest["reference"]["n"] == 10
+    assert manifest["scheduler_class"] == "DPMSolverMultistepScheduler"
 
-    same = evaluate(teacher, first.images, *arguments)
-    assert same.metrics["psnr"]["value"] == 100
-    assert same.metrics["psnr"]["equal"] == 8
-    assert same.metrics["ssim"]["value"] == pytest.approx(1)
-    assert {**same.metrics, "psnr": None, "ssim": None} == first.metrics  # the same numbers, to the bit
+    same = evaluate(teacher, data, config, tmp_path / "same", teacher=tmp_path / "first", **HOW)
+    assert same.cost == {}
+    assert same.metrics["psnr"]["value"] == 100 and same.metrics["psnr"]["equal"] == 12
+    assert same.metrics["latent_psnr"]["value"] == 100 and same.metrics["latent_psnr"]["denoising_steps"] == 1
+    assert same.metrics["ms_ssim"]["value"] == pytest.approx(1)
+    assert same.metrics["fid_teacher"]["value"] == pytest.approx(0, abs=1e-6)
+    ours = numbers({name: metric for name, metric in same.metrics.items() if name not in PAIRED})
+    assert ours == numbers(first.metrics)  # the same pictures, the same numbers
 
-    student = tiny_pipeline(1)
-    other = evaluate(student, first.images, *arguments)
-    assert other.metrics["psnr"]["low"] <= other.metrics["psnr"]["value"] < 40
-    assert other.metrics["psnr"]["equal"] == 0
-    json.dumps({"cost": other.cost, "metrics": other.metrics}, allow_nan=False)
+    floor = evaluate(teacher, data, config, tmp_path / "floor", teacher=tmp_path / "first", other_seeds=True, **HOW)
+    assert floor.grid == []
+    assert floor.metrics["psnr"]["value"] < 40 and floor.metrics["psnr"]["seed"] == 5 + 2**31
+    other = evaluate(tiny_pipeline(1), data, config, tmp_path / "other", teacher=tmp_path / "first", **HOW)
+    assert other.metrics["latent_psnr"]["low"] <= other.metrics["latent_psnr"]["value"] < 60
+    for found in (first, same, floor, other):
+        json.dumps([found.cost, found.metrics, found.manifest, found.grid], allow_nan=False)
 
-    with pytest.raises(ValueError, match="the teacher's pictures"):
-        evaluate(student, first.images[:4], *arguments)
+
+def test_an_interrupted_evaluation_gives_the_same_numbers(tmp_path, tiny_networks):
+    pipeline, data, config = tiny_pipeline(), tiny_data(), settings(tmp_path)
+    whole = evaluate(pipeline, data, config, tmp_path / "whole", **HOW)
+    folder = tmp_path / "half"
+    (folder / "images").mkdir(parents=True)
+    for file in (tmp_path / "whole" / "images").iterdir():
+        if not file.name.startswith("sample-") or int(file.stem[-6:]) < 6:  # one batch, and half of the next
+            (folder / "images" / file.name).write_bytes(file.read_bytes())
+    assert numbers(evaluate(pipeline, data, config, folder, **HOW).metrics) == numbers(whole.metrics)
 
 
-def test_cost_only(tmp_path, quick):
-    pipeline = tiny_pipeline()
+@pytest.mark.parametrize("processes", [2, 5])
+def test_the_number_of_processes_changes_no_number(tmp_path, tiny_networks, processes):
+    """Five processes for three batches: two have no pictures."""
+    pipeline, data = tiny_pipeline(), tiny_data()
+    config = settings(tmp_path)
+    alone = evaluate(pipeline, data, config, tmp_path / "alone", **HOW)
+    student = evaluate(tiny_pipeline(1), data, config, tmp_path / "student", teacher=tmp_path / "alone", **HOW)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
+    command += [str(Path(__file__).with_name("worker.py")), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    for metrics, expected in zip(found, (alone.metrics, student.metrics), strict=True):
+        for name, value in numbers(expected).items():
+            assert numbers(metrics)[name] == pytest.approx(value, rel=1e-4, abs=1e-9), name
+    for name in ("alone", "student"):
+        pictures = [PictureFiles(picture_paths(tmp_path / where / "images", range(12)))[0:12]
+                    for where in (name, f"{name}-together")]  # fmt: skip
+        assert torch.equal(*pictures)
+
+
+def test_what_fails_in_one_process_ends_all(tmp_path):
+    code = (
+        "import sys; from compress import processes\n"
+        "processes.join('cpu')\n"
+        "try:\n    with processes.together():\n"
+        "        if processes.index() == 1: raise FloatingPointError('NaN in process 1')\n"
+        "except FloatingPointError as error: print(f'heard: {error}', flush=True)\n"
+        "processes.leave()"
+    )
+    (tmp_path / "fail.py").write_text(code)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, str(tmp_path / "fail.py")], env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.stdout.count("heard: NaN in process 1") == 2, done.stderr[-2000:]
+
+
+def test_cost_only(tmp_path, monkeypatch):
+    monkeypatch.setattr("compress.evaluate.cost.peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
+    pipeline, folder = tiny_pipeline(), tmp_path / "evaluation"
     pipeline.save_pretrained(tmp_path / "teacher")
     config = settings(tmp_path, images=0)
-    found = evaluate(pipeline, None, tiny_data(), config, tmp_path / "teacher", CPU, torch.float32, 0)
+    found = evaluate(pipeline, tiny_data(), config, folder, cost_of=tmp_path / "teacher", **HOW)
     assert found.cost["params"] > 0
-    assert (found.metrics, len(found.images), found.grid) == ({}, 0, [])
+    assert (found.metrics, found.manifest, found.grid) == ({}, {}, [])
+    assert not folder.exists()
 
 
-def test_blank_pictures_are_reported(tmp_path, quick, caplog, monkeypatch):
-    pipeline, black = tiny_pipeline(), torch.zeros(8, 3, 16, 16, dtype=torch.uint8)
-    pipeline.save_pretrained(tmp_path / "teacher")
-    monkeypatch.setattr("compress.evaluate.sample.sample", lambda *_: black)
-    config = settings(tmp_path, grid=0)
-    found = evaluate(pipeline, None, tiny_data(), config, tmp_path / "teacher", CPU, torch.float32, 0)
-    assert found.metrics["fid"]["blank"] == 8
-    assert "8 of 8 pictures are of one color" in caplog.text
-
-
-def test_with_the_real_network(tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.evaluate.cost.peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
+def test_blank_pictures_are_reported(tmp_path, tiny_networks, caplog):
     pipeline = tiny_pipeline()
-    pipeline.save_pretrained(tmp_path / "teacher")
-    config = settings(tmp_path, images=4, grid=0, reference_images=4)
+    for parameter in pipeline.vae.decoder.conv_out.parameters():
+        parameter.data.zero_()
+    found = evaluate(pipeline, tiny_data(), settings(tmp_path, grid=0), tmp_path / "evaluation", **HOW)
+    assert found.metrics["fid"]["blank"] == 12
+    assert "12 of 12 pictures are of one color" in caplog.text
+
+
+def test_metrics_can_be_left_out(tmp_path, tiny_networks):
+    config = settings(tmp_path, leave_out=("kid", "latent_psnr", "cmmd", "r_at_5"))
+    found = evaluate(tiny_pipeline(), tiny_data(), config, tmp_path / "evaluation", **HOW)
+    assert found.metrics["fid"] and found.metrics["r_at_1"]
+    assert not any(found.metrics.get(name) for name in config.leave_out)
+    assert not list((tmp_path / "evaluation" / "images").glob("latents-*"))
+
+
+def test_with_the_real_network(tmp_path):
+    config = settings(tmp_path, images=4, grid=0, reference_images=4, prompts=str(tmp_path / "prompts.csv"))
+    (tmp_path / "prompts.csv").write_text("text\na red cat\na dog\n")
     cache = tmp_path / "cache"
-    found = evaluate(pipeline, None, tiny_data(4), config, tmp_path / "teacher", CPU, torch.float32, 0, cache)
-    assert len(list(cache.iterdir())) == 1
-    assert found.metrics["fid"]["value"] > found.metrics["kid"]["value"] > 0
+    found = evaluate(tiny_pipeline(), tiny_data(4), config, tmp_path / "evaluation", cache=cache, **HOW)
+    assert len(list(cache.iterdir())) == 2
+    assert found.metrics["fid"]["network_sha256"] == INCEPTION_SHA256
+    assert math.isfinite(found.metrics["fid"]["value"])
+    assert found.metrics["r_at_1"]["among"] == 2
