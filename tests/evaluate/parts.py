@@ -41,13 +41,17 @@ class TinyInception(torch.nn.Module):
     """Random features of pictures of any size, in place of the network that takes 0.1 s a picture."""
 
     num_features = 24
+    name = "tiny-inception"
+    sha256 = "0" * 64
 
-    def __init__(self, path: str = "auto", device: str = "cpu") -> None:
+    def __init__(self, path: str = "auto", device: str = "cpu", resize: str = "tensorflow1") -> None:
         super().__init__()
+        self.preprocessing = resize
         with seeded(5):
             self.layer = torch.nn.Linear(3 * 16, self.num_features)
 
     @torch.no_grad()
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        """From uint8 ``(n, 3, height, width)`` to ``(n, 24)``."""
-        return self.layer(torch.nn.functional.adaptive_avg_pool2d(pictures / 255, 4).flatten(1)).relu()
+    def forward(self, pictures: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+        """From uint8 ``(n, 3, height, width)``, or n of ``(3, height, width)``, to ``(n, 24)``."""
+        small = [torch.nn.functional.adaptive_avg_pool2d(picture / 255, 4).flatten() for picture in pictures]
+        return self.layer(torch.stack(small)).relu()

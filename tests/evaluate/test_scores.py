@@ -5,10 +5,7 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from compress.errors import UserError
-from compress.evaluate.clip import clip_scores, load_clip
 from compress.evaluate.scores import PSNR_CAP, frechet, kernel_distance, mean_score, psnr_values, ssim_values
-from tests.evaluate.parts import tiny_clip
 
 
 class Same(torch.nn.Module):
@@ -91,26 +88,3 @@ def test_psnr_and_ssim():
     assert similar[0] == pytest.approx(1)
     assert 0.9999 > similar[3] > similar[1] > similar[2]
     assert similar[2] < 0.1
-
-
-def test_clip_score(tmp_path):
-    clip = load_clip(tiny_clip(tmp_path))
-    pictures = torch.randint(0, 256, (5, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    captions = ["a cat", "a red dog", "sun", "heart " * 30, "tree"]
-    scores = clip_scores(pictures, captions, clip, batch_size=2)
-    assert scores.shape == (5,)
-    assert (scores >= 0).all() and (scores <= 100).all()
-    # One pair through the model's own forward pass.
-    text = clip.tokenizer(captions[1], return_tensors="pt")
-    seen = clip.processor(images=pictures[1].permute(1, 2, 0).numpy(), return_tensors="pt")
-    with torch.no_grad():
-        cosine = clip.model(**text, **seen).logits_per_image / clip.model.logit_scale.exp()
-    assert scores[1] == pytest.approx(100 * max(float(cosine), 0.0), abs=1e-3)
-    assert clip.sha256 == load_clip(str(tmp_path)).sha256
-    clip.model.logit_scale.data += 1
-    assert clip.sha256 != load_clip(str(tmp_path)).sha256
-
-
-def test_clip_that_cannot_be_loaded(tmp_path):
-    with pytest.raises(UserError, match=r"evaluate\.clip="):
-        load_clip(str(tmp_path))

@@ -46,7 +46,7 @@ class PickScore:
     def __call__(self, pictures: Tensor | Sequence[Tensor], captions: Sequence[str]) -> Tensor:
         """See :class:`Preference`."""
         cosine = torch.nn.functional.cosine_similarity(self.clip(pictures), self.clip.text(captions))
-        return float(self.clip.model.logit_scale.exp()) * cosine
+        return self.clip.model.logit_scale.detach().exp().cpu() * cosine
 
 
 class ImageReward:
