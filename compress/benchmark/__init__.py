@@ -1,0 +1,224 @@
+"""A pipeline under a grid of runtime choices: what each costs, and what its pictures are worth then."""
+
+import dataclasses
+import importlib.metadata
+import time
+from typing import TYPE_CHECKING, Any
+
+from compress.benchmark.config import BenchmarkConfig, Choices, Limits, rows
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from omegaconf import DictConfig
+
+    from compress.benchmark.job import Job
+    from compress.benchmark.row import Task
+
+__all__ = ["BenchmarkConfig", "Choices", "Limits", "benchmark", "rows", "run_job"]
+
+ROWS = 1  # raised when the numbers of a row change their meaning; part of their keys in the store
+LIBRARIES = ("torch", "diffusers", "transformers", "torchao")
+
+
+def run_job(cfg: "DictConfig") -> None:
+    """Runs the benchmark that a composed config describes, and prints its table.
+
+    Raises:
+        UserError: Something the user can put right; before a weight is loaded where that is possible.
+    """
+    from rich.console import Console
+
+    from compress.benchmark.job import to_job
+    from compress.benchmark.table import print_end
+    from compress.models.quiet import hide_notices
+
+    hide_notices()
+    job = to_job(cfg)
+    print_end(benchmark(job), job, Console())
+
+
+def benchmark(job: "Job") -> dict[str, Any]:
+    """Measures every row of the grid, or takes it from the store, and writes the report to ``job.out``.
+
+    Returns:
+        What stands in ``benchmark.json``: ``rows``, each with ``name``, ``status`` (``measured``, ``skipped`` or
+        ``failed``, with a ``reason``), ``choices``, ``cost``, ``metrics`` and ``dominated_by``; the name of the
+        ``best`` row, what it is the best of, and the ``code`` that runs it; and the settings.
+
+    Raises:
+        UserError: Something the user can put right.
+    """
+    from compress.benchmark.report import write_report
+
+    _check(job)
+    begun = time.perf_counter()
+    run = _Run(job)
+    result = run.go()
+    result["seconds"] = time.perf_counter() - begun
+    job.out.mkdir(parents=True, exist_ok=True)
+    write_report(job.out, result, run.pictures)
+    return result
+
+
+def _check(job: "Job") -> None:
+    """Checks what can be known before a weight is loaded."""
+    import compress.data
+    import compress.evaluate
+    from compress import preflight, processes
+    from compress.benchmark.model import check_model
+
+    if processes.count() > 1:
+        raise UserError("job=benchmark: a benchmark times one process: start it without accelerate launch")
+    check_model(job.model)
+    compress.data.check(job.data)
+    compress.evaluate.check(job.evaluate)
+    preflight.check_device(job.device)
+    for key, folder in (("out", job.out), ("store", job.store)):
+        preflight.check_writable(key, folder)
+
+
+class _Run:
+    """One benchmark: its rows one after the other, each in a process of its own."""
+
+    def __init__(self, job: "Job") -> None:
+        import compress.data
+        import compress.models
+        from compress import processes
+        from compress.evaluate.prompts import evaluation_prompts
+        from compress.store import Store
+
+        self.job = job
+        self.device: torch.device = processes.join(job.device)
+        self.store = Store(job.store)
+        self.fingerprint = compress.models.fingerprint(job.model)
+        data, images = compress.data.load_data(job.data), job.benchmark.images
+        self.prompts = evaluation_prompts(data, job.evaluate, images, job.seed)
+        self.seeds = [job.seed + index for index in range(images)]
+        self.pictures: dict[str, torch.Tensor] = {}
+
+    def go(self) -> dict[str, Any]:
+        """Measures and compares all rows."""
+        from compress.benchmark.choose import best, dominating
+        from compress.progress import track
+
+        grid = rows(self.job.benchmark)
+        found = []
+        for name in track(list(grid), "measuring rows"):
+            found.append(self._row(name, grid[name]))
+            if name == "reference" and found[0]["status"] != "measured":
+                raise UserError(f"benchmark.reference: the row that others are compared with: {found[0]['reason']}")
+        self._compare(found)
+        for row in found:
+            row["dominated_by"] = dominating(row, found) if row["status"] == "measured" else None
+        chosen, why = best(found, self.job.limit)
+        return {
+            "model": dataclasses.asdict(self.job.model) | {"fingerprint": self.fingerprint},
+            "settings": self._settings(),
+            "limit": dataclasses.asdict(self.job.limit),
+            "rows": found,
+            "best": chosen,
+            "best_of": why,
+            "code": self._code(grid[chosen]) if chosen is not None else None,
+        }
+
+    def _row(self, name: str, choices: Choices) -> dict[str, Any]:
+        """A row from the store, or measured and put there; one that cannot be measured is tried again next time."""
+        key = self.store.key(self._parts(choices))
+        row: dict[str, Any] = {"name": name, "choices": dataclasses.asdict(choices), "key": key, "reason": None}
+        stored = self.store.evaluation(key)
+        cached = stored is not None
+        if stored is None:
+            with self.store.lock(key):
+                stored = self.store.evaluation(key)  # another benchmark may have been faster
+                if stored is None:
+                    outcome = self._measure(key, choices)
+                    if outcome is not None:
+                        return {**row, **outcome, "cached": False, "cost": None, "metrics": None}
+                    stored = self.store.evaluation(key)
+        assert stored is not None
+        self.pictures[name] = self._stored_pictures(key)
+        return {**row, "status": "measured", "cached": cached, "cost": stored["cost"], "metrics": None}
+
+    def _measure(self, key: str, choices: Choices) -> dict[str, str] | None:
+        """Measures a row into the store; returns its status and reason where that cannot be."""
+        from PIL import Image
+
+        from compress.benchmark.process import measure_apart
+
+        found = measure_apart(self._task(choices))
+        for status in ("skipped", "failed"):
+            if status in found:
+                return {"status": status, "reason": found[status]}
+        folder = self.store.work(key) / "images"
+        folder.mkdir(exist_ok=True)
+        for index, picture in enumerate(found["pictures"]):
+            Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{index:06d}.png")
+        self.store.put_evaluation(key, {"cost": found["cost"], "choices": dataclasses.asdict(choices), "grid": []})
+        return None
+
+    def _stored_pictures(self, key: str) -> "torch.Tensor":
+        import torch
+
+        from compress.evaluate.pictures import PictureFiles, picture_files
+
+        pictures = PictureFiles(picture_files(self.store.evaluation_folder(key) / "images"))[:]
+        assert isinstance(pictures, torch.Tensor)  # a row's pictures are of one size
+        return pictures
+
+    def _task(self, choices: Choices) -> "Task":
+        import torch
+
+        from compress.benchmark.row import Task
+
+        config = self.job.benchmark
+        return Task(
+            self.job.model, choices, str(self.device), torch.get_num_threads(), tuple(self.prompts), tuple(self.seeds),
+            config.guidance, config.height, config.width, config.picture_batch, config.repeats,
+        )  # fmt: skip
+
+    def _parts(self, choices: Choices) -> dict[str, Any]:
+        """Everything that decides a row's numbers and pictures."""
+        from compress.evaluate.cost import device_name
+
+        task = dataclasses.asdict(self._task(choices))
+        libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
+        return {
+            **task, "model": self.fingerprint, "rows": ROWS, "device_name": device_name(self.device),
+            "libraries": libraries,
+        }  # fmt: skip
+
+    def _compare(self, found: list[dict[str, Any]]) -> None:
+        """Adds the metrics of every measured row."""
+        from compress.benchmark.quality import Quality
+        from compress.evaluate.networks import Networks
+        from compress.progress import track
+
+        config = self.job.evaluate
+        clip = Networks(config, self.device).clip if config.clip is not None else None
+        quality = Quality(self.pictures["reference"], self.prompts, clip, config.bootstrap)
+        for row in track([row for row in found if row["status"] == "measured"], "comparing pictures"):
+            row["metrics"] = quality(self.pictures[row["name"]])
+
+    def _settings(self) -> dict[str, Any]:
+        import torch
+
+        from compress.evaluate.cost import device_name
+
+        config = self.job.benchmark
+        height, width = self.pictures["reference"].shape[2:]
+        return {
+            "n": config.images, "resolution": f"{width}x{height}", "guidance": config.guidance,
+            "repeats": config.repeats, "picture_batch": config.picture_batch, "seed": self.job.seed,
+            "device": device_name(self.device), "threads": torch.get_num_threads(),
+        }  # fmt: skip
+
+    def _code(self, choices: Choices) -> str:
+        from compress.benchmark.model import denoiser_of
+        from compress.benchmark.snippet import snippet
+
+        config = self.job.benchmark
+        size = {"height": config.height, "width": config.width}
+        wanted = {name: side for name, side in size.items() if side is not None}
+        model = self.job.model
+        return snippet(model, choices, str(self.device), denoiser_of(model), config.guidance, wanted)

@@ -1,0 +1,49 @@
+"""The pipeline that is run: any model, or a checkpoint of a run, which may be quantized."""
+
+import json
+from typing import TYPE_CHECKING
+
+import compress.models
+from compress import checkpoint
+from compress.models import ModelConfig
+from compress.models.folder import DENOISERS
+from compress.output import model_folder
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+
+
+def check_model(model: ModelConfig) -> None:
+    """Checks that the model is there and whole, without loading a weight.
+
+    Raises:
+        UserError: It is not.
+    """
+    if _is_checkpoint(model):
+        assert model.folder is not None
+        checkpoint.verify_checkpoint(model.folder)
+    else:
+        compress.models.check(model)
+
+
+def load_model(model: ModelConfig, dtype: "torch.dtype") -> "DiffusionPipeline":
+    """Loads the pipeline onto the CPU, frozen.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    if _is_checkpoint(model):
+        assert model.folder is not None
+        return checkpoint.load_checkpoint(model.folder, "cpu", dtype)
+    return compress.models.load_teacher(model, "cpu", dtype)
+
+
+def denoiser_of(model: ModelConfig) -> str:
+    """Name of the pipeline's denoiser, ``unet`` or ``transformer``, from its index."""
+    index = json.loads((model_folder(model) / "model_index.json").read_text(encoding="utf-8"))
+    return next(name for name in DENOISERS if index.get(name, [None])[0])
+
+
+def _is_checkpoint(model: ModelConfig) -> bool:
+    return model.folder is not None and (model.folder / checkpoint.INFO).is_file()

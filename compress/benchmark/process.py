@@ -1,0 +1,56 @@
+"""A process for each row, so that no row sees the memory, kernels or caches of another."""
+
+import multiprocessing
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from compress.benchmark.row import Task
+
+
+def measure_apart(task: "Task") -> dict[str, Any]:
+    """Measures a row in a process of its own, which ends with it.
+
+    Where the system can, the process is a copy of one that has imported the libraries and done nothing else.
+
+    Returns:
+        What :func:`compress.benchmark.row.measure` gives, or ``{"failed": reason}``.
+
+    Raises:
+        UserError: The pipeline cannot be loaded.
+    """
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(["compress.benchmark.preload"])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(task, theirs), name="row")
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+    except EOFError:  # it ended without an answer
+        process.join()
+        return {"failed": f"the process ended with exit code {process.exitcode}; -9 is how a full memory ends it"}
+    finally:
+        ours.close()
+        process.join(timeout=10)
+        process.kill()
+        process.join()
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _answer(task: "Task", answer: Connection) -> None:
+    """The process: measures and sends what came out."""
+    from compress.benchmark.row import measure
+
+    try:
+        answer.send(measure(task))
+    except UserError as error:
+        answer.send(error)
+    except Exception as error:  # noqa: BLE001 - whatever a device or a compiler cannot do fails its own row alone
+        answer.send({"failed": (str(error).strip() or type(error).__name__).splitlines()[0]})

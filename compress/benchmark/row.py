@@ -1,0 +1,160 @@
+"""One row of a benchmark, measured in a process of its own by :mod:`compress.benchmark.process`."""
+
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from compress.benchmark.apply import apply, refusal
+from compress.benchmark.config import Choices
+from compress.benchmark.model import load_model
+from compress.evaluate.cost.latency import spread, timed
+from compress.evaluate.cost.memory import forget_peak, peak_since, process_peak
+from compress.models import ModelConfig
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+REHEARSAL = 2  # steps of the picture drawn before memory is measured
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the process of a row is told.
+
+    Attributes:
+        model: The pipeline.
+        choices: The row's.
+        device: Where to run.
+        threads: Of the CPU.
+        prompts: Of the pictures for quality.
+        seeds: A seed for each prompt.
+        guidance: Classifier-free guidance scale.
+        height: Of the pictures in pixels; None for the model's own.
+        width: As ``height``.
+        picture_batch: Pictures at once when they are sampled for quality; the row's own batch where that is larger.
+        repeats: Timed calls.
+    """
+
+    model: ModelConfig
+    choices: Choices
+    device: str
+    threads: int
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    guidance: float
+    height: int | None
+    width: int | None
+    picture_batch: int
+    repeats: int
+
+
+def measure(task: Task) -> dict[str, Any]:
+    """Measures a row; meant for a process that does nothing else.
+
+    Returns:
+        ``{"skipped": reason}``, or ``cost`` (see :func:`_cost`) and ``pictures`` (uint8, ``(n, 3, height, width)``).
+
+    Raises:
+        FloatingPointError: The model gives NaN.
+        UserError: The pipeline cannot be loaded.
+    """
+    torch.set_num_threads(task.threads)
+    choices, device = task.choices, torch.device(task.device)
+    pipeline = _load(task)
+    if reason := refusal(pipeline, choices, device, _size(pipeline, task), task.model.folder):
+        return {"skipped": reason}
+    # What is imported and set up on the way, once a process, is not the row's: have it before the baseline.
+    pipeline.to(device)
+    _call(pipeline, task, [0], steps=REHEARSAL)
+    del pipeline
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    forget_peak()
+    baseline = process_peak()
+    pipeline = _load(task)
+    apply(pipeline, choices, device)
+    embedded = _embed(pipeline, task) if choices.reuse_prompt else None
+    first = [index % len(task.prompts) for index in range(choices.batch_size)]
+    cost = _cost(task, timed(lambda: _call(pipeline, task, first, embedded), task.repeats, device, warm_up=1), baseline)
+    at_once = choices.batch_size if choices.compile else max(choices.batch_size, task.picture_batch)
+    pictures = []
+    for start in range(0, len(task.prompts), at_once):
+        chosen = list(range(start, min(start + at_once, len(task.prompts))))
+        pictures.append(_call(pipeline, task, chosen, embedded))
+    drawn = np.concatenate(pictures)
+    if np.isnan(drawn).any():
+        raise FloatingPointError("the model gives NaN")
+    rounded = (drawn * 255).round().astype(np.uint8)
+    return {"cost": cost, "pictures": np.ascontiguousarray(rounded.transpose(0, 3, 1, 2))}
+
+
+def _load(task: Task) -> "DiffusionPipeline":
+    return load_model(task.model, DTYPES[task.choices.dtype])
+
+
+def _size(pipeline: "DiffusionPipeline", task: Task) -> tuple[int, int]:
+    """Height and width of the pictures in pixels."""
+    side = pipeline.unet.config.sample_size if hasattr(pipeline, "unet") else pipeline.default_sample_size
+    sides = side if isinstance(side, list | tuple) else (side, side)
+    return (task.height or sides[0] * pipeline.vae_scale_factor, task.width or sides[1] * pipeline.vae_scale_factor)
+
+
+def _cost(task: Task, seconds: list[float], baseline: int) -> dict[str, Any]:
+    """Latency of a call, throughput and memory.
+
+    Returns:
+        ``latency_s`` in seconds (median; ``latency_low_s`` and ``latency_high_s`` are 5th and 95th percentile),
+        ``throughput`` in pictures a second, and ``peak_memory_bytes`` of loading and sampling above what Python and the
+        libraries take, with how it was measured.
+    """
+    peak, method = peak_since(baseline, torch.device(task.device))
+    latency = spread("latency", seconds)
+    assert latency["latency_s"] is not None
+    throughput = task.choices.batch_size / latency["latency_s"]
+    return {**latency, "throughput": throughput, "peak_memory_bytes": peak, "memory_method": method}
+
+
+def _embed(pipeline: "DiffusionPipeline", task: Task) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Each prompt's embedding, and that of the empty prompt for guidance."""
+    guided = task.guidance > 1
+    return [pipeline.encode_prompt(prompt, torch.device(task.device), 1, guided)[:2] for prompt in task.prompts]
+
+
+@torch.no_grad()
+def _call(
+    pipeline: "DiffusionPipeline",
+    task: Task,
+    chosen: list[int],
+    embedded: list[tuple[torch.Tensor, torch.Tensor | None]] | None = None,
+    steps: int | None = None,
+) -> np.ndarray:
+    """Draws the pictures of some prompts: floats in [0, 1], ``(n, height, width, 3)``.
+
+    Args:
+        pipeline: With the row's choices in effect.
+        task: The row's.
+        chosen: Which of the prompts.
+        embedded: All prompts' embeddings, where they are reused.
+        steps: Denoising steps; None for the row's.
+    """
+    size = {name: side for name, side in (("height", task.height), ("width", task.width)) if side is not None}
+    if embedded is None:
+        text: dict[str, Any] = {"prompt": [task.prompts[index] for index in chosen]}
+    else:
+        text = {"prompt_embeds": torch.cat([embedded[index][0] for index in chosen])}
+        if (empty := [embedded[index][1] for index in chosen])[0] is not None:
+            text["negative_prompt_embeds"] = torch.cat(empty)
+    return pipeline(
+        **text,
+        **size,
+        generator=[torch.Generator("cpu").manual_seed(task.seeds[index]) for index in chosen],
+        num_inference_steps=steps or task.choices.steps,
+        guidance_scale=task.guidance,
+        output_type="np",
+    ).images

@@ -1,0 +1,33 @@
+"""The schedulers that a benchmark compares."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A scheduler of diffusers.
+
+    Attributes:
+        label: What it is called in tables.
+        kind: Its class in diffusers; None keeps the pipeline's own.
+        changes: Settings that differ from those of the pipeline's own scheduler.
+    """
+
+    label: str
+    kind: str | None
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+SCHEDULERS = {
+    "checkpoint": Scheduler("own scheduler", None),
+    # Stable Diffusion's PNDM is the one without Runge-Kutta steps; a DDPM config does not say so.
+    "pndm": Scheduler("PNDM", "PNDMScheduler", {"skip_prk_steps": True}),
+    "ddim": Scheduler("DDIM", "DDIMScheduler"),
+    "euler": Scheduler("Euler", "EulerDiscreteScheduler"),
+    "euler_a": Scheduler("Euler a", "EulerAncestralDiscreteScheduler"),
+    "dpmsolver++": Scheduler("DPM++ 2M", "DPMSolverMultistepScheduler"),
+    "dpmsolver++_karras": Scheduler("DPM++ 2M Karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": Scheduler("UniPC", "UniPCMultistepScheduler"),
+    "lcm": Scheduler("LCM", "LCMScheduler"),
+}

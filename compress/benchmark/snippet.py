@@ -1,0 +1,74 @@
+"""The lines of diffusers code that run a pipeline as a row did."""
+
+from compress.benchmark.config import Choices
+from compress.benchmark.schedulers import SCHEDULERS
+from compress.models import ModelConfig
+
+TORCH = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
+
+
+def snippet(
+    model: ModelConfig, choices: Choices, device: str, denoiser: str, guidance: float, size: dict[str, int]
+) -> str:
+    """Code that loads the model, puts the row's choices into effect and draws a picture.
+
+    Args:
+        model: Where it is loaded from.
+        choices: The row's.
+        device: Where it ran.
+        denoiser: Name of its denoiser, ``unet`` or ``transformer``.
+        guidance: Classifier-free guidance scale.
+        size: ``height`` and ``width`` in pixels where they are not the model's own.
+    """
+    source = model.path if model.folder is None else str(model.folder)
+    options = {"revision": model.revision, "variant": model.variant}
+    loading = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
+    body = [f'pipeline = DiffusionPipeline.from_pretrained("{source}"{loading}, torch_dtype={TORCH[choices.dtype]})']
+    imports = ["DiffusionPipeline"]
+    scheduler = SCHEDULERS[choices.scheduler]
+    if scheduler.kind is not None:
+        imports.append(scheduler.kind)
+        changes = "".join(f", {name}={value}" for name, value in scheduler.changes.items())
+        body.append(f"pipeline.scheduler = {scheduler.kind}.from_config(pipeline.scheduler.config{changes})")
+    body += _attention(choices, denoiser) + _memory(choices, device, denoiser)
+    lines = ["import torch", f"from diffusers import {', '.join(sorted(imports))}"]
+    if choices.attention == "plain":
+        lines.append("from diffusers.models.attention_processor import AttnProcessor")
+    return "\n".join([*lines, "", *body, *_draw(choices, device, guidance, size)]) + "\n"
+
+
+def _attention(choices: Choices, denoiser: str) -> list[str]:
+    lines = {
+        "sdpa": [],
+        "plain": [f"pipeline.{denoiser}.set_attn_processor(AttnProcessor())"],
+        "xformers": [f"pipeline.{denoiser}.enable_xformers_memory_efficient_attention()"],
+    }.get(choices.attention, [f'pipeline.{denoiser}.set_attention_backend("{choices.attention}")'])
+    return [*lines, "pipeline.enable_attention_slicing()"] if choices.attention_slicing else lines
+
+
+def _memory(choices: Choices, device: str, denoiser: str) -> list[str]:
+    lines = []
+    if choices.channels_last:
+        lines += [f"pipeline.{part}.to(memory_format=torch.channels_last)" for part in (denoiser, "vae")]
+    lines += ["pipeline.vae.enable_slicing()"] if choices.vae_slicing else []
+    lines += ["pipeline.vae.enable_tiling()"] if choices.vae_tiling else []
+    if choices.offload != "none":
+        lines.append(f'pipeline.enable_{choices.offload}_cpu_offload(device="{device}")')
+    elif device != "cpu":
+        lines.append(f'pipeline.to("{device}")')
+    return [*lines, f"pipeline.{denoiser}.compile()"] if choices.compile else lines
+
+
+def _draw(choices: Choices, device: str, guidance: float, size: dict[str, int]) -> list[str]:
+    sizes = "".join(f", {name}={side}" for name, side in size.items())
+    settings = f"num_inference_steps={choices.steps}, guidance_scale={guidance:g}{sizes}"
+    prompts = ["a prompt"] if choices.batch_size == 1 else [f"prompt {index}" for index in range(choices.batch_size)]
+    noise = "generator=[torch.Generator().manual_seed(seed) for seed in range(len(prompts))]"
+    lines = [f"prompts = {prompts}".replace("'", '"')]
+    if not choices.reuse_prompt:
+        return [*lines, f"images = pipeline(prompts, {noise}, {settings}).images"]
+    return [
+        *lines,
+        f'embeds, empty = pipeline.encode_prompt(prompts, "{device}", 1, {guidance > 1})[:2]  # once for many pictures',
+        f"images = pipeline(prompt_embeds=embeds, negative_prompt_embeds=empty, {noise}, {settings}).images",
+    ]

@@ -1,0 +1,81 @@
+"""Dominated rows and the best row, on made-up numbers."""
+
+import pytest
+from rows import refused, row
+
+from compress.benchmark.choose import best, dominating
+from compress.benchmark.config import Limits
+
+REFERENCE = row("reference", psnr=None)
+
+
+def test_a_row_that_is_worse_in_one_thing_and_better_in_none_is_dominated():
+    for worse in (row("b", latency=2.0), row("b", memory=1.1), row("b", psnr=30.0)):
+        assert dominating(worse, [row("a"), worse, refused("c")]) == "a"
+
+
+def test_a_row_that_is_better_in_anything_is_not():
+    a = row("a")
+    for other in (
+        row("b", latency=2.0, memory=0.9),
+        row("b", latency=2.0, psnr=45.0),
+        row("b", memory=2.0, latency=0.9),
+        row("b", latency=2.0, batch=4),  # slower, but more pictures a second
+    ):
+        assert dominating(other, [a, other]) is None
+
+
+def test_differences_within_the_noise_dominate_nothing():
+    a = row("a")
+    for other in (row("b", latency=1.005), row("b", memory=1.01), row("b", psnr=39.5)):
+        assert dominating(other, [a, other]) is None
+
+
+def test_a_row_that_loses_score_dominates_only_those_that_lose_it_too():
+    bad, good = row("bad", latency=0.5, score=-5.0), row("good", psnr=40.0)
+    assert dominating(good, [bad, good]) is None
+    other = row("other", score=-5.0)
+    assert dominating(other, [bad, other]) == "bad"
+
+
+def test_the_fastest_of_those_that_dominate_is_named():
+    slow = row("slow", latency=3.0)
+    assert dominating(slow, [row("a", latency=2.0), row("b"), slow]) == "b"
+
+
+def test_two_equal_rows_do_not_dominate_each_other():
+    a, b = row("a"), row("b")
+    assert dominating(a, [a, b]) is dominating(b, [a, b]) is None
+
+
+ROWS = [
+    REFERENCE,
+    row("bf16", latency=0.6, memory=0.5, psnr=35.0),
+    row("20 steps", latency=0.4, psnr=20.0),
+    row("4 steps", latency=0.1, psnr=10.0, score=-5.0),
+    refused("offload"),
+]
+
+
+@pytest.mark.parametrize(
+    ("limits", "name", "why"),
+    [
+        (Limits(), "20 steps", "fastest without a clear loss of CLIP score"),
+        (Limits(memory_gb=0.7), "bf16", "fastest with at most 0.7 GB without a clear loss of CLIP score"),
+        (Limits(psnr_db=30), "bf16", "fastest with at least 30 dB"),
+        (Limits(psnr_db=5), "4 steps", "fastest with at least 5 dB"),
+        (Limits(psnr_db=60), "reference", "fastest with at least 60 dB"),
+        (Limits(latency_s=0.7), "bf16", "most like the reference with at most 0.7 s"),
+        (Limits(latency_s=0.7, psnr_db=15), "20 steps", "fastest with at least 15 dB and at most 0.7 s"),
+        (Limits(latency_s=0.2), None, "no row with at most 0.2 s: the least memory is 0.5 GB, the lowest latency 0.1"),
+        (Limits(memory_gb=0.1), None, "no row with at most 0.1 GB: the least memory is 0.5 GB"),
+    ],
+)
+def test_the_best_row_within_limits(limits, name, why):
+    chosen, reason = best(ROWS, limits)
+    assert chosen == name
+    assert why in reason
+
+
+def test_without_any_row_there_is_no_best():
+    assert best([refused("a")], Limits()) == (None, "no row could be measured")

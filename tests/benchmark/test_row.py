@@ -1,0 +1,114 @@
+"""A row measured on a tiny model, in this process and in one of its own."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import compress.benchmark.row
+from compress.benchmark import Choices
+from compress.benchmark.process import measure_apart
+from compress.benchmark.row import Task, measure
+from compress.errors import UserError
+from compress.models import ModelConfig
+
+PROMPTS = ("a cat", "a dog", "a tree")
+
+
+@pytest.fixture
+def task(tiny_model: Path) -> Task:
+    choices = Choices(scheduler="ddim", steps=3)
+    return Task(ModelConfig(str(tiny_model)), choices, "cpu", 1, PROMPTS, (5, 6, 7), 4.0, None, None, 2, 3)
+
+
+def pictures_of(task: Task, **changes) -> np.ndarray:
+    return measure(replace(task, choices=replace(task.choices, **changes)))["pictures"]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = np.square(a.astype(float) - b.astype(float)).mean()
+    return float(10 * np.log10(255**2 / error)) if error else np.inf
+
+
+def test_a_row_has_latency_throughput_memory_and_pictures(task):
+    found = measure(task)
+    cost, pictures = found["cost"], found["pictures"]
+    assert 0 < cost["latency_low_s"] <= cost["latency_s"] <= cost["latency_high_s"]
+    assert cost["throughput"] == pytest.approx(1 / cost["latency_s"])
+    assert cost["peak_memory_bytes"] > 0
+    assert pictures.dtype == np.uint8
+    assert pictures.shape == (3, 3, 16, 16)
+
+
+def test_pictures_are_those_of_the_stock_pipeline(task, tiny_model):
+    from diffusers import DDIMScheduler, DiffusionPipeline
+
+    stock = DiffusionPipeline.from_pretrained(tiny_model)
+    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
+    noise = torch.Generator().manual_seed(7)
+    expected = np.array(stock("a tree", num_inference_steps=3, guidance_scale=4.0, generator=noise).images[0])
+    assert psnr(pictures_of(task)[2].transpose(1, 2, 0), expected) > 60
+
+
+def test_batches_and_embedded_prompts_give_the_same_pictures(task):
+    expected = pictures_of(task)
+    assert psnr(pictures_of(task, batch_size=3), expected) >= 60
+    assert psnr(pictures_of(task, reuse_prompt=True), expected) >= 60
+    unguided = replace(task, guidance=1.0)
+    assert psnr(pictures_of(unguided, reuse_prompt=True), pictures_of(unguided)) >= 60
+
+
+def test_another_number_format_gives_nearly_the_same_pictures(task):
+    assert 20 < psnr(pictures_of(task, dtype="bf16"), pictures_of(task)) < 80
+
+
+def test_throughput_counts_the_pictures_of_a_call(task):
+    cost = measure(replace(task, choices=replace(task.choices, batch_size=5)))["cost"]  # more than there are prompts
+    assert cost["throughput"] == pytest.approx(5 / cost["latency_s"])
+
+
+def test_pictures_may_have_another_size(task):
+    assert measure(replace(task, height=24, width=32))["pictures"].shape == (3, 3, 24, 32)
+
+
+def test_what_cannot_be_done_is_skipped(task):
+    found = measure(replace(task, choices=Choices(offload="model")))
+    assert found == {"skipped": "offloading moves models from an accelerator to the CPU, and this device is the CPU"}
+
+
+def test_a_model_that_gives_nan_has_no_row(task, monkeypatch):
+    def broken(model, dtype):
+        pipeline = compress.models.load_teacher(model, "cpu", dtype)
+        pipeline.unet.conv_out.bias.fill_(float("nan"))
+        return pipeline
+
+    monkeypatch.setattr(compress.benchmark.row, "load_model", broken)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        measure(task)
+
+
+def test_a_process_of_its_own_gives_the_same(task):
+    found = measure_apart(task)
+    assert np.array_equal(found["pictures"], measure(task)["pictures"])
+    assert found["cost"]["peak_memory_bytes"] < 500e6  # without Python and the libraries
+
+
+def test_a_row_that_fails_takes_nothing_with_it(task):
+    assert "tpu" in measure_apart(replace(task, device="tpu"))["failed"]
+    with pytest.raises(UserError, match="model.path"):
+        measure_apart(replace(task, model=ModelConfig("/nowhere")))
+
+
+class Deadly(Choices):
+    """Choices that end the process that reads them, as a full memory does."""
+
+    def __setstate__(self, state):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_a_row_that_failed(task):
+    assert "exit code -9" in measure_apart(replace(task, choices=Deadly()))["failed"]
