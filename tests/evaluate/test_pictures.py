@@ -1,0 +1,133 @@
+"""Pictures on disk: how they are found and read, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from compress.errors import UserError
+from compress.evaluate.pictures import Part, PictureFiles, picture_files
+
+
+def noise(seed: int, size: tuple[int, int] = (9, 12), channels: int = 3) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size, channels), dtype=np.uint8)
+    return Image.fromarray(pixels.squeeze())
+
+
+def as_tensor(picture: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def test_pictures_are_found_in_folders_and_read_in_the_order_of_their_names(tmp_path):
+    names = ["b.png", "a/z.PNG", "a/deep/y.webp", "c.png"]
+    for index, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(index).save(tmp_path / name, lossless=True)
+    (tmp_path / "captions.csv").write_text("file_name,text\n")
+    (tmp_path / "._b.png").write_bytes(b"what a Mac leaves")
+    files = picture_files(tmp_path)
+    assert [file.relative_to(tmp_path).as_posix() for file in files] == ["a/deep/y.webp", "a/z.PNG", "b.png", "c.png"]
+    pictures = PictureFiles(files)
+    expected = torch.stack([as_tensor(noise(index)) for index in (2, 1, 0, 3)])
+    assert len(pictures) == 4
+    assert torch.equal(pictures[:], expected)
+    assert torch.equal(pictures[1:3], expected[1:3])
+    part = Part(pictures, range(1, 4))
+    assert len(part) == 3
+    assert torch.equal(part[1:9], expected[2:])
+
+
+def test_differing_sizes_come_as_a_list_or_fitted(tmp_path):
+    noise(0).save(tmp_path / "a.png")
+    noise(1, (20, 10)).save(tmp_path / "b.png")
+    files = picture_files(tmp_path)
+    pictures = PictureFiles(files)
+    assert pictures.sizes == [(9, 12), (20, 10)]
+    assert [picture.shape for picture in pictures[:]] == [(3, 9, 12), (3, 20, 10)]
+    fitted = PictureFiles(files, fit=(9, 12))[:]
+    assert fitted.shape == (2, 3, 9, 12)
+    assert torch.equal(fitted[0], as_tensor(noise(0)))
+
+
+def test_a_jpeg_is_what_pillow_decodes_and_its_rotation_is_left_alone(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    noise(0).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as opened:
+        expected = as_tensor(opened)
+    assert torch.equal(PictureFiles(picture_files(tmp_path))[:][0], expected)
+    assert expected.shape == (3, 9, 12)
+
+
+def test_transparent_pictures_are_laid_on_white(tmp_path):
+    picture = noise(0, channels=4)
+    picture.putalpha(Image.fromarray(np.tile(np.array([0, 255, 51], np.uint8), (9, 4))))
+    picture.save(tmp_path / "a.png")
+    palette = noise(1).quantize(8)
+    palette.save(tmp_path / "b.png", transparency=3)
+    noise(2).save(tmp_path / "c.png")
+    pictures = PictureFiles(picture_files(tmp_path))
+    assert pictures.transparent == 2
+    found, original = pictures[:1][0], as_tensor(picture)[:3]
+    assert (found[:, :, 0] == 255).all()
+    assert torch.equal(found[:, :, 1], original[:, :, 1])
+    mixed = 255 + (original[:, :, 2].float() - 255) * 0.2
+    assert (found[:, :, 2].float() - mixed).abs().max() <= 1
+    assert (pictures[1:2][0].permute(1, 2, 0)[torch.from_numpy(np.array(palette) == 3)] == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "I;16", "CMYK"])
+def test_pictures_without_three_colors_are_refused(mode, tmp_path):
+    name = "gray.jpg" if mode == "CMYK" else "gray.png"
+    picture = noise(0, channels=1) if mode == "I;16" else noise(0).convert(mode)
+    picture = Image.fromarray(np.array(picture).astype(np.uint16)) if mode == "I;16" else picture
+    noise(1).save(tmp_path / "a.png")
+    picture.save(tmp_path / name)
+    said = "CMYK" if mode == "CMYK" else "gray, with one channel"
+    with pytest.raises(UserError, match=f"^images: .*{name} is not RGB but {said}"):
+        PictureFiles(picture_files(tmp_path))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
+def test_a_file_that_is_cut_off_is_found_before_pictures_are_read(ending, share, tmp_path):
+    noise(1).save(tmp_path / f"a.{ending}")
+    file = tmp_path / f"b.{ending}"
+    noise(0, (80, 90)).save(file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=f"^reference: .*b.{ending} cannot be read as a picture"):
+        PictureFiles(picture_files(tmp_path), "reference")
+
+
+def test_a_file_that_lost_only_its_end_mark_is_read(tmp_path):
+    noise(0, (80, 90)).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(content[:-12])
+    assert torch.equal(PictureFiles(picture_files(tmp_path))[:][0], as_tensor(noise(0, (80, 90))))
+
+
+def test_damage_in_the_middle_is_named_when_the_picture_is_read(tmp_path):
+    noise(0, (80, 90)).save(tmp_path / "a.png")
+    content = bytearray((tmp_path / "a.png").read_bytes())
+    content[len(content) // 2] ^= 255
+    (tmp_path / "a.png").write_bytes(bytes(content))
+    pictures = PictureFiles(picture_files(tmp_path))
+    with pytest.raises(UserError, match=r"a\.png cannot be read as a picture"):
+        pictures[:]
+
+
+def test_animations_are_refused(tmp_path):
+    noise(0).save(tmp_path / "a.webp", save_all=True, append_images=[noise(1)])
+    with pytest.raises(UserError, match="is an animation"):
+        PictureFiles(picture_files(tmp_path))
+
+
+def test_folders_without_pictures_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"images=.*nowhere: expected an existing folder"):
+        picture_files(tmp_path / "nowhere")
+    (tmp_path / "a.txt").write_text("no picture")
+    with pytest.raises(UserError, match=r"reference=.*none in it"):
+        picture_files(tmp_path, "reference")
+    with pytest.raises(UserError, match="images: there are no pictures"):
+        PictureFiles([])
