@@ -79,8 +79,8 @@ def _draw_panel(axes: "Axes", rows: Sequence[Row], across: Sequence[float], metr
         if found is not None:
             bars = [[max(y - found["low"], 0.0)], [max(found["high"] - y, 0.0)]]
             axes.errorbar([x], [y], yerr=bars, fmt="none", ecolor=color, elinewidth=0.8, alpha=0.5, zorder=1)
-        style = {"marker": "*" if star else "o", "markersize": 12 if star else 6, "color": color}
-        axes.plot([x], [y], linestyle="none", markerfacecolor="white" if hollow else color, zorder=3, **style)
+        marker, size = ("*", 12) if star else ("o", 6)
+        axes.plot([x], [y], marker, markersize=size, color=color, mfc="white" if hollow else color, zorder=3)
     axes.margins(x=0.1, y=0.1)
     axes.autoscale_view()
     for index, (place, (x, y)) in enumerate(zip(_places(axes, points), points, strict=True), 1):
@@ -94,7 +94,7 @@ def _places(axes: "Axes", points: Sequence[Point]) -> list[Point]:
     to_points = 72 / DOTS
     at = [tuple(float(value) * to_points for value in axes.transData.transform(point)) for point in points]
     taken: list[Point] = list(at)  # type: ignore[arg-type]
-    chosen = []
+    chosen: list[Point] = []
     for x, y in at:
         crowd = {
             place: sum(

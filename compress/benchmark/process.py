@@ -22,7 +22,7 @@ def measure_apart(task: "Task") -> dict[str, Any]:
         UserError: The pipeline cannot be loaded.
     """
     forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
         context.set_forkserver_preload(["compress.benchmark.preload"])
     ours, theirs = context.Pipe(duplex=False)

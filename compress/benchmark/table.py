@@ -117,8 +117,8 @@ def print_end(result: Mapping[str, Any], job: "Job", console: "Console") -> None
             numbers = [
                 Text(value).append(f"\n{range_}" if range_ else "", style="dim") for value, range_ in cells(result, row)
             ]
-            name = Text(row["name"], style="bold" if row["name"] == result["best"] else "")
-            table.add_row(name.append(f" {marks(result, row)}"), *numbers)
+            title = Text(row["name"], style="bold" if row["name"] == result["best"] else "")
+            table.add_row(title.append(f" {marks(result, row)}"), *numbers)
     console.print(table)
     for line in (*unmeasured(result), *notes(result)):
         console.print(line, style="dim", markup=False, highlight=False)

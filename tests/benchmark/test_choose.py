@@ -1,7 +1,7 @@
 """Dominated rows and the best row, on made-up numbers."""
 
 import pytest
-from rows import refused, row
+from made_up import refused, row
 
 from compress.benchmark.choose import best, dominating
 from compress.benchmark.config import Limits

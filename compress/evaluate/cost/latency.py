@@ -42,8 +42,8 @@ def spread(name: str, seconds: list[float]) -> dict[str, float | None]:
     """Median, and 5th and 95th percentile, as ``<name>_s``, ``<name>_low_s`` and ``<name>_high_s``; None of nothing."""
     if not seconds:
         return {f"{name}_s": None, f"{name}_low_s": None, f"{name}_high_s": None}
-    low, high = np.percentile(seconds, [5, 95]).tolist()
-    return {f"{name}_s": statistics.median(seconds), f"{name}_low_s": low, f"{name}_high_s": high}
+    ends = {f"{name}_{end}_s": float(np.percentile(seconds, percent)) for end, percent in (("low", 5), ("high", 95))}
+    return {f"{name}_s": statistics.median(seconds), **ends}
 
 
 @torch.no_grad()
