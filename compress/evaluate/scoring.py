@@ -191,7 +191,7 @@ def _set_metrics(key: str, config: EvaluateConfig) -> "Iterator[tuple[str, Metri
         if config.wants("kid"):
             yield "kid", measures.KernelDistance(**settings)
         if config.wants("precision") or config.wants("recall"):
-            yield "", measures.PrecisionRecall(**settings)
+            yield "", measures.PrecisionRecall()
 
 
 def _compare(metric: "Metric", own: Tensor, theirs: Tensor, name: str) -> dict[str, dict[str, Any]]:
@@ -219,7 +219,7 @@ def _text(own: Tensor, captions: Sequence[str], config: EvaluateConfig, networks
             score.update(own, texts)
         found["clip_score"] = {**score.compute(), **about}
     if config.wants("r_at_1") or config.wants("r_at_5"):
-        retrieval = measures.Retrieval(**_settings(config.bootstrap))
+        retrieval = measures.Retrieval()
         if captions:
             retrieval.update(own, texts, torch.tensor([_caption_id(caption) for caption in captions]))
         found |= {name: {**result, **about} for name, result in retrieval.compute().items() if config.wants(name)}

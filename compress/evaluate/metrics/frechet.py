@@ -1,24 +1,39 @@
 """Fréchet distance of two sets of features."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from compress.evaluate.intervals import INTERVAL_OF
+from compress.evaluate.intervals import jackknife_interval, pair_corrected_variance
+from compress.evaluate.metrics.nuclear import directions, falls
 from compress.evaluate.metrics.rows import RowMetric
-from compress.evaluate.scores import frechet
+
+LEAST = 4  # pictures, so that two can be left out
+PAIRS = 512  # of pictures left out together, a random choice of all
+CHUNK = 4096  # rows at once
+POINTS = 15  # of the extrapolation, as published
+FEWEST = 5000  # pictures of the extrapolation's smallest subset, as published, where n allows it
 
 
 class FrechetDistance(RowMetric):
     """Fréchet distance between the Gaussians that fit two sets of features (FID where they are Inception's).
 
-    Heusel et al. 2017, https://arxiv.org/abs/1706.08500.
+    Heusel et al. 2017, https://arxiv.org/abs/1706.08500. With centered features A and B of n and m pictures, the trace
+    of ``sqrt(S1 S2)`` is the sum of the singular values of ``A B^T / sqrt((n - 1)(m - 1))``: exact, also where there
+    are fewer pictures than features. Biased upwards at small n, so it compares with values at the same n only.
+
+    ``infinite`` is the published extrapolation to infinitely many pictures (Chong and Forsyth 2020,
+    https://arxiv.org/abs/1911.07023): the intercept of the line through 15 random subsets' values over 1 / size, the
+    smallest of ``infinite_from`` pictures. The line holds only where there are many more pictures than features.
+
+    The interval is that of the value at this n, see :func:`compress.evaluate.intervals.jackknife_interval`.
 
     Args:
         paired: Row i of both sets belongs to the same draw (the teacher's and the student's picture of one prompt and
-            noise); both are then random. Otherwise the reference is held fixed.
+            noise), so both sets vary together. Otherwise the reference is held fixed.
         resamples: Of the bootstrap behind the interval.
-        seed: Of the resampling.
+        seed: Of everything random.
     """
 
     higher_is_better = False
@@ -30,13 +45,147 @@ class FrechetDistance(RowMetric):
     def update(self, features: torch.Tensor, real: bool) -> None:
         """Takes features ``(b, d)``; ``real`` says that they are the reference's.
 
-        Under several processes each gives its own share of both.
+        Under several processes each gives its own share of both sets; if ``paired``, in the same order.
+
+        Raises:
+            FloatingPointError: A feature is not finite.
+            ValueError: Features of another width than before.
         """
         self.keep("reference" if real else "features", features)
 
     def compute(self) -> dict[str, Any]:
-        """``{"value", "low", "high", "n", "n_reference", "infinite", "interval_of"}``."""
-        fake, real = self.rows("features", 4), self.rows("reference", 4)
-        found = frechet(real, fake)
-        counts = {"n": len(fake), "n_reference": len(real)}
-        return {**found, **counts, "infinite": found["value"], "interval_of": INTERVAL_OF}
+        """``{"value", "low", "high", "n", "n_reference", "infinite", "infinite_from", "interval_of"}``.
+
+        Raises:
+            ValueError: There are fewer than 4 pictures or 2 of the reference, or pairs that are not.
+        """
+        fake, real = self.rows("features", LEAST), self.rows("reference", 2)
+        if fake.shape[1] != real.shape[1] or (self.paired and len(fake) != len(real)):
+            raise ValueError(f"features are {tuple(fake.shape)}, the reference's {tuple(real.shape)}")
+        # In an order of their own, so that what is random does not depend on the order in which they came.
+        order = (fake - real.mean(dim=0)).square().sum(dim=1).argsort(stable=True)
+        fake, real = fake[order], real[order] if self.paired else real
+        found = frechet_interval(fake, real, self.paired, self.resamples, self.seed)
+        infinite, smallest = _extrapolate(fake, real, self.paired, torch.Generator().manual_seed(self.seed))
+        return {**found, "n_reference": len(real), "infinite": infinite, "infinite_from": smallest}
+
+
+def frechet_interval(
+    fake: torch.Tensor, real: torch.Tensor, paired: bool = False, resamples: int = 1000, seed: int = 0
+) -> dict[str, Any]:
+    """The distance of features ``(n, d)`` to a reference's ``(m, d)`` with its interval.
+
+    Args:
+        fake: float64; n at least 4.
+        real: float64; m at least 2, and n if paired.
+        paired: See :class:`FrechetDistance`.
+        resamples: Of the bootstrap.
+        seed: Of everything random.
+
+    Returns:
+        ``{"value", "low", "high", "n", "interval_of"}``.
+    """
+    pairs = _random_pairs(len(fake), torch.Generator().manual_seed(seed))
+    left = _leave_out(fake, real, pairs, paired)
+    variance = pair_corrected_variance(left.value, left.one, left.two, pairs)
+    return jackknife_interval(left.value, left.one, variance, resamples, seed, positive=True)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A statistic of n draws, and without some.
+
+    Attributes:
+        value: Of all draws.
+        one: Without each, ``(n,)``.
+        two: Without each of p pairs, ``(p,)``.
+    """
+
+    value: float
+    one: torch.Tensor
+    two: torch.Tensor
+
+
+def _leave_out(fake: torch.Tensor, real: torch.Tensor, pairs: torch.Tensor, paired: bool) -> LeftOut:
+    """The distance, and the distances without single rows and without pairs of rows ``(p, 2)``, all exact."""
+    a, b = fake - fake.mean(dim=0), real - real.mean(dim=0)
+    mean = fake.mean(dim=0) - real.mean(dim=0)
+    (basis, core), (other_basis, other_core) = _reduced(a), _reduced(b)
+    u, sigma, vh = torch.linalg.svd(core @ other_core.T, full_matrices=False)
+    above = sigma > sigma[0] * max(core.shape) * torch.finfo(sigma.dtype).eps
+    u, v = u[:, above], vh[above].T
+    u = u if basis is None else basis @ u
+    v = (v if other_basis is None else other_basis @ v) if paired else None
+
+    def without(rows: torch.Tensor) -> torch.Tensor:
+        k, n, m = rows.shape[1], len(a), len(b)
+        nuclear = sigma.sum()
+        if above.any():
+            nuclear = nuclear - falls(sigma[above], directions(u, rows), None if v is None else directions(v, rows))
+        shift = mean - a[rows].sum(dim=1) / (n - k)
+        spread = _spread(a, rows) / (n - k - 1)
+        if paired:
+            shift = shift + b[rows].sum(dim=1) / (n - k)
+            spread = spread + _spread(b, rows) / (n - k - 1)
+            left = (n - k - 1) ** 2
+        else:
+            spread = spread + b.square().sum() / (m - 1)
+            left = (n - k - 1) * (m - 1)
+        return shift.square().sum(dim=1) + spread - 2 * nuclear / left**0.5
+
+    def all_without(rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([without(chunk) for chunk in rows.split(CHUNK)])
+
+    spread = a.square().sum() / (len(a) - 1) + b.square().sum() / (len(b) - 1)
+    value = mean.square().sum() + spread - 2 * sigma.sum() / ((len(a) - 1) * (len(b) - 1)) ** 0.5
+    return LeftOut(float(value), all_without(torch.arange(len(a), device=a.device)[:, None]), all_without(pairs))
+
+
+def _spread(centered: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The sum of squared distances from the mean without some rows ``(p, k)``: ``(p,)``."""
+    gone, k = centered[rows], rows.shape[1]
+    lost = gone.square().sum(dim=(1, 2)) + gone.sum(dim=1).square().sum(dim=1) / (len(centered) - k)
+    return centered.square().sum() - lost
+
+
+def _reduced(rows: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Q and R with ``Q R`` the rows, or None and the rows where there are no more rows than columns."""
+    if rows.shape[0] <= rows.shape[1]:
+        return None, rows
+    q, r = torch.linalg.qr(rows)
+    return q, r
+
+
+def _random_pairs(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Pairs of different rows, ``(PAIRS, 2)``; all of them, each once, where there are no more."""
+    if n * (n - 1) // 2 <= PAIRS:
+        return torch.combinations(torch.arange(n))
+    first = torch.randint(n, (PAIRS,), generator=generator)
+    return torch.stack([first, (first + torch.randint(1, n, (PAIRS,), generator=generator)) % n], dim=1)
+
+
+def _extrapolate(fake: torch.Tensor, real: torch.Tensor, paired: bool, generator: torch.Generator) -> tuple[float, int]:
+    """The distance at infinitely many pictures, and the size of the smallest subset behind it."""
+    n = len(fake)
+    smallest = min(FEWEST, n // 2)
+    sizes = torch.linspace(smallest, n, POINTS, dtype=torch.float64).round().long().tolist()
+    fixed = None if paired else _reduced(real - real.mean(dim=0))[1] / (len(real) - 1) ** 0.5
+    values = []
+    for size in sizes:
+        chosen = torch.randperm(n, generator=generator)[:size]
+        a = fake[chosen] - fake[chosen].mean(dim=0)
+        other = real[chosen] if paired else real
+        b = (other - other.mean(dim=0)) / (len(other) - 1) ** 0.5 if fixed is None else fixed
+        shift = fake[chosen].mean(dim=0) - other.mean(dim=0)
+        spread = a.square().sum() / (size - 1) + b.square().sum()
+        values.append(float(shift.square().sum() + spread - 2 * _nuclear(a, b) / (size - 1) ** 0.5))
+    lines = torch.stack([torch.ones(POINTS, dtype=torch.float64), 1 / torch.tensor(sizes, dtype=torch.float64)], dim=1)
+    fitted = torch.linalg.lstsq(lines, torch.tensor(values, dtype=torch.float64)[:, None]).solution
+    return float(fitted[0, 0]), smallest
+
+
+def _nuclear(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The nuclear norm of ``a b^T`` to about seven digits, through the smaller Gram matrix."""
+    product = _reduced(a)[1] @ _reduced(b)[1].T
+    gram = product @ product.T if product.shape[0] <= product.shape[1] else product.T @ product
+    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()

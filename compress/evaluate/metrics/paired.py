@@ -194,7 +194,7 @@ class LPIPS(RowMetric):
 
 
 def _alexnet() -> torch.nn.Module:
-    """torchmetrics' LPIPS network, one distance a pair."""
+    """The network of torchmetrics, one distance a pair."""
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch

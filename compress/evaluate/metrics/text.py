@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 
-from compress.evaluate.intervals import mean_interval
+from compress.evaluate.intervals import mean_interval, share_interval
 from compress.evaluate.metrics.rows import RowMetric
+
+CHUNK = 1024  # pictures at once
 
 
 class MeanScore(RowMetric):
@@ -60,18 +62,12 @@ class CLIPScore(RowMetric):
 
 
 class Retrieval(RowMetric):
-    """Share of the pictures whose own caption is among the k nearest of all distinct captions (R@1 and R@5).
-
-    Args:
-        resamples: Of the bootstrap behind the interval.
-        seed: Of the resampling.
-    """
+    """Share of the pictures whose own caption is among the k nearest of all distinct captions (R@1 and R@5)."""
 
     higher_is_better = True
 
-    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__("images", "texts", "ids", **kwargs)
-        self.resamples, self.seed = resamples, seed
 
     def update(self, image_embeddings: torch.Tensor, text_embeddings: torch.Tensor, ids: torch.Tensor) -> None:
         """Takes both embeddings of a batch, each ``(b, d)``, and the whole number of each distinct caption, ``(b,)``.
@@ -85,16 +81,40 @@ class Retrieval(RowMetric):
         self.keep("ids", torch.as_tensor(ids))
 
     def compute(self) -> dict[str, dict[str, Any]]:
-        """``{"r_at_1": {...}, "r_at_5": {...}}``, each ``{"value", "low", "high", "n", "among", "interval_of"}``."""
+        """``{"r_at_1", "r_at_5"}``, each ``{"value", "low", "high", "n", "among", "interval_of"}``.
+
+        ``among`` is the number of distinct captions; a score is comparable only at the same one. A caption that is as
+        near as the picture's own does not stand before it.
+        """
         images, texts, ids = self.rows("images"), self.rows("texts"), self.rows("ids").flatten()
         distinct, own = ids.unique(return_inverse=True)
-        pool = torch.zeros(len(distinct), texts.shape[1], dtype=torch.float64).index_copy(0, own, texts)
-        cosines = images @ pool.T
-        rank = (cosines > cosines.gather(1, own[:, None])).sum(dim=1)
-        return {
-            f"r_at_{k}": {
-                **mean_interval((rank < k).double(), self.resamples, self.seed),
-                "among": len(distinct),
-            }
-            for k in (1, 5)
-        }
+        pool = torch.empty(len(distinct), texts.shape[1], dtype=texts.dtype, device=texts.device)
+        pool[own] = texts
+        return {f"r_at_{k}": _retrieved(images, pool, own, k) for k in (1, 5)}
+
+
+def _retrieved(images: torch.Tensor, pool: torch.Tensor, own: torch.Tensor, k: int) -> dict[str, Any]:
+    """The share of pictures ``(n, d)`` whose caption, row ``own`` of ``pool``, is among the k nearest of the pool.
+
+    The variance comes from leaving out each caption in turn with its pictures, which also lets others move up.
+    """
+    n, captions = len(images), len(pool)
+    hits, without = 0, torch.zeros(captions, dtype=torch.float64, device=images.device)
+    for start in range(0, n, CHUNK):
+        mine = own[start : start + CHUNK]
+        cosines = images[start : start + CHUNK] @ pool.T
+        before = cosines > cosines.gather(1, mine[:, None])
+        rank = before.sum(dim=1, keepdim=True)
+        found = ((rank - before.long()) < k).double()
+        found.scatter_(1, mine[:, None], 0)
+        hits += int((rank < k).sum())
+        without += found.sum(dim=0)
+    pictures = own.bincount(minlength=captions)
+    if captions == 1:
+        return {**share_interval(hits / n, 0.0, 1), "n": n, "among": captions}
+    one = without / (n - pictures)
+    variance = (captions - 1) / captions * float((one - one.mean()).square().sum())
+    share = hits / n
+    if share in (0.0, 1.0):
+        variance = 0.0
+    return {**share_interval(share, variance, captions), "n": n, "among": captions}
