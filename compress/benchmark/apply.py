@@ -68,7 +68,9 @@ def _scheduler_refusal(pipeline: "DiffusionPipeline", choices: Choices, folder: 
     own, kind = pipeline.scheduler, SCHEDULERS[choices.scheduler].kind
     if kind is None or type(own).__name__ == kind:
         return None
-    if getattr(diffusers, kind) not in own.compatibles:
+    # LCM's scheduler is compatible with none by its own word, but takes the settings of those that DDIM's takes.
+    family = "DDIMScheduler" if choices.scheduler == "lcm" else kind
+    if getattr(diffusers, family) not in own.compatibles:
         return f"the model's {type(own).__name__} cannot be exchanged for a {kind}"
     if choices.scheduler == "lcm" and not _is_consistency_model(pipeline, folder):
         return "LCM needs a model distilled for it: no time_cond_proj_dim, and no model card that speaks of it"

@@ -1,5 +1,6 @@
 """Two plots of a benchmark: quality over latency, and quality over memory."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,9 @@ PLOTS = {
     "memory_quality.png": ("peak_memory_bytes", 1e-6, "peak memory (MB)", "Memory and quality"),
 }
 WIDE = 4.0  # ratio of largest to smallest value from which an axis is logarithmic
-PLACES = ((7, 0), (-7, 0), (0, 8), (0, -8), (7, 8), (-7, 8), (7, -8), (-7, -8), (14, 0), (-14, 0), (0, 16), (0, -16))
-ROOM = (13.0, 10.0)  # points that a label takes, along and up
+# Where a number may stand, in points from its point: on rings around it, the nearest first.
+PLACES = [(ring * math.cos(turn), ring * math.sin(turn)) for ring in (9, 18, 28, 38) for turn in range(12)]
+ROOM = (12.0, 9.0)  # points that a number takes, along and up
 
 
 def draw_plots(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
@@ -84,9 +86,9 @@ def _draw_panel(axes: "Axes", rows: Sequence[Row], across: Sequence[float], metr
     axes.margins(x=0.1, y=0.1)
     axes.autoscale_view()
     for index, (place, (x, y)) in enumerate(zip(_places(axes, points), points, strict=True), 1):
-        axes.annotate(
-            str(index), (x, y), place, textcoords="offset points", ha="center", va="center", fontsize=7.5, zorder=4
-        )
+        line = {"arrowstyle": "-", "linewidth": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 0}
+        middle = {"ha": "center", "va": "center", "fontsize": 7.5, "zorder": 4}
+        axes.annotate(str(index), (x, y), place, textcoords="offset points", arrowprops=line, **middle)
 
 
 def _places(axes: "Axes", points: Sequence[Point]) -> list[Point]:

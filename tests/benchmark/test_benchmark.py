@@ -23,9 +23,11 @@ from tests.evaluate.parts import tiny_clip
 ROOT = Path(__file__).parent.parent.parent
 GRID = [
     "benchmark.images=4",
-    "benchmark.change={dtype: [bf16], offload: [model], compile: [true]}",
-    "benchmark.schedulers={ddim: [20, 50]}",
-    "benchmark.combine=[]",
+    "~benchmark.change",
+    "~benchmark.schedulers",
+    "~benchmark.combine",
+    "+benchmark.change={dtype: [bf16], offload: [model], compile: [true]}",
+    "+benchmark.schedulers={ddim: [20, 50]}",
 ]
 Go = Callable[..., dict[str, Any]]
 
@@ -110,7 +112,7 @@ def test_a_second_benchmark_measures_only_what_is_new_or_could_not_be(go: Go) ->
     assert [row["cost"] for row in again["rows"]] == [row["cost"] for row in first["rows"]]
     assert [row["metrics"] for row in again["rows"]] == [row["metrics"] for row in first["rows"]]
     assert [row.get("cached") for row in again["rows"]] == [True, True, False, False, True, True]
-    go("benchmark.schedulers={ddim: [20, 30, 50]}")
+    go("benchmark.schedulers.ddim=[20, 30, 50]")
     assert [choices.steps for choices in go.measured] == [50, 50, 30]  # type: ignore[attr-defined]
 
 
