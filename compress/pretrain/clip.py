@@ -100,7 +100,7 @@ def train_clip(config: ClipConfig, out: Path) -> dict[str, object]:
 def train_text(config: ClipConfig, out: Path) -> dict[str, object]:
     """Trains the text tower; saves it with an untrained picture tower to ``out / "text"``."""
     torch.manual_seed(config.text.seed)
-    tokenizer = make_tokenizer(_training_captions(config), config, out / "text")
+    tokenizer = _tokenizer(config, out / "text")
     examples = _examples(config, tokenizer, out)
     model = CLIPModel(_config(config, tokenizer))
     head = torch.nn.Linear(config.text_width, 384)
@@ -166,8 +166,12 @@ def train_vision(config: ClipConfig, out: Path) -> dict[str, object]:
     return record
 
 
-def _training_captions(config: ClipConfig) -> list[str]:
-    return [row["text"] for row in load_pictures(config.pictures)[1] if row["split"] == "train"]
+def _tokenizer(config: ClipConfig, folder: Path) -> CLIPTokenizer:
+    """The one that a training interrupted here began with: learning it again would order its entries otherwise."""
+    if (folder / "tokenizer.json").exists():
+        return CLIPTokenizer.from_pretrained(folder)
+    captions = [row["text"] for row in load_pictures(config.pictures)[1] if row["split"] == "train"]
+    return make_tokenizer(captions, config, folder)
 
 
 def _examples(config: ClipConfig, tokenizer: CLIPTokenizer, out: Path) -> Examples:

@@ -132,6 +132,9 @@ def test_autoencoder_and_teacher_train_into_a_stock_pipeline(parquet, tmp_path, 
         text=loop, vision=loop,
     )  # fmt: skip
     assert set(clip.train_clip(small, tmp_path / "clip")["vision"]["figures"][-1]) >= {"train", "held_out_pair"}
+    vocabulary = (tmp_path / "clip" / "text" / "tokenizer.json").read_bytes()
+    clip.train_clip(small, tmp_path / "clip")  # finished: goes on from its last states, with the same tokens
+    assert (tmp_path / "clip" / "text" / "tokenizer.json").read_bytes() == vocabulary
 
     config = teacher.TeacherConfig(
         parquet, str(tmp_path / "ae" / "vae"), str(tmp_path / "clip" / "text"), widths=(32, 32), heads=2, loop=loop
