@@ -96,6 +96,7 @@ class _Run:
         self.prompts = evaluation_prompts(data, job.evaluate, images, job.seed)
         self.seeds = [job.seed + index for index in range(images)]
         self.pictures: dict[str, torch.Tensor] = {}
+        self.longest: float | None = None  # seconds that a picture may take, once the reference row is known
 
     def go(self) -> dict[str, Any]:
         """Measures and compares all rows."""
@@ -106,8 +107,10 @@ class _Run:
         found = []
         for name in track(list(grid), "measuring rows"):
             found.append(self._row(name, grid[name]))
-            if name == "reference" and found[0]["status"] != "measured":
-                raise UserError(f"benchmark.reference: the row that others are compared with: {found[0]['reason']}")
+            if name == "reference":
+                if found[0]["status"] != "measured":
+                    raise UserError(f"benchmark.reference: the row that others are compared with: {found[0]['reason']}")
+                self.longest = self.job.benchmark.slowest / found[0]["cost"]["throughput"]
         self._compare(found)
         for row in found:
             row["dominated_by"] = dominating(row, found) if row["status"] == "measured" else None
@@ -174,7 +177,7 @@ class _Run:
         config = self.job.benchmark
         return Task(
             self.job.model, choices, str(self.device), torch.get_num_threads(), tuple(self.prompts), tuple(self.seeds),
-            config.guidance, config.height, config.width, config.picture_batch, config.repeats,
+            config.guidance, config.height, config.width, config.picture_batch, config.repeats, self.longest,
         )  # fmt: skip
 
     def _parts(self, choices: Choices) -> dict[str, Any]:
@@ -182,6 +185,7 @@ class _Run:
         from compress.evaluate.cost import device_name
 
         task = dataclasses.asdict(self._task(choices))
+        del task["longest"]  # decides whether there are numbers, but not what they are
         libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
         return {
             **task, "model": self.fingerprint, "rows": ROWS, "device_name": device_name(self.device),

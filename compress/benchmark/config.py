@@ -81,6 +81,7 @@ class BenchmarkConfig:
         picture_batch: Pictures at once when they are sampled for quality, where the row's own batch is smaller; a
             compiled row keeps its own.
         repeats: Timed calls of each row, at least 2.
+        slowest: A row whose pictures take more than this many times as long as the reference row's is skipped.
     """
 
     reference: Choices = field(default_factory=Choices)
@@ -93,6 +94,7 @@ class BenchmarkConfig:
     images: int = 16
     picture_batch: int = 8
     repeats: int = 5
+    slowest: float = 8.0
 
     def __post_init__(self) -> None:
         """Checks every value on its own.
@@ -106,6 +108,8 @@ class BenchmarkConfig:
                 raise bad_value(key, value, f"a whole number of at least {low}")
         if not math.isfinite(self.guidance) or self.guidance < 0:
             raise bad_value("guidance", self.guidance, "a number of at least 0")
+        if not self.slowest >= 1:
+            raise bad_value("slowest", self.slowest, "a number of at least 1")
         rows(self)
 
 

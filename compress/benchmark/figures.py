@@ -87,8 +87,8 @@ def _draw_panel(axes: "Axes", rows: Sequence[Row], across: Sequence[float], metr
     axes.autoscale_view()
     for index, (place, (x, y)) in enumerate(zip(_places(axes, points), points, strict=True), 1):
         line = {"arrowstyle": "-", "linewidth": 0.4, "color": "#999999", "shrinkA": 0, "shrinkB": 0}
-        middle = {"ha": "center", "va": "center", "fontsize": 7.5, "zorder": 4}
-        axes.annotate(str(index), (x, y), place, textcoords="offset points", arrowprops=line, **middle)
+        text = axes.annotate(str(index), (x, y), place, textcoords="offset points", arrowprops=line, fontsize=7.5)
+        text.set(ha="center", va="center", zorder=4)
 
 
 def _places(axes: "Axes", points: Sequence[Point]) -> list[Point]:

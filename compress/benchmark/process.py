@@ -1,6 +1,7 @@
 """A process for each row, so that no row sees the memory, kernels or caches of another."""
 
 import multiprocessing
+import signal
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -31,14 +32,14 @@ def measure_apart(task: "Task") -> dict[str, Any]:
     theirs.close()
     try:
         found = ours.recv()
+        process.join(timeout=10)
     except EOFError:  # it ended without an answer
         process.join()
-        return {"failed": f"the process ended with exit code {process.exitcode}; -9 is how a full memory ends it"}
+        found = {"failed": f"its process ended with exit code {process.exitcode}; -9 is how a full memory ends one"}
     finally:
-        ours.close()
-        process.join(timeout=10)
         process.kill()
         process.join()
+        ours.close()
     if isinstance(found, UserError):
         raise found
     return found
@@ -48,6 +49,7 @@ def _answer(task: "Task", answer: Connection) -> None:
     """The process: measures and sends what came out."""
     from compress.benchmark.row import measure
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends this one
     try:
         answer.send(measure(task))
     except UserError as error:

@@ -1,7 +1,7 @@
 """One row of a benchmark, measured in a process of its own by :mod:`compress.benchmark.process`."""
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-REHEARSAL = 2  # steps of the picture drawn before memory is measured
+REHEARSAL = 2  # steps of the pictures drawn before anything is measured
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Task:
         width: As ``height``.
         picture_batch: Pictures at once when they are sampled for quality; the row's own batch where that is larger.
         repeats: Timed calls.
+        longest: Seconds that a picture may take; a row that would take longer is skipped. None is no limit.
     """
 
     model: ModelConfig
@@ -50,6 +51,7 @@ class Task:
     width: int | None
     picture_batch: int
     repeats: int
+    longest: float | None = None
 
 
 def measure(task: Task) -> dict[str, Any]:
@@ -68,8 +70,12 @@ def measure(task: Task) -> dict[str, Any]:
     if reason := refusal(pipeline, choices, device, _size(pipeline, task), task.model.folder):
         return {"skipped": reason}
     # What is imported and set up on the way, once a process, is not the row's: have it before the baseline.
-    pipeline.to(device)
-    _call(pipeline, task, [0], steps=REHEARSAL)
+    apply(pipeline, replace(choices, compile=False), device)
+    expected = timed(lambda: _call(pipeline, task, [0], steps=REHEARSAL), 1, device, warm_up=1)[0] / REHEARSAL
+    if task.longest is not None and (expected := expected * choices.steps) > task.longest:
+        return {
+            "skipped": f"a picture would take about {expected:.2g} s, and {task.longest:.2g} s are the longest to wait"
+        }
     del pipeline
     gc.collect()
     if device.type == "cuda":

@@ -12,6 +12,7 @@ _NOTICES = {
         "Unable to import `torchao` Tensor objects",  # names of older torchao releases
         "You are trying to set torch_dtype",  # float32 works for int8 weights: the read-back proves it
     ),
+    "diffusers.pipelines.pipeline_utils": ("cannot run with `cpu` device",),  # half precision runs there, if slowly
     "diffusers.models.modeling_utils": ("should be kept in float32: []",),
     "transformers.utils.import_utils": ("requires torchvision (not installed)",),
 }

@@ -57,6 +57,7 @@ def test_the_grids_that_come_along_hold_every_choice(name):
         (["benchmark.repeats=1"], "benchmark.repeats=1"),
         (["benchmark.guidance=-1"], "benchmark.guidance=-1"),
         (["benchmark.height=2"], "benchmark.height=2"),
+        (["benchmark.slowest=0.5"], "benchmark.slowest=0.5"),
         (["benchmark.reference.dtype=int8"], "benchmark.reference.dtype=int8: expected one of fp32, bf16, fp16"),
         (["benchmark.reference.steps=0"], "benchmark.reference.steps=0"),
         (["benchmark.reference.batch_size=0"], "benchmark.reference.batch_size=0"),

@@ -80,6 +80,12 @@ def test_what_cannot_be_done_is_skipped(task):
     assert found == {"skipped": "offloading moves models from an accelerator to the CPU, and this device is the CPU"}
 
 
+def test_a_row_that_would_take_too_long_is_skipped(task):
+    found = measure(replace(task, longest=1e-6))
+    assert "and 1e-06 s are the longest to wait" in found["skipped"]
+    assert "cost" in measure(replace(task, longest=1e6))
+
+
 def test_a_model_that_gives_nan_has_no_row(task, monkeypatch):
     def broken(model, dtype):
         pipeline = compress.models.load_teacher(model, "cpu", dtype)
