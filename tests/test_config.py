@@ -23,7 +23,7 @@ def message(*overrides: str) -> str:
 def test_stages_keep_their_order_and_types() -> None:
     config = run_config("stages.prune.ratio=0.4", "stages.distill.steps=80", "seed=1", "out=a/b")
     assert [(stage.name, stage.kind, stage.method) for stage in config.stages] == [
-        ("prune", "prune", "magnitude"),
+        ("prune", "prune", "width"),
         ("distill", "distill", "features"),
         ("quantize", "quantize", "torchao"),
     ]
@@ -73,8 +73,8 @@ def test_every_recipe_composes_and_says_what_it_does(name: str) -> None:
         (["stages.distill.steps=null"], ["stages.distill.steps=None: expected a whole number"]),
         (["stages.distill.steps=0"], ["stages.distill.steps=0: expected"]),
         (["stages.prune.kind=prun"], ["stages.prune.kind=prun", "did you mean prune?", "quantize"]),
-        (["stages.prune.method=magic"], ["stages.prune.method=magic", "magnitude"]),
-        (["~stages.prune.method"], ["stages.prune.method is missing", "magnitude"]),
+        (["stages.prune.method=magic"], ["stages.prune.method=magic", "width"]),
+        (["~stages.prune.method"], ["stages.prune.method is missing", "width"]),
         (["stages.prune=1"], ["stages.prune"]),
         (["~stages.prune", "~stages.distill", "~stages.quantize"], ["stages", "at least one stage"]),
         (["seed=-1"], ["seed=-1", "2^32"]),

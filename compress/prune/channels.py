@@ -123,32 +123,6 @@ def _add_norm_borders(group: Group, unet: nn.Module) -> None:
             group.borders.update(member.root[1:][same_source & (number[1:] != number[:-1])].tolist())
 
 
-def score(group: Group, weights: dict[str, Tensor], importance: str, combine: str) -> Tensor:
-    """Magnitude of each channel of a group, shape ``(size,)``, float64.
-
-    Args:
-        group: The group.
-        weights: State dict of the UNet.
-        importance: ``"l1"`` or ``"l2"``.
-        combine: ``"product"``: incoming weights (norms and biases among them) times outgoing ones; for queries and
-            keys, one times the other, as only their product counts. ``"sum"``: of all.
-    """
-    incoming = torch.zeros(group.size, dtype=torch.float64)
-    outgoing = torch.zeros(group.size, dtype=torch.float64)
-    for member in group.members:
-        name, side = member.axis
-        into = outgoing if side == "in" or name.endswith(".to_k") else incoming
-        for key in (f"{name}.weight", f"{name}.bias"):
-            if key not in weights or (side == "in" and key.endswith("bias")):
-                continue
-            weight = weights[key].float()
-            rows = weight.transpose(0, 1) if side == "in" else weight
-            rows = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
-            size = rows.square().sum(1) if importance == "l2" else rows.abs().sum(1)
-            into.index_add_(0, member.root, size.double().cpu()[member.index])
-    return incoming * outgoing if combine == "product" else incoming + outgoing
-
-
 def choose(group: Group, scores: Tensor, count: int) -> Tensor:
     """Which ``count`` channels of a group to keep: the best between any two borders, as many as their share.
 

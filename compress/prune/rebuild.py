@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from compress.errors import UserError
 from compress.prune import channels, time_embedding, widths
 from compress.prune.channels import Axis
-from compress.prune.magnitude import Config, PruneReport
+from compress.prune.importance.score import Scorer
+from compress.prune.width import PruneReport
 
 # What adds to the embedding or projects the text has no part in the levels' widths; without it, one set of inputs fits
 # every UNet.
@@ -29,13 +30,13 @@ PLAIN = {
 TOKENS = 77  # of the text, where the share of MACs is counted
 
 
-def prune_unet(unet: UNet2DConditionModel, config: Config) -> PruneReport:
-    """See :func:`compress.prune.magnitude.prune_channels`."""
+def prune_unet(unet: UNet2DConditionModel, ratio: float | list[float], scorer: Scorer) -> PruneReport:
+    """See :func:`compress.prune.width.prune_width`."""
     old_config = dict(unet.config)
     widths.check_blocks(old_config)
     weights = _checked_weights(unet)
     old_widths = [int(width) for width in old_config["block_out_channels"]]
-    asked = widths.level_ratios(config.ratio, old_widths)
+    asked = widths.level_ratios(ratio, old_widths)
     new_widths = widths.choose_widths(old_config, asked)
     pruned = _empty(
         {
@@ -48,7 +49,7 @@ def prune_unet(unet: UNet2DConditionModel, config: Config) -> PruneReport:
     macs = _macs(plain, inputs)
     _add_shortcuts(plain, pruned, weights)
 
-    keep = _choose(channels.find_groups(plain, inputs), plain, pruned, weights, config)
+    keep = _choose(channels.find_groups(plain, inputs), plain, pruned, weights, scorer)
     _narrow(weights, keep)
     _rescale_queries(weights, plain, keep)
     touched = {name for (name, _), mask in keep.items() if not mask.all()}
@@ -147,7 +148,7 @@ def _axis_size(unet: nn.Module, axis: Axis) -> int:
 
 
 def _choose(
-    groups: list[channels.Group], plain: nn.Module, pruned: nn.Module, weights: dict[str, Tensor], config: Config
+    groups: list[channels.Group], plain: nn.Module, pruned: nn.Module, weights: dict[str, Tensor], scorer: Scorer
 ) -> dict[Axis, Tensor]:
     """Masks of the channels kept, by layer and axis."""
     keep: dict[Axis, Tensor] = {}
@@ -156,7 +157,7 @@ def _choose(
         count = _axis_size(pruned, group.members[0].axis)
         if count == group.size:
             continue
-        mask = channels.choose(group, channels.score(group, weights, config.importance, config.combine), count)
+        mask = channels.choose(group, scorer(group, weights), count)
         for member in group.members:
             axis = keep.setdefault(member.axis, torch.ones(_axis_size(plain, member.axis), dtype=torch.bool))
             axis[member.index] = mask[member.root]

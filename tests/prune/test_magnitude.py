@@ -10,11 +10,14 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 from omegaconf import OmegaConf
 
+from compress.compose import compose
 from compress.errors import UserError
-from compress.prune import magnitude
-from compress.prune.magnitude import Config, prune_channels
+from compress.prune import width
+from compress.prune.magnitude import prune_channels
 from compress.prune.time_embedding import refit
+from compress.prune.width import Config
 from compress.prune.widths import choose_widths, level_steps
+from compress.values import build
 
 Change = dict[str, object]
 
@@ -239,7 +242,7 @@ class Pipeline(DiffusionPipeline):
 def test_stage_replaces_the_unet_and_reports() -> None:
     unet = two_levels()
     pipeline = Pipeline(unet, DDPMScheduler())
-    report = magnitude.run(pipeline, Config(ratio=0.5), SimpleNamespace())
+    report = width.run(pipeline, Config(ratio=0.5), SimpleNamespace(seed=0))
     assert pipeline.unet.config.block_out_channels == (8, 16)
     assert OmegaConf.to_container(OmegaConf.create(report.details)) == report.details, "not ready for JSON"
     details, coverage = report.details, report.coverage
@@ -252,23 +255,21 @@ def test_stage_replaces_the_unet_and_reports() -> None:
 
 def test_coverage_counts_only_what_lost_channels() -> None:
     unet = unet_of()
-    coverage = magnitude.run(Pipeline(unet, DDPMScheduler()), Config(ratio=[0, 0, 0.5]), SimpleNamespace()).coverage
+    coverage = width.run(Pipeline(unet, DDPMScheduler()), Config(ratio=[0, 0, 0.5]), SimpleNamespace(seed=0)).coverage
     assert 0.5 < coverage["params"] < 1
     assert 0.1 < coverage["macs"] < coverage["params"]
 
 
 def test_config_of_the_project_is_the_default() -> None:
-    folder = Path(magnitude.__file__).parents[2] / "conf" / "prune"
-    keys = OmegaConf.to_container(OmegaConf.load(folder / "magnitude.yaml"))
-    assert (keys.pop("kind"), keys.pop("method")) == ("prune", "magnitude")
-    assert OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), keys)) == Config()
-    merged = OmegaConf.merge(OmegaConf.structured(Config), {"ratio": [0.1, 0]})
-    assert OmegaConf.to_object(merged).ratio == [0.1, 0]
+    stage = OmegaConf.to_container(compose(["recipe=prune"]).stages.prune)
+    assert (stage.pop("kind"), stage.pop("method")) == ("prune", "width")
+    assert build(Config, stage, "stages.prune") == Config()
+    assert build(Config, {"ratio": [0.1, 0]}, "").ratio == [0.1, 0]
 
 
 def test_config_needs_no_torch() -> None:
-    code = "import sys, compress.prune.magnitude; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(magnitude.__file__).parents[2])
+    code = "import sys, compress.prune.width; assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(width.__file__).parents[2])
 
 
 @pytest.mark.parametrize("ratio", [0, 1, 1.2, -0.1, "abc", None, True, float("nan"), [], [0, 0], [0.5, 1], ["a"]])
@@ -278,10 +279,16 @@ def test_bad_ratios(ratio: object) -> None:
 
 
 def test_bad_names() -> None:
-    with pytest.raises(UserError, match="importance=l3: expected l1 or l2"):
-        Config(importance="l3")
-    with pytest.raises(UserError, match="combine=max: expected product or sum"):
-        Config(combine="max")
+    with pytest.raises(UserError, match=r"importance=l3: no such importance; known: l1, l2, "):
+        prune_channels(two_levels(), importance="l3")
+    with pytest.raises(UserError, match=r"importance\.combine=max: expected product, sum or outgoing"):
+        prune_channels(two_levels(), combine="max")
+    with pytest.raises(UserError, match=r"importance\.name is missing: expected one of l1, "):
+        Config(importance={"combine": "sum"})
+    with pytest.raises(UserError, match=r"importance\.seed: no such key; known: name, combine"):
+        Config(importance={"name": "l1", "seed": 1})
+    with pytest.raises(UserError, match="importance=3: expected one of l1, "):
+        Config(importance=3)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +324,6 @@ def test_a_pipeline_with_another_denoiser() -> None:
         block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
     )
     with pytest.raises(UserError, match="UNet2DConditionModel; Pipeline has UNet2DModel"):
-        magnitude.run(Pipeline(unet, DDPMScheduler()), Config(), SimpleNamespace())
+        width.run(Pipeline(unet, DDPMScheduler()), Config(), SimpleNamespace(seed=0))
     with pytest.raises(UserError, match="has no unet"):
-        magnitude.run(SimpleNamespace(transformer=unet), Config(), SimpleNamespace())
+        width.run(SimpleNamespace(transformer=unet), Config(), SimpleNamespace(seed=0))

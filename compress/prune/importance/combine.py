@@ -1,0 +1,15 @@
+"""How what a channel is written with and what reads it make one score."""
+
+from compress.errors import bad_value
+
+COMBINE = ("product", "sum", "outgoing")
+
+
+def check_combine(value: str) -> None:
+    """Refuses what :func:`compress.prune.importance.score.score` does not know.
+
+    Raises:
+        UserError: Naming the value and what would be right.
+    """
+    if value not in COMBINE:
+        raise bad_value("combine", value, "product, sum or outgoing")

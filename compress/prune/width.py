@@ -1,0 +1,150 @@
+"""Pruning of the channels of a ``UNet2DConditionModel``, level by level.
+
+A stock config holds one width per resolution level, so every layer of a level is pruned to the same width; *which*
+channels go is chosen for each group of coupled channels on its own (see :mod:`compress.prune.channels`), by one of the
+importances of :mod:`compress.prune.importance`.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError, bad_value
+from compress.models import set_denoiser
+from compress.prune.importance import make_scorer, parse
+from compress.stage import StageContext, StageReport
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, UNet2DConditionModel
+
+    from compress.prune.importance.calibration import Calibration
+
+VERSION = 1
+NEEDS_FLOAT = True
+LEAVES_FLOAT = True
+DISTRIBUTED = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to prune and by which measure.
+
+    Attributes:
+        ratio: Share of the channels to remove, in (0, 1); or a list of one share in [0, 1) per resolution level, the
+            level of the highest resolution first, not all of them 0.
+        importance: What decides which channels go: a name or a mapping of ``name`` and its keys, see
+            :mod:`compress.prune.importance`; afterwards the ``Config`` of its family.
+    """
+
+    ratio: Any = 0.25
+    importance: Any = "l2"
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        if isinstance(self.ratio, (list, tuple)):
+            ok = all(_is_number(r) and 0 <= r < 1 for r in self.ratio) and any(self.ratio)
+            expected = "numbers in [0, 1), one per level, not all 0"
+        else:
+            ok = _is_number(self.ratio) and 0 < self.ratio < 1
+            expected = "a number in (0, 1), or a list of one per level"
+        if not ok:
+            raise bad_value("ratio", self.ratio, expected)
+        object.__setattr__(self, "importance", parse(self.importance))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """A pruned UNet and what was done to get it.
+
+    Attributes:
+        unet: The new, smaller model; the one given is left as it was.
+        kept: Output of a block (``"down_blocks.0"``, ``"mid_block"``, ``"up_blocks.1"``) to the indices of the
+            channels that are left of it, ascending.
+        widths_before: ``block_out_channels`` of the model given.
+        widths_after: ``block_out_channels`` of the new one.
+        ratios_asked: Share of channels to remove per level.
+        ratios_achieved: Share removed per level; differs, as widths must be divisible by norm groups and heads.
+        params_before: Number of parameters of the model given.
+        params_after: Number of parameters of the new one.
+        modules: Number of layers that lost channels.
+        share_params: Share of the old parameters that sit in such layers, in [0, 1].
+        share_macs: Share of the old multiply-accumulates done in such layers (and in the attention between them).
+        norms_regrouped: GroupNorm layers over a concatenated skip whose groups could not keep their channels, because
+            the concatenated levels lost different shares. Each of them now averages over slightly other channels.
+        time_residual: Root mean square error of the refitted time embedding over that embedding's root mean square,
+            over the timesteps 0 to 999; 0 where it needed no refit.
+        skipped: Level to the reason why it was asked for but left as it was.
+    """
+
+    unet: "UNet2DConditionModel"
+    kept: dict[str, list[int]]
+    widths_before: list[int]
+    widths_after: list[int]
+    ratios_asked: list[float]
+    ratios_achieved: list[float]
+    params_before: int
+    params_after: int
+    modules: int
+    share_params: float
+    share_macs: float
+    norms_regrouped: list[str]
+    time_residual: float
+    skipped: dict[str, str]
+
+
+def prune_width(
+    unet: "UNet2DConditionModel",
+    config: Config = Config(),
+    *,
+    calibration: "Calibration | None" = None,
+    seed: int = 0,
+) -> PruneReport:
+    """Remove the channels that matter least; the result is a stock UNet with other ``block_out_channels``.
+
+    A channel's score is taken over all layers that torch-pruning's dependency graph couples (DepGraph, Fang et
+    al. 2023, arXiv:2301.12900). Within a coupled group every norm group keeps the same number of channels, and every
+    attention head too, so that normalization and heads work on what they worked on before.
+
+    Args:
+        unet: Any float weights; stays unchanged. Its blocks must be those of Stable Diffusion (1.x, 2.x, XL).
+        config: See :class:`Config`.
+        calibration: Examples, for an importance that looks at what the UNet does with them.
+        seed: Of what is drawn.
+
+    Raises:
+        UserError: For blocks of another make-up, weights that are not finite, or a ratio that leaves every width as it
+            is.
+    """
+    from compress.prune.rebuild import prune_unet
+
+    return prune_unet(unet, config.ratio, make_scorer(config.importance, calibration, seed))
+
+
+def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
+    """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_width`."""
+    from diffusers import UNet2DConditionModel
+
+    unet = getattr(pipeline, "unet", None)
+    if not isinstance(unet, UNet2DConditionModel):
+        found = type(unet).__name__ if unet is not None else "no unet"
+        raise UserError(
+            f"prune method width needs a pipeline with a UNet2DConditionModel; {type(pipeline).__name__} has {found}"
+        )
+    report = prune_width(unet, config, seed=context.seed)
+    set_denoiser(pipeline, report.unet)
+    details = {key: value for key, value in vars(report).items() if key not in ("unet", "skipped")}
+    coverage = {
+        "params": report.share_params,
+        "macs": report.share_macs,
+        "modules": report.modules,
+        "skipped": report.skipped,
+    }
+    return StageReport(coverage=coverage, details={"config": asdict(config), **details})
