@@ -164,8 +164,10 @@ def check(config: EvaluateConfig) -> None:
             "text, reference a folder of pictures, clip a folder or hub id of a CLIPModel (with evaluate.clip_name)"
         )
     from compress.evaluate.networks.inception_file import find_inception
+    from compress.evaluate.networks.wanted import check_wanted
 
     find_inception(config.inception)
+    check_wanted(config)
     if config.clip is not None:
         _check_clip(config.clip)
     if config.prompts is not None and not Path(config.prompts).expanduser().is_file():

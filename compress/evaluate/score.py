@@ -97,17 +97,20 @@ def to_score_config(cfg: "DictConfig") -> ScoreConfig:
 
     from compress.evaluate.manifest import changed
 
-    tree: Any = OmegaConf.to_container(cfg, resolve=True)
-    names = [field.name for field in fields(ScoreConfig) if field.name != "evaluate"]
-    evaluate = build(EvaluateConfig, tree["evaluate"], "evaluate")
-    for key in changed(evaluate):
-        if key in OF_SAMPLING or getattr(evaluate, "reference", None) or evaluate.prompts:
-            raise bad_value(f"evaluate.{key}", getattr(evaluate, key), "no change, since no picture is sampled here")
+    tree: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)
+    if tree.get("images") in (None, "???"):
+        raise UserError("images is missing: give images=DIR, the folder of the pictures to score")
+    names = [field.name for field in fields(ScoreConfig)]
+    config = build(ScoreConfig, {name: tree[name] for name in names if name in tree}, "")
+    given = [key for key in ("prompts", "reference") if getattr(config.evaluate, key) is not None]
+    for key in [*given, *changed(config.evaluate)]:
+        if key in OF_SAMPLING:
+            value = getattr(config.evaluate, key)
+            raise bad_value(f"evaluate.{key}", value, "no change, since pictures are neither sampled nor chosen here")
     for key, only in (("precision", "fp32"), ("seed", 0)):
         if tree[key] != only:
             raise bad_value(key, tree[key], f"{only}, since the networks of the metrics compute in no other way")
-    values = {name: tree[name] for name in names if name in tree}
-    return build(ScoreConfig, {**values, "evaluate": tree["evaluate"]}, "")
+    return config
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -176,7 +179,7 @@ def _inputs(config: ScoreConfig) -> tuple[PictureFiles, PictureFiles | None, lis
         if found is not None and len(found) < LEAST:
             raise bad_value(key, folder, f"at least {LEAST} pictures, but there are {len(found)}")
         if found is not None and found.transparent:
-            logger.warning("%s: %d pictures may be transparent and are laid on white", key, found.transparent)
+            logger.warning("%s: transparent pictures are laid on white: %d of %d", key, found.transparent, len(found))
     if config.paired and reference is not None:
         _check_sizes(pictures, reference)
     return pictures, reference, captions

@@ -263,9 +263,9 @@ def _through(metric: "Metric") -> dict[str, Any]:
     return {"network": "LPIPS AlexNet", "network_sha256": weights_hash(network)}
 
 
-def _settings(resamples: int) -> dict[str, Any]:
+def _settings(resamples: int | None = None) -> dict[str, Any]:
     """How every metric is made. States lie on the CPU, which NCCL cannot gather: they travel as objects."""
-    settings: dict[str, Any] = {"resamples": resamples}
+    settings: dict[str, Any] = {} if resamples is None else {"resamples": resamples}
     if processes.count() > 1 and torch.distributed.get_backend() == "nccl":
         settings["dist_sync_fn"] = lambda rows, group=None: processes.gather(rows)
     return settings
