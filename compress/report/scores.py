@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # Title, decimals and the direction of better values; a metric that is not here is written as it is called.
 TITLES = {
     "fid": ("FID", 2, "↓"),
+    "fid_teacher": ("FID to the teacher", 2, "↓"),
     "kid": ("KID", 5, "↓"),
     "precision": ("precision", 3, "↑"),
     "recall": ("recall", 3, "↑"),
