@@ -44,6 +44,8 @@ def build(cls: type[T], values: Any, path: str) -> T:
 
 def unknown_key(path: str, key: str, known: list[str]) -> str:
     """The message for a key that does not exist, with the nearest that does."""
+    if not known:
+        return f"{_join(path, key)}: no such key, and {path} is empty; a key is added with + before it"
     return f"{_join(path, key)}: no such key{nearest(key, known)}; known: {', '.join(known)}"
 
 

@@ -107,6 +107,10 @@ def to_score_config(cfg: "DictConfig") -> ScoreConfig:
         if key in OF_SAMPLING:
             value = getattr(config.evaluate, key)
             raise bad_value(f"evaluate.{key}", value, "no change, since pictures are neither sampled nor chosen here")
+    if tree["stages"]:
+        raise UserError(
+            f"stages: expected none, since nothing is compressed here, but there is {some(list(tree['stages']))}"
+        )
     for key, only in (("precision", "fp32"), ("seed", 0)):
         if tree[key] != only:
             raise bad_value(key, tree[key], f"{only}, since the networks of the metrics compute in no other way")
