@@ -63,16 +63,18 @@ class ScoreConfig:
         Raises:
             UserError: Nothing to compare with, or a metric was asked for that needs more.
         """
-        if self.reference is None and self.captions is None:
-            raise UserError("reference and captions are both null: give reference=DIR, captions=FILE or both")
         if self.paired and self.reference is None:
             raise bad_value("paired", "true", "reference=DIR to pair the pictures with")
+        if self.reference is None and self.captions is None:
+            raise UserError("reference and captions are both null: give reference=DIR, captions=FILE or both")
         if self.evaluate.lpips and not self.paired:
             raise bad_value("evaluate.lpips", "true", "paired=true, since LPIPS compares pairs of pictures")
         if self.evaluate.preference and self.captions is None:
             raise bad_value(
                 "evaluate.preference", some(self.evaluate.preference), "captions=FILE for the models to read"
             )
+        if self.captions is not None and self.evaluate.clip is None and not self.evaluate.preference:
+            raise bad_value("evaluate.clip", "null", "the CLIPModel that is to read the captions")
 
 
 def run_job(cfg: "DictConfig") -> None:
