@@ -30,7 +30,7 @@ def run_job(cfg: "DictConfig") -> None:
     from rich.console import Console
 
     from compress.benchmark.job import to_job
-    from compress.benchmark.table import print_end
+    from compress.benchmark.screen import print_end
     from compress.models.quiet import hide_notices
 
     hide_notices()
@@ -44,7 +44,7 @@ def benchmark(job: "Job") -> dict[str, Any]:
     Returns:
         What stands in ``benchmark.json``: ``rows``, each with ``name``, ``status`` (``measured``, ``skipped`` or
         ``failed``, with a ``reason``), ``choices``, ``cost``, ``metrics`` and ``dominated_by``; the name of the
-        ``best`` row, what it is the best of, and the ``code`` that runs it; and the settings.
+        ``best`` row, what it is the best of, and the ``code`` that runs it; the settings and the prompts.
 
     Raises:
         UserError: Something the user can put right.
@@ -118,6 +118,7 @@ class _Run:
         return {
             "model": dataclasses.asdict(self.job.model) | {"fingerprint": self.fingerprint},
             "settings": self._settings(),
+            "prompts": self.prompts,
             "limit": dataclasses.asdict(self.job.limit),
             "rows": found,
             "best": chosen,

@@ -7,7 +7,7 @@ from compress.benchmark.config import Limits
 
 Row = Mapping[str, Any]
 PSNR_CAP = 100.0  # dB, of pictures that are the reference row's
-SAME = 0.02  # share by which memory has to differ to count
+SAME = 0.1  # share by which memory has to differ to count: what an allocator keeps is never quite the same
 
 
 def measured(rows: Sequence[Row]) -> list[Row]:
@@ -30,9 +30,9 @@ def loses_score(row: Row) -> bool:
 def dominating(row: Row, rows: Sequence[Row]) -> str | None:
     """The name of a row that is at least as good in everything and clearly better in something; the fastest of them.
 
-    At least as good: latency, throughput, peak memory and PSNR by their values, and a CLIP score that is not below the
-    reference row's by more than the noise, unless this row's is too. Clearly better: a latency whose interval lies
-    below, a memory smaller by more than 2 %, or a PSNR whose interval lies above.
+    At least as good: latency, throughput and PSNR by their values, peak memory within 10 %, and a CLIP score that is
+    not below the reference row's by more than the noise, unless this row's is too. Clearly better: a latency whose
+    interval lies below, a memory smaller by more than 10 %, or a PSNR whose interval lies above.
     """
     better = [other for other in measured(rows) if other is not row and _dominates(other, row)]
     return min(better, key=lambda other: other["cost"]["latency_s"])["name"] if better else None
@@ -43,7 +43,7 @@ def _dominates(a: Row, b: Row) -> bool:
     as_good = (
         ours["latency_s"] <= theirs["latency_s"]
         and ours["throughput"] >= theirs["throughput"]
-        and ours["peak_memory_bytes"] <= theirs["peak_memory_bytes"]
+        and (1 - SAME) * ours["peak_memory_bytes"] <= theirs["peak_memory_bytes"]
         and psnr(a) >= psnr(b)
         and (not loses_score(a) or loses_score(b))
     )

@@ -20,6 +20,7 @@ PLOTS = {
 WIDE = 4.0  # ratio of largest to smallest value from which an axis is logarithmic
 # Where a number may stand, in points from its point: on rings around it, the nearest first.
 PLACES = [(ring * math.cos(turn), ring * math.sin(turn)) for ring in (9, 18, 28, 38) for turn in range(12)]
+KEY = 3.3  # inches that the rows' names take
 ROOM = (12.0, 9.0)  # points that a number takes, along and up
 
 
@@ -44,9 +45,9 @@ def draw_plots(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
     panels = [("psnr", "PSNR to the reference row (dB)"), *([("clip_score", f"{score} score")] if score else [])]
     for name, (key, scale, axis, _) in PLOTS.items():
         with mpl.rc_context(STYLE):
-            figure = Figure(figsize=(4.3 * len(panels) + 2.6, max(4.0, 0.17 * len(rows) + 0.9)), dpi=DOTS)
+            figure = Figure(figsize=(4.3 * len(panels) + KEY, max(4.0, 0.17 * len(rows) + 0.9)), dpi=DOTS)
             FigureCanvasAgg(figure)
-            right = 1 - 2.5 / figure.get_figwidth()
+            right = 1 - (KEY - 0.1) / figure.get_figwidth()
             figure.subplots_adjust(left=0.6 / figure.get_figwidth(), right=right, bottom=0.13, top=0.95, wspace=0.2)
             axes = figure.subplots(1, len(panels), squeeze=False)[0]
             for panel, (metric, title) in zip(axes, panels, strict=True):
@@ -67,12 +68,17 @@ def _named(row: Row, result: Mapping[str, Any]) -> str:
 
 def _draw_panel(axes: "Axes", rows: Sequence[Row], across: Sequence[float], metric: str, best: str | None) -> None:
     """One metric over one cost, with the 95 % intervals of the metric."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
     points = [
         (x, PSNR_CAP if (found := row["metrics"][metric]) is None else found["value"])
         for x, row in zip(across, rows, strict=True)
     ]
     if max(across) > WIDE * min(across) > 0:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
     for (x, y), row in zip(points, rows, strict=True):
         found = row["metrics"][metric]
         hollow = bool(row.get("dominated_by"))

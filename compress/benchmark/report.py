@@ -1,7 +1,7 @@
 """The files that a benchmark leaves."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ def write_report(folder: Path, result: Mapping[str, Any], pictures: Mapping[str,
     images.mkdir(exist_ok=True)
     full = {**result, "environment": environment()}
     plots = draw_plots(result, images)
-    _draw_sheet(pictures, images / "pictures.png")
+    _draw_sheet(pictures, result["prompts"], images / "pictures.png")
     titles = {**plots, "pictures.png": f"The first {SHOWN} prompts and seeds in every row"}
     parts = [f"# Benchmark of {result['model']['path']}\n", f"**{verdict(result)}**\n", markdown(result)]
     if result["code"]:
@@ -42,8 +42,11 @@ def write_report(folder: Path, result: Mapping[str, Any], pictures: Mapping[str,
         file.write_text(json.dumps(plain(full), indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _draw_sheet(pictures: Mapping[str, "torch.Tensor"], file: Path) -> None:
+def _draw_sheet(pictures: Mapping[str, "torch.Tensor"], prompts: Sequence[str], file: Path) -> None:
     from compress.report.figures import draw_grid
 
-    grids = {name: [{"prompt": "", "image": picture} for picture in found[:SHOWN]] for name, found in pictures.items()}
+    grids = {
+        name: [{"prompt": prompt, "image": picture} for prompt, picture in zip(prompts, found[:SHOWN], strict=False)]
+        for name, found in pictures.items()
+    }
     draw_grid(grids, file)

@@ -23,7 +23,8 @@ SCHEDULERS = {
     "checkpoint": Scheduler("own scheduler", None),
     # Stable Diffusion's PNDM is the one without Runge-Kutta steps; a DDPM config does not say so.
     "pndm": Scheduler("PNDM", "PNDMScheduler", {"skip_prk_steps": True}),
-    "ddim": Scheduler("DDIM", "DDIMScheduler"),
+    # Latents leave [-1, 1]; a config of another scheduler does not say that they may, and DDIM's default cuts them off.
+    "ddim": Scheduler("DDIM", "DDIMScheduler", {"clip_sample": False}),
     "euler": Scheduler("Euler", "EulerDiscreteScheduler"),
     "euler_a": Scheduler("Euler a", "EulerAncestralDiscreteScheduler"),
     "dpmsolver++": Scheduler("DPM++ 2M", "DPMSolverMultistepScheduler"),

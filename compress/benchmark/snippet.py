@@ -31,7 +31,7 @@ def snippet(
         changes = "".join(f", {name}={value}" for name, value in scheduler.changes.items())
         body.append(f"pipeline.scheduler = {scheduler.kind}.from_config(pipeline.scheduler.config{changes})")
     body += _attention(choices, denoiser) + _memory(choices, device, denoiser)
-    lines = ["import torch", f"from diffusers import {', '.join(sorted(imports))}"]
+    lines = ["import torch", f"from diffusers import {', '.join(sorted(imports, key=str.lower))}"]
     if choices.attention == "plain":
         lines.append("from diffusers.models.attention_processor import AttnProcessor")
     return "\n".join([*lines, "", *body, *_draw(choices, device, guidance, size)]) + "\n"
@@ -63,12 +63,13 @@ def _draw(choices: Choices, device: str, guidance: float, size: dict[str, int]) 
     sizes = "".join(f", {name}={side}" for name, side in size.items())
     settings = f"num_inference_steps={choices.steps}, guidance_scale={guidance:g}{sizes}"
     prompts = ["a prompt"] if choices.batch_size == 1 else [f"prompt {index}" for index in range(choices.batch_size)]
-    noise = "generator=[torch.Generator().manual_seed(seed) for seed in range(len(prompts))]"
-    lines = [f"prompts = {prompts}".replace("'", '"')]
-    if not choices.reuse_prompt:
-        return [*lines, f"images = pipeline(prompts, {noise}, {settings}).images"]
-    return [
-        *lines,
-        f'embeds, empty = pipeline.encode_prompt(prompts, "{device}", 1, {guidance > 1})[:2]  # once for many pictures',
-        f"images = pipeline(prompt_embeds=embeds, negative_prompt_embeds=empty, {noise}, {settings}).images",
+    lines = [
+        f"prompts = {prompts}".replace("'", '"'),
+        "noise = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]",
     ]
+    text = "prompts"
+    if choices.reuse_prompt:
+        call = f'pipeline.encode_prompt(prompts, "{device}", 1, {guidance > 1})'
+        lines.append(f"embeds, empty = {call}[:2]  # once for many pictures")
+        text = "prompt_embeds=embeds, negative_prompt_embeds=empty"
+    return [*lines, f"images = pipeline({text}, generator=noise, {settings}).images"]

@@ -1,14 +1,9 @@
-"""The table of a benchmark, on the screen and as Markdown."""
+"""The table of a benchmark: its cells, the notes below it, and all of it as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compress.benchmark.choose import PSNR_CAP, loses_score
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from compress.benchmark.job import Job
 
 MISSING = "–"
 DOMINATED, BEST, LOSES = "×", "★", "▼"
@@ -67,7 +62,9 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         "other, not how good; for that look at the score.",
     ]
     if any(row["metrics"]["psnr"] and row["metrics"]["psnr"]["equal"] for row in measured):
-        lines.append(f"A picture equal to the reference row's to the bit counts {PSNR_CAP:g} dB.")
+        lines.append(
+            f"PSNR is equal where all pictures are the reference row's to the bit; one that is counts {PSNR_CAP:g} dB."
+        )
     if any(row.get("dominated_by") for row in measured):
         lines.append(
             f"{DOMINATED} nobody should choose this row: another is at least as good in latency, throughput, memory, "
@@ -101,40 +98,6 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in listed) + "\n"
 
 
-def print_end(result: Mapping[str, Any], job: "Job", console: "Console") -> None:
-    """Prints the table, the best row with its code, and where everything is."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    for index, heading in enumerate(headings(result)):
-        name, _, unit = heading.partition(" (")
-        wrapped = f"{name}\n({unit}" if unit else heading
-        table.add_column(wrapped, justify="right" if index else "left", overflow="fold")
-    for row in result["rows"]:
-        if row["status"] == "measured":
-            numbers = [
-                Text(value).append(f"\n{range_}" if range_ else "", style="dim") for value, range_ in cells(result, row)
-            ]
-            title = Text(row["name"], style="bold" if row["name"] == result["best"] else "")
-            table.add_row(title.append(f" {marks(result, row)}"), *numbers)
-    console.print(table)
-    for line in (*unmeasured(result), *notes(result)):
-        console.print(line, style="dim", markup=False, highlight=False)
-    console.print(f"\n{verdict(result)}\n", style="bold", markup=False, highlight=False)
-    if result["code"]:
-        console.print(result["code"], markup=False, highlight=False, soft_wrap=True)
-    found = sum(bool(row.get("cached")) for row in result["rows"])
-    where = {
-        "report": str(job.out / "report.md"),
-        "store": f"{job.store} ({found} of {len(result['rows'])} rows were there)",
-        "time": f"{result['seconds']:.0f} s",
-    }
-    for name, value in where.items():
-        console.print(f"{name:11}{value}", markup=False, highlight=False, soft_wrap=True)
-
-
 def _dominated(result: Mapping[str, Any]) -> list[str]:
     """Which row each dominated one is dominated by."""
     return [
@@ -157,8 +120,9 @@ def _short(value: float) -> str:
 def _cell(metric: Mapping[str, Any] | None, digits: int, signed: bool = False) -> tuple[str, str]:
     if metric is None:
         return MISSING, ""
+    if metric.get("equal") == metric["n"]:
+        return "equal", ""
     sign = "+" if signed else ""
-    return (
-        f"{metric['value']:{sign}.{digits}f}",
-        f"[{metric['low']:{sign}.{digits}f}, {metric['high']:{sign}.{digits}f}]",
-    )
+    # Adding 0 makes a zero of a negative one.
+    value, low, high = (f"{round(metric[key], digits) + 0.0:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    return value, f"[{low}, {high}]"

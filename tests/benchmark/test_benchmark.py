@@ -15,7 +15,7 @@ from rich.console import Console
 import compress.benchmark.process
 from compress.benchmark import benchmark
 from compress.benchmark.job import to_job
-from compress.benchmark.table import print_end
+from compress.benchmark.screen import print_end
 from compress.compose import compose
 from compress.errors import UserError
 from tests.evaluate.parts import tiny_clip
@@ -95,7 +95,9 @@ def test_rows_are_measured_compared_and_written(go: Go, tmp_path: Path) -> None:
     out = tmp_path / "out"
     written = json.loads((out / "benchmark.json").read_text())
     assert written["rows"] == json.loads(json.dumps(result["rows"]))
-    assert {"best", "best_of", "code", "limit", "model", "environment", "seconds", "settings"} <= set(written)
+    assert {"best", "best_of", "code", "limit", "model", "environment", "prompts", "seconds", "settings"} <= set(
+        written
+    )
     report = (out / "report.md").read_text()
     assert "best: bf16 (fastest with at least 30 dB)" in report
     assert "model offload: skipped, there is nothing to offload to" in report
@@ -140,7 +142,7 @@ def test_without_a_reference_row_there_is_no_benchmark(go: Go) -> None:
         go("benchmark.reference.offload=model")
 
 
-@pytest.mark.parametrize("width", [100, 120])
+@pytest.mark.parametrize("width", [80, 100, 120])
 def test_the_table_fits_the_screen(go: Go, width: int) -> None:
     result = go("limit.memory_gb=4")
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
@@ -148,6 +150,7 @@ def test_the_table_fits_the_screen(go: Go, width: int) -> None:
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width or "torch_dtype" in text
     assert "…" not in text
+    assert ("The screen is too narrow for" in text) == (width < 120)
     for part in (
         "DDIM 20",
         "0.4",

@@ -10,14 +10,14 @@ REFERENCE = row("reference", psnr=None)
 
 
 def test_a_row_that_is_worse_in_one_thing_and_better_in_none_is_dominated():
-    for worse in (row("b", latency=2.0), row("b", memory=1.1), row("b", psnr=30.0)):
+    for worse in (row("b", latency=2.0), row("b", memory=1.2), row("b", psnr=30.0)):
         assert dominating(worse, [row("a"), worse, refused("c")]) == "a"
 
 
 def test_a_row_that_is_better_in_anything_is_not():
     a = row("a")
     for other in (
-        row("b", latency=2.0, memory=0.9),
+        row("b", latency=2.0, memory=0.85),
         row("b", latency=2.0, psnr=45.0),
         row("b", memory=2.0, latency=0.9),
         row("b", latency=2.0, batch=4),  # slower, but more pictures a second
@@ -25,9 +25,14 @@ def test_a_row_that_is_better_in_anything_is_not():
         assert dominating(other, [a, other]) is None
 
 
+def test_a_little_more_memory_does_not_save_a_row_from_being_dominated():
+    slow = row("b", latency=2.0, memory=0.95)
+    assert dominating(slow, [row("a"), slow]) == "a"
+
+
 def test_differences_within_the_noise_dominate_nothing():
     a = row("a")
-    for other in (row("b", latency=1.005), row("b", memory=1.01), row("b", psnr=39.5)):
+    for other in (row("b", latency=1.005), row("b", memory=1.05), row("b", psnr=39.5)):
         assert dominating(other, [a, other]) is None
 
 

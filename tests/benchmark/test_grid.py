@@ -43,7 +43,7 @@ def test_the_grids_that_come_along_hold_every_choice(name):
     wanted = {
         "dtype": {"fp16"}, "channels_last": {True}, "attention": {"plain"}, "attention_slicing": {True},
         "vae_slicing": {True}, "vae_tiling": {True}, "offload": {"model"}, "compile": {True}, "reuse_prompt": {True},
-        "batch_size": {8}, "scheduler": {"euler_a", "dpmsolver++_karras", "ddim", "unipc", "lcm"}, "steps": {20, 30},
+        "batch_size": {4, 8}, "scheduler": {"euler_a", "dpmsolver++_karras", "ddim", "unipc", "lcm"}, "steps": {20, 30},
     }  # fmt: skip
     for key, values in wanted.items():
         assert values <= {getattr(choices, key) for choices in grid.values()}, key
