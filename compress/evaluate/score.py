@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from compress.evaluate.scoring import Scores
 
 VERSION = 1  # raised when the numbers change their meaning
-LEAST = 4  # pictures in a set, below which no interval can be had
+LEAST = 5  # pictures in a set, below which no interval can be had
 LIBRARIES = ("torch", "torchmetrics", "transformers", "pillow")
 
 # Keys of the evaluate group that say how pictures are made or chosen; here they are made already, and all are used.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from compress.assets import resolve
-from compress.evaluate.networks.clip import Clip, load_clip
 from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.networks.clip import Clip, load_clip
 from compress.evaluate.sample import sample, to_pil
 from compress.pretrain.autoencoder import held_out_psnr
 from compress.pretrain.clip import embed_pictures, embed_text, found_among

@@ -140,7 +140,7 @@ def folders(cli: Any) -> Any:
         (["images=nowhere", "reference=theirs"], "images=nowhere: expected an existing folder"),
         (["images=empty", "reference=theirs"], "images=empty: expected a folder with pictures"),
         (["images=ours", "reference=empty"], "reference=empty: expected a folder with pictures"),
-        (["images=ours", "reference=three"], "reference=three: expected at least 4 pictures, but there are 2"),
+        (["images=ours", "reference=three"], "reference=three: expected at least 5 pictures, but there are 2"),
         (["images=gray", "reference=theirs"], "images: gray/a.png is not RGB but gray, with one channel"),
         (["images=ours", "reference=cut"], "reference: cut/b.jpg cannot be read as a picture"),
         (["images=fewer", "reference=theirs", "paired=true"], "1 of 5 pictures of reference have none of that name"),
