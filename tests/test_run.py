@@ -27,7 +27,7 @@ Run = Callable[..., dict[str, Any]]
 def quick_evaluate(
     pipeline: Any, data: Any, config: Any, folder: Path, *, teacher: Path | None = None, **more: Any
 ) -> Evaluation:
-    """Counts parameters and makes up four pictures that depend on the weights and on whether seeds are the teacher's."""
+    """Counts parameters and makes up four pictures that depend on the weights and on the choice of seeds."""
     params = sum(tensor.numel() for tensor in pipeline.unet.parameters())
     (folder / "images").mkdir(parents=True)
     for index in range(4):
@@ -109,14 +109,14 @@ def test_the_first_run_writes_everything(first: tuple[Path, dict[str, Any]]) -> 
 def test_the_noise_floor_is_measured_once_and_reported(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run("evaluate.images=4")
+    result = run("evaluate.images=5")
     assert result["noise_floor"] == {"metrics": {"psnr": {"value": 1.0, "n": 4}}}
     assert result["manifest"] == {"protocol": "quick", "version": 1}
     assert run.evaluations.count(None) == 1  # type: ignore[attr-defined]
     assert json.loads((tmp_path / "out" / "report.json").read_text())["noise_floor"] == result["noise_floor"]
     assert "| noise floor |" in (tmp_path / "out" / "report.md").read_text()
     assert "| noise floor |" in (tmp_path / "out" / "checkpoint" / "README.md").read_text()
-    again = run("evaluate.images=4", "evaluate.noise_floor=false")
+    again = run("evaluate.images=5", "evaluate.noise_floor=false")
     assert run.evaluations == []  # type: ignore[attr-defined]
     assert "noise_floor" not in again and numbers(again) == numbers(result)
 

@@ -211,7 +211,9 @@ def _score(
         shares = processes.gather(keep)
         if processes.is_main():
             with replace_with(folder / FEATURES) as beside:
-                save_file({name: torch.cat([share[name] for share in shares]) for name in keep}, beside)
+                # Of a process without pictures not even the width is known.
+                whole = {name: torch.cat([share[name] for share in shares if len(share[name])]) for name in keep}
+                save_file(whole, beside)
     return metrics
 
 

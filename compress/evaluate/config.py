@@ -38,7 +38,7 @@ class EvaluateConfig:
     Attributes:
         protocol: Name of the protocol, one of the files of ``conf/evaluate/``; stands in the report.
         version: Of the protocol; raised when its file changes, so that numbers of two versions are not compared.
-        images: Pictures sampled for the metrics; 0 measures cost only, otherwise at least 4.
+        images: Pictures sampled for the metrics; 0 measures cost only, otherwise at least 5.
         batch_size: Pictures sampled at once.
         score_batch_size: Pictures that the networks of the metrics see at once.
         steps: Denoising steps, 1 to 1000.
@@ -117,7 +117,7 @@ class EvaluateConfig:
     def _check_numbers(self) -> None:
         lowest = {
             "version": 1, "images": 0, "batch_size": 1, "score_batch_size": 1, "steps": 1, "grid": 0, "bootstrap": 10,
-            "set_bootstrap": 10, "latency_repeats": 1, "reference_images": 2, "height": 8, "width": 8, "resize": 8,
+            "set_bootstrap": 10, "latency_repeats": 1, "reference_images": 4, "height": 8, "width": 8, "resize": 8,
         }  # fmt: skip
         optional = ("reference_images", "height", "width", "resize")
         for key, low in lowest.items():
@@ -126,8 +126,8 @@ class EvaluateConfig:
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise bad_value(key, value, f"a whole number of at least {low}{', or null' if key in optional else ''}")
-        if 0 < self.images < 4:
-            raise bad_value("images", self.images, "0 (cost only) or at least 4, below which no interval can be had")
+        if 0 < self.images < 5:
+            raise bad_value("images", self.images, "0 (cost only) or at least 5, below which no interval can be had")
         if self.steps > 1000:
             raise bad_value("steps", self.steps, "a whole number from 1 to 1000")
         if not isinstance(self.guidance, int | float) or not math.isfinite(self.guidance) or self.guidance < 0:

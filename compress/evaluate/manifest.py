@@ -1,5 +1,6 @@
 """What decides an evaluation's numbers, for the report: without it they compare with nothing."""
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from compress.evaluate.config import EvaluateConfig
@@ -67,7 +68,7 @@ def manifest(
         "resize": config.resize,
         "seeds": {"first": shown["seed"], "last": (shown["seed"] + config.images - 1) % 2**32},
         "scheduler_class": type(scheduler).__name__,
-        "scheduler_config": {key: value for key, value in scheduler.config.items() if not key.startswith("_")},
+        "scheduler_config": {key: _plain(value) for key, value in scheduler.config.items() if not key.startswith("_")},
         "fid_resize": config.fid_resize,
         "networks": networks,
         "reference": {
@@ -76,6 +77,12 @@ def manifest(
             "sha256": reference.sha256,
         },
     }
+
+
+def _plain(value: Any) -> Any:
+    """A scheduler's setting as JSON has it; infinity, which some have, as text."""
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return value if finite and isinstance(value, bool | int | float | str | list | dict | None) else str(value)
 
 
 def changed(config: EvaluateConfig) -> list[str]:

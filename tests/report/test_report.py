@@ -38,17 +38,22 @@ def entry(params, size, latency, fid, psnr):
         "settings": {"of": "unet", "batch": 1, "sample": [4, 16, 16], "device": "cpu", "threads": 2},
     }  # fmt: skip
     metrics = {
-        "fid": metric(fid, 5.0, "inception-2015-12-05", n_reference=1000),
+        "fid": metric(fid, 5.0, "inception-2015-12-05", n_reference=1000, infinite=0.9 * fid),
         "kid": metric(fid / 2500, 0.004, "inception-2015-12-05"),
         "clip_score": metric(30 - fid / 40, 0.3, "emoji-clip"),
+        "r_at_1": metric(0.25, 0.03, "emoji-clip", among=250),
         "psnr": metric(psnr, 0.4, equal=0, cap=100.0) if psnr else None,
         "ssim": metric(psnr / 30, 0.01) if psnr else None,
+        "latent_psnr": metric(2 * psnr, 0.5, n=64) if psnr else None,
     }
     return {"cost": cost, "metrics": metrics}
 
 
 @pytest.fixture
 def result():
+    floor = entry(0, 0, 0.0, 119.0, 9.0)["metrics"]
+    for found in floor.values():
+        found["seed"] = 2**31
     stages = [
         ("prune", "prune", True, entry(6_800_000, 27_200_000, 0.0081, 427.0, 5.1)),
         ("distill", "distill", False, entry(6_800_000, 27_200_000, 0.0070, 153.2, 14.61)),
@@ -58,6 +63,8 @@ def result():
         "recipe": "prune_distill_int8",
         "seconds": 431.2,
         "teacher": entry(11_530_000, 46_200_000, 0.0123, 117.2, None),
+        "noise_floor": {"metrics": floor},
+        "manifest": {"protocol": "quick", "version": 1, "changed": ["steps"]},
         "stages": [
             {
                 "name": name, "kind": kind, "method": "method", "key": "0123456789abcdef", "cached": cached,
@@ -93,42 +100,70 @@ def printed(result, width):
 
 
 def cells(result, row):
-    line = next(line for line in report.markdown_table(result).splitlines() if line.startswith(f"| {row} |"))
-    return [cell.strip() for cell in line.strip("|").split("|")]
+    """A row's cells by heading, of both tables."""
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in report.markdown_table(result).splitlines()
+    ]
+    heads = [index for index, line in enumerate(lines) if line[0] == "stage"]
+    ends = [*heads[1:], len(lines)]
+    return {
+        name: cell
+        for head, end in zip(heads, ends, strict=True)
+        for line in lines[head:end]
+        if line[0] == row
+        for name, cell in zip(lines[head], line, strict=True)
+    }
 
 
 def test_markdown_holds_the_numbers(result):
     text = report.markdown_table(result)
-    head = [cell.strip() for cell in text.splitlines()[0].strip("|").split("|")]
-    assert head == [
-        "stage", "parameters (M)", "MACs (G)", "on disk (MB)", "latency (ms)", "peak memory (MB)", "FID ↓", "KID ↓",
-        "emoji-clip score ↑", "PSNR ↑ (dB)", "SSIM ↑",
+    assert list(cells(result, "teacher")) == [
+        "stage", "parameters (M)", "MACs (G)", "on disk (MB)", "peak memory (MB)", "latency (ms)", "FID ↓", "FID∞ ↓",
+        "KID ↓", "emoji-clip score ↑", "R@1 ↑ (%)", "PSNR ↑ (dB)", "SSIM ↑", "latent PSNR ↑ (dB)",
     ]  # fmt: skip
-    assert cells(result, "teacher")[:4] == ["teacher", "11.5", "0.404", "46.2"]
-    assert cells(result, "teacher")[6] == "117.2 [112.2, 122.2]" and cells(result, "teacher")[9:] == ["–", "–"]
-    quantize = cells(result, "quantize")
-    assert quantize[1:6] == [
-        "6.80 (0.59x)", "0.238 (0.59x)", "7.10 (0.15x)", "9.40 [9.31, 9.49] (0.76x)", "21.3 (0.15x)",
+    teacher, quantize = cells(result, "teacher"), cells(result, "quantize")
+    assert [teacher[name] for name in ("parameters (M)", "MACs (G)", "on disk (MB)")] == ["11.5", "0.404", "46.2"]
+    assert teacher["FID ↓"] == "117.2 [112.2, 122.2]" and teacher["PSNR ↑ (dB)"] == teacher["SSIM ↑"] == "–"
+    assert [quantize[name] for name in ("parameters (M)", "MACs (G)", "on disk (MB)", "peak memory (MB)")] == [
+        "6.80 (0.59x)", "0.238 (0.59x)", "7.10 (0.15x)", "21.3 (0.15x)",
     ]  # fmt: skip
-    assert quantize[6] == "155.1≈ [150.1, 160.1]" and quantize[9] == "14.58≈ [14.18, 14.98]"
+    assert quantize["latency (ms)"] == "9.40 [9.31, 9.49] (0.76x)"
+    assert quantize["FID ↓"] == "155.1 [150.1, 160.1]" and quantize["FID∞ ↓"] == "139.6"
+    assert quantize["R@1 ↑ (%)"] == "25.0≈ [22.0, 28.0]"
+    assert quantize["PSNR ↑ (dB)"] == "14.58 [14.18, 14.98]"
     for needle in ("N = 256", "dpmsolver++", "steps 20", "guidance 4", "float32", "emoji-clip (f58cb9b6)", "1000 real"):
         assert needle in text
     assert "biased" in text and "95 % interval" in text and "≈ marks" in text
+    assert "Protocol quick version 1 with other steps. Pictures:" in text and "seed 0;" in text
 
 
-def test_noise_is_marked_only_where_intervals_overlap(result):
-    assert "≈" not in "".join(cells(result, "distill")[6:])
-    result["stages"][2]["metrics"]["fid"] = metric(170.0, 5.0, "inception-2015-12-05")
-    assert "≈" not in cells(result, "quantize")[6]
-    del result["stages"][2]["metrics"]["psnr"]["low"]
-    assert cells(result, "quantize")[9] == "14.58"
-    for stage in result["stages"]:
-        stage["metrics"] = {}
+def test_the_noise_floor_has_a_row_among_the_metrics(result):
+    floor = cells(result, "noise floor")
+    assert floor["FID ↓"] == "119.0≈ [114.0, 124.0]" and floor["PSNR ↑ (dB)"] == "9.00 [8.60, 9.40]"
+    assert "MACs (G)" not in floor
+    lines = [line.split() for line in printed(result, 100).splitlines() if line.strip().startswith("noise floor ")]
+    assert [line[2] for line in lines] == ["119.0≈", "9.00"]  # not in the table of cost
+    del result["noise_floor"]
+    assert "noise floor" not in report.markdown_table(result)
+
+
+def test_a_mark_means_a_difference_from_the_teacher_within_that_of_two_draws(result):
+    half = math.hypot(5.0, 5.0)
+    for value, marked in ((117.2 + 0.99 * half, True), (117.2 - 0.99 * half, True), (117.2 + 1.01 * half, False)):
+        result["stages"][2]["metrics"]["fid"] = metric(value, 5.0, "inception-2015-12-05")
+        assert ("≈" in cells(result, "quantize")["FID ↓"]) == marked
+    result["stages"][2]["metrics"]["psnr"] = metric(9.0, 0.4)  # that of the floor, but pair by pair
+    assert "≈" not in cells(result, "quantize")["PSNR ↑ (dB)"]
+    del result["stages"][2]["metrics"]["r_at_1"]["low"]
+    assert cells(result, "quantize")["R@1 ↑ (%)"] == "25.0"
+    assert "≈" in report.markdown_table(result)
+    for row in (result["noise_floor"], *result["stages"]):
+        row["metrics"] = {}
     assert "≈" not in report.markdown_table(result)
 
 
 def test_fid_of_many_pictures_is_not_called_biased(result):
-    for row in (result["teacher"], *result["stages"]):
+    for row in (result["teacher"], result["noise_floor"], *result["stages"]):
         row["metrics"]["fid"]["n"] = 30_000
     assert "biased" not in report.markdown_table(result)
 
@@ -145,12 +180,13 @@ def test_differing_settings_are_all_named(result):
     assert "steps 20 / 50" in report.markdown_table(result)
 
 
-@pytest.mark.parametrize("width", [40, 80, 120, 200])
+@pytest.mark.parametrize("width", [40, 80, 100, 120, 200])
 def test_printed_table_fits_and_cuts_nothing(result, width):
     text = printed(result, width)
     assert max(map(len, text.splitlines())) <= width and "…" not in text
-    for number in ("11.5", "0.238", "7.10", "155.1≈", "[150.1, 160.1]", "14.58≈", "[14.18, 14.98]", "0.59x"):
+    for number in ("11.5", "0.238", "7.10", "155.1", "[150.1, 160.1]", "14.58", "[14.18, 14.98]", "25.0≈", "0.59x"):
         assert number in text
+    assert "139.6" not in text and "besides: FID∞, latent PSNR (dB)." in " ".join(text.split())
     if width == 200:
         assert text.count("quantize") == 1  # one table
 
@@ -158,6 +194,7 @@ def test_printed_table_fits_and_cuts_nothing(result, width):
 def test_cost_only(result, tmp_path):
     for row in (result["teacher"], *result["stages"]):
         row["metrics"] = {}
+    del result["noise_floor"], result["manifest"]
     text = report.markdown_table(result)
     assert "FID" not in text and "PSNR" not in text and "latency" in text and "Pictures" not in text
     assert "FID" not in printed(result, 80)
@@ -167,15 +204,18 @@ def test_cost_only(result, tmp_path):
 
 def test_unknown_metrics_get_a_column(result):
     result["stages"][2]["metrics"]["dino_score"] = metric(0.5, 0.1)
-    assert report.markdown_table(result).splitlines()[0].endswith("| dino score |")
+    result["stages"][2]["metrics"]["fd_dino"] = metric(30.0, 0.1)
+    assert {"dino score ↑", "fd dino ↓"} <= set(cells(result, "quantize"))
+    assert "dino score" in printed(result, 200) and "fd dino" in printed(result, 200).split("besides")[1]
 
 
 def test_plain_rows(result):
     headings, rows = report.plain_rows(result)
-    assert [row[0] for row in rows] == ["teacher", "prune", "distill", "quantize"]
+    assert [row[0] for row in rows] == ["teacher", "noise floor", "prune", "distill", "quantize"]
     last = dict(zip(headings, rows[-1], strict=True))
     assert last["bytes"] == 7_100_000 and last["fid"] == 155.1 and last["fid_low"] == pytest.approx(150.1)
     assert rows[0][headings.index("psnr")] is None
+    assert last["fid_infinite"] == pytest.approx(139.59) and "fid_infinite_low" not in headings
 
 
 def test_files(result, grids, tmp_path):
@@ -254,12 +294,13 @@ def card_info(result):
         for stage in result["stages"]
     ]
     rows = [{"name": "teacher", **result["teacher"]}, *result["stages"]]
+    evaluation = {"rows": rows, "noise_floor": result["noise_floor"], "manifest": result["manifest"]}
     return {
         "recipe": "prune_distill_int8",
         "model": {"path": "org/model", "revision": None},
         "precision": "fp32",
         "stages": stages,
-        "evaluation": {"rows": rows},
+        "evaluation": evaluation,
         "example": {"prompt": 'a "red" heart', "seed": 7},
     }
 
@@ -269,7 +310,7 @@ def test_model_card(result):
     front = text.split("---\n")[1]
     assert "library_name: diffusers" in front and "base_model: org/model" in front and "- quantized" in front
     assert "41.0 % of the denoiser's parameters" in text and "ratio: 0.25" in text and "widths: [48, 96, 144]" in text
-    assert "155.1≈ [150.1, 160.1]" in text and str(list(range(500))) not in text
+    assert "155.1 [150.1, 160.1]" in text and "| noise floor |" in text and str(list(range(500))) not in text
     assert "torch_dtype" in text and "mixed" in text
 
 
