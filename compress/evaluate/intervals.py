@@ -11,6 +11,8 @@ statistic of the whole set its change when a picture is left out (Tukey's pseudo
 standard deviation of fresh draws, and widened as Student's t is for the contributions' number and kurtosis.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +20,8 @@ import torch
 INTERVAL_OF = "expectation of the same statistic over fresh draws of n pictures, reference held fixed"
 Z = 1.959964  # of a 95 % interval
 CHUNK = 10_000_000  # numbers drawn at once
+
+Scale = Callable[[float, float, float], tuple[float, float]]
 
 
 def mean_interval(values: torch.Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
@@ -43,7 +47,7 @@ def jackknife_interval(
     variance: float,
     resamples: int = 1000,
     seed: int = 0,
-    positive: bool = False,
+    scale: Scale | None = None,
 ) -> dict[str, Any]:
     """A statistic of a set of pictures with a bootstrap interval.
 
@@ -53,21 +57,57 @@ def jackknife_interval(
         variance: Over fresh draws of n.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
-        positive: The statistic is a distance that cannot be below 0: the interval is of its logarithm, since the
-            distance of a set that happens to lack its outliers is small and seems sure.
+        scale: Maps the value and where its interval begins and ends, relative to it, to the interval: how a distance
+            that cannot be below a bound keeps to it. None adds.
 
     Returns:
         ``{"value", "low", "high", "n", "interval_of"}``.
     """
     one, n = one.double().cpu(), len(one)
     low, high = _offsets(n * value - (n - 1) * one, variance, resamples, seed)
-    if not positive:
-        return _row(value, value + low, value + high, n)
-    value = max(value, 0.0)
-    if value**2 <= variance:  # the logarithm says nothing any more
-        return _row(value, max(value + low, 0.0), value + high, n)
-    logs = torch.tensor([low, high], dtype=torch.float64) / value
-    return _row(value, *(value * logs.exp()).tolist(), n)
+    low, high = (value + low, value + high) if scale is None else scale(value, low, high)
+    return _row(value, low, high, n)
+
+
+def logarithm(value: float, low: float, high: float) -> tuple[float, float]:
+    """The interval on a logarithmic scale, for a distance whose spread grows with it.
+
+    Few pictures that happen to lack the outliers give a small distance that seems sure.
+    """
+    if value <= max(-low, high):  # the logarithm says nothing any more
+        return min(max(value + low, 0.0), value), value + high
+    return value * math.exp(low / value), value * math.exp(high / value)
+
+
+def near_zero(fixed: float, growing: float, shift: float = 0.0) -> Scale:
+    """The logarithm where a distance is clearly above 0, and near 0 those expectations that it is not too far from.
+
+    Too far by the spread that *they* would have, which falls with the distance; at the spread of the value hardly any
+    interval would leave out 0 (so does Wilson's interval of a share differ from Wald's).
+
+    Args:
+        fixed: What of the variance would be there at a distance of 0.
+        growing: The rest, in proportion to the distance.
+        shift: What the expectation, which may be below 0, is to be raised by to be the distance.
+    """
+    variance = fixed + growing
+
+    def scale(value: float, low: float, high: float) -> tuple[float, float]:
+        value = value + shift
+        if variance == 0 or value > max(-low, high):
+            return tuple(end - shift for end in logarithm(value, low, high))
+        slope = growing / max(value, variance**0.5)
+        least = variance - slope * max(value, 0.0)
+
+        def end(offset: float) -> float:
+            """The expectation t with ``(t - value)^2 = offset^2 (least + slope t) / variance``."""
+            ratio = offset**2 / variance
+            half = max((ratio * slope / 2) ** 2 + ratio * (least + slope * value), 0.0) ** 0.5
+            return value + ratio * slope / 2 + math.copysign(half, offset) - shift
+
+        return end(low), end(high)
+
+    return scale
 
 
 def pair_corrected_variance(value: float, one: torch.Tensor, two: torch.Tensor, pairs: torch.Tensor) -> float:

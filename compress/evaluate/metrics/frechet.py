@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from compress.evaluate.intervals import jackknife_interval, pair_corrected_variance
+from compress.evaluate.intervals import jackknife_interval, logarithm, pair_corrected_variance
 from compress.evaluate.metrics.nuclear import directions, falls
 from compress.evaluate.metrics.rows import RowMetric
 
@@ -88,7 +88,7 @@ def frechet_interval(
     pairs = _random_pairs(len(fake), torch.Generator().manual_seed(seed))
     left = _leave_out(fake, real, pairs, paired)
     variance = pair_corrected_variance(left.value, left.one, left.two, pairs)
-    return jackknife_interval(left.value, left.one, variance, resamples, seed, positive=True)
+    return jackknife_interval(max(left.value, 0.0), left.one, variance, resamples, seed, logarithm)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from compress.evaluate.intervals import jackknife_interval
+from compress.evaluate.intervals import jackknife_interval, near_zero
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # rows of a kernel matrix at once
@@ -56,17 +56,21 @@ class KernelDistance(RowMetric):
             raise ValueError(f"features are {tuple(fake.shape)}, the reference's {tuple(real.shape)}")
         m = len(real)
         across = torch.cat([self.kernel(chunk, real).mean(dim=1) for chunk in fake.split(CHUNK)])
-        pairs = [self.kernel(chunk, real).sum() - self.kernel(chunk, chunk).trace() for chunk in real.split(CHUNK)]
-        within = torch.stack(pairs).sum() / (m * (m - 1))
-        value, one, variance = self._left_out(fake, across)
-        value, one = self.scale * (value + within), self.scale * (one + within)
-        std = self.scale * variance**0.5
-        found = jackknife_interval(float(value), one, float(std) ** 2, self.resamples, self.seed)
-        return {**found, "std": float(std), "n_reference": m}
+        every = float(torch.stack([self.kernel(chunk, real).sum() for chunk in real.split(CHUNK)]).sum())
+        own = sum(float(self.kernel(chunk, chunk).trace()) for chunk in real.split(CHUNK))
+        within, biased = (every - own) / (m * (m - 1)), every / m**2
+        value, one, fixed, growing = self._left_out(fake, across)
+        value, one = self.scale * (float(value) + within), self.scale * (one + within)
+        fixed, growing = self.scale**2 * fixed, self.scale**2 * growing
+        # To the very pictures of the reference, rather than to what they were drawn from, the distance is at least 0.
+        bounded = near_zero(fixed, growing, self.scale * (biased - within))
+        found = jackknife_interval(value, one, fixed + growing, self.resamples, self.seed, bounded)
+        return {**found, "std": (fixed + growing) ** 0.5, "n_reference": m}
 
-    def _left_out(self, fake: torch.Tensor, across: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _left_out(self, fake: torch.Tensor, across: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float, float]:
         """The distance without the reference's own part, the same without each picture, and its variance.
 
+        The variance in two parts: that of pairs, which is there at a distance of 0 too, and that of single pictures.
         It is a U-statistic, the mean of ``h(x, y) = k(x, y) - g(x) - g(y)`` over pairs, with g a picture's mean kernel
         with the reference; sums over pairs, over pairs that share one picture and over those that share none give the
         unbiased estimate of its variance (Hoeffding 1948).
@@ -87,9 +91,9 @@ class KernelDistance(RowMetric):
         apart = apart / (n * (n - 1) * (n - 2) * (n - 3))
         first = (sharing / (n * (n - 1) * (n - 2)) - apart).clamp(min=0)
         second = (squares / (n * (n - 1)) - apart).clamp(min=0)
-        variance = (4 * (n - 2) * first + 2 * second) / (n * (n - 1))
-        value = mean - offset
-        return value, value - 2 * row / ((n - 1) * (n - 2)), variance
+        value, all_pairs = mean - offset, n * (n - 1)
+        one = value - 2 * row / ((n - 1) * (n - 2))
+        return value, one, float(2 * second / all_pairs), float(4 * (n - 2) * first / all_pairs)
 
 
 class MaximumMeanDiscrepancy(KernelDistance):

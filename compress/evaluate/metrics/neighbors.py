@@ -8,6 +8,7 @@ from compress.evaluate.intervals import share_interval
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # rows of a distance matrix at once
+SURPLUS = 1.5  # of recall's jackknife variance; the smaller end, so that intervals err on the wide side
 
 
 class PrecisionRecall(RowMetric):
@@ -17,7 +18,8 @@ class PrecisionRecall(RowMetric):
     manifold, and the share of the reference within the pictures'. Both depend on the numbers of pictures.
 
     Precision is a share of independent draws. Recall is not: a picture moves its neighbors' balls as well as its own,
-    so its variance comes from leaving out each picture in turn, neighbors and all.
+    so its variance comes from leaving out each picture in turn. That counts what neighbors do together more than once;
+    against fresh draws it came out 1.3 to 2.8 times too large in simulations, and is divided by :data:`SURPLUS`.
 
     Args:
         k: A set's manifold is the union of the balls around its pictures that reach to their k-th neighbors.
@@ -53,7 +55,7 @@ class PrecisionRecall(RowMetric):
         inside = sum(int((torch.cdist(chunk, real) <= reach).any(dim=1).sum()) for chunk in fake.split(CHUNK))
         precision = inside / n
         recall, one = _recall(fake, real, self.k)
-        variance = (n - 1) / n * float((one - one.mean()).square().sum())
+        variance = (n - 1) / n * float((one - one.mean()).square().sum()) / SURPLUS
         more = {"n_reference": len(real), "k": self.k}
         return {
             "precision": {**share_interval(precision, precision * (1 - precision) / n, n), **more},

@@ -1,7 +1,7 @@
 """Likeness of each picture to the teacher's picture of the same prompt and noise."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -13,7 +13,7 @@ PSNR_CAP = 100.0  # dB, what a picture equal to the teacher's counts as
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first
 WINDOW = 11  # px, of SSIM's Gaussian
 
-Pictures = torch.Tensor | Sequence[torch.Tensor]
+Pictures: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 
 
 class PSNR(RowMetric):
@@ -113,6 +113,7 @@ class MultiScaleSSIM(RowMetric):
     """
 
     higher_is_better = True
+    scales: torch.Tensor
 
     def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
         super().__init__("contrasts", "similarities", **kwargs)
@@ -137,7 +138,7 @@ class MultiScaleSSIM(RowMetric):
                 a, b = torch.nn.functional.avg_pool2d(a, 2), torch.nn.functional.avg_pool2d(b, 2)
             self.keep("similarities", found[0].T)
             self.keep("contrasts", found[1].T)
-            self.scales = torch.minimum(self.scales, torch.tensor(scales, device=self.device))
+            self.scales = self.scales.clamp(max=scales)
 
     def compute(self) -> dict[str, Any]:
         """``{"value", "low", "high", "n", "scales", "interval_of"}``."""
@@ -208,14 +209,17 @@ def _batches(pictures: Pictures, teacher: Pictures) -> Iterator[tuple[torch.Tens
     """Both as batches of pictures of one size."""
     if len(pictures) != len(teacher):
         raise ValueError(f"there are {len(pictures)} pictures and {len(teacher)} of the teacher's")
-    whole = isinstance(pictures, torch.Tensor) and isinstance(teacher, torch.Tensor)
-    pairs = [(pictures, teacher)] if whole else [(a[None], b[None]) for a, b in zip(pictures, teacher, strict=True)]
+    if isinstance(pictures, torch.Tensor) and isinstance(teacher, torch.Tensor):
+        pairs = [(pictures, teacher)]
+    else:
+        pairs = [(a[None], b[None]) for a, b in zip(pictures, teacher, strict=True)]
     for ours, theirs in pairs:
         if ours.shape != theirs.shape:
             raise ValueError(f"pictures are {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}")
         if ours.dtype != torch.uint8 or theirs.dtype != torch.uint8:
             raise ValueError(f"expected pictures of uint8, not {ours.dtype} and {theirs.dtype}")
-        yield ours, theirs
+        if len(ours):
+            yield ours, theirs
 
 
 def _check_side(pictures: torch.Tensor, least: int, name: str) -> None:

@@ -42,12 +42,13 @@ class RowMetric(Metric):
         if rows.ndim not in (1, 2):
             raise ValueError(f"expected rows (b,) or (b, d), not {tuple(rows.shape)}")
         width = 1 if rows.ndim == 1 else rows.shape[1]
-        known = int(getattr(self, f"{name}_width"))
+        state = getattr(self, f"{name}_width")
+        known = int(state)
         if known not in (0, width):
             raise ValueError(f"{name}: expected {known} numbers a row, not {width}")
         if not rows.isfinite().all():
             raise FloatingPointError(f"{type(self).__name__}: {name} hold NaN or infinite numbers")
-        setattr(self, f"{name}_width", torch.tensor(width, device=self.device))
+        setattr(self, f"{name}_width", torch.full_like(state, width))
         getattr(self, name).append(rows.flatten())
 
     def rows(self, name: str, least: int = 1) -> torch.Tensor:

@@ -1,0 +1,142 @@
+"""Likeness to the teacher's pictures against formulas and torchmetrics."""
+
+import sys
+
+import pytest
+import torch
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    structural_similarity_index_measure,
+)
+
+from compress.errors import UserError
+from compress.evaluate.metrics import LPIPS, PSNR, SSIM, LatentPSNR, MultiScaleSSIM
+from compress.evaluate.metrics.paired import PSNR_CAP, SCALES
+
+
+def pictures(n: int = 5, side: int = 24, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def noisy(teacher: torch.Tensor, strength: float) -> torch.Tensor:
+    noise = torch.randn(teacher.shape, generator=torch.Generator().manual_seed(1))
+    return (teacher + strength * noise).clamp(0, 255).round().to(torch.uint8)
+
+
+def computed(metric, *arguments):
+    metric.update(*arguments)
+    return metric.compute()
+
+
+def test_psnr():
+    teacher = pictures()
+    student = teacher.clone()
+    student[1] = (teacher[1].int() + 10).clamp(max=255).to(torch.uint8)
+    student[2] = 255 - teacher[2]
+    student[3, 0, 8, 8] ^= 128
+    found = computed(PSNR(), student, teacher)
+    errors = (student.double() - teacher.double()).square().mean(dim=(1, 2, 3))
+    expected = [PSNR_CAP if e == 0 else float(10 * torch.log10(255**2 / e)) for e in errors]
+    assert found["value"] == pytest.approx(sum(expected) / 5)
+    assert (found["equal"], found["cap"], found["n"]) == (2, PSNR_CAP, 5)
+    assert found["low"] < found["value"] < found["high"]
+
+
+def test_ssim_is_torchmetrics():
+    teacher, student = pictures(), noisy(pictures(), 30)
+    expected = structural_similarity_index_measure(student.float(), teacher.float(), data_range=255.0)
+    assert computed(SSIM(), student, teacher)["value"] == pytest.approx(float(expected), rel=1e-6)
+    assert computed(SSIM(), teacher, teacher)["value"] == pytest.approx(1)
+    with pytest.raises(UserError, match="SSIM needs pictures with sides of at least 6 px, not 5x5"):
+        SSIM().update(pictures(side=5), pictures(side=5))
+
+
+@pytest.mark.parametrize(("side", "scales"), [(11, 1), (21, 1), (22, 2), (64, 3), (99, 4), (176, 5)])
+def test_multiscale_ssim_is_torchmetrics(side, scales):
+    teacher, student = pictures(2, side), noisy(pictures(2, side), 60)
+    weights = tuple(weight / sum(SCALES[:scales]) for weight in SCALES[:scales])
+    expected = multiscale_structural_similarity_index_measure(
+        student.float(), teacher.float(), data_range=255.0, betas=weights
+    )
+    found = computed(MultiScaleSSIM(), student, teacher)
+    assert found["scales"] == scales
+    assert found["value"] == pytest.approx(float(expected), rel=1e-5)
+    assert 0 < found["value"] < 1
+
+
+def test_multiscale_ssim_uses_the_scales_that_all_pictures_have():
+    one, other = pictures(1, 64), pictures(1, 30)
+    both = MultiScaleSSIM()
+    both.update([noisy(one, 60)[0], noisy(other, 60)[0]], [one[0], other[0]])
+    found = both.compute()
+    assert (found["scales"], found["n"]) == (2, 2)
+    alone = computed(MultiScaleSSIM(), noisy(other, 60), other)["value"]
+    crop = one[..., :30, :30]
+    assert alone < found["value"] * 2  # a mean of two, of which this is one
+    assert found["value"] != pytest.approx(alone)
+    assert computed(MultiScaleSSIM(), crop, crop)["value"] == pytest.approx(1)
+    with pytest.raises(UserError, match="MS-SSIM needs pictures with sides of at least 11 px, not 10x10"):
+        MultiScaleSSIM().update(pictures(side=10), pictures(side=10))
+
+
+@pytest.mark.parametrize("metric", [PSNR, SSIM, MultiScaleSSIM])
+def test_order_and_batches_change_nothing_and_noise_lowers(metric):
+    teacher = pictures(7)
+    student = torch.cat([noisy(teacher[i : i + 1], 5 * (i + 1)) for i in range(7)])
+    whole = computed(metric(), student, teacher)
+    parts, order = metric(), [3, 1, 0, 6, 2, 5, 4]
+    parts.update(student[order[:3]], teacher[order[:3]])
+    parts.update([*student[order[3:]]], [*teacher[order[3:]]])
+    found = parts.compute()
+    for key in ("value", "low", "high"):
+        assert found[key] == pytest.approx(whole[key], rel=1e-5)
+    values = [computed(metric(), noisy(teacher, strength), teacher)["value"] for strength in (2, 10, 40, 120)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > values[-1]
+
+
+def test_psnr_of_latents():
+    generator = torch.Generator().manual_seed(0)
+    teacher, noise = (torch.randn(3, 4, 8, 8, generator=generator) for _ in range(2))
+    student = teacher + 0.1 * noise
+    found = computed(LatentPSNR(), student, teacher)
+    expected = [
+        10 * torch.log10((t.max() - t.min()) ** 2 / (s - t).square().mean())
+        for s, t in zip(student.double(), teacher.double(), strict=True)
+    ]
+    assert found["value"] == pytest.approx(float(sum(expected) / 3))
+    assert computed(LatentPSNR(), 7 * student, 7 * teacher)["value"] == pytest.approx(found["value"], rel=1e-5)
+    assert computed(LatentPSNR(), teacher, teacher)["equal"] == 3
+    with pytest.raises(ValueError, match="constant"):
+        LatentPSNR().update(teacher, torch.ones(3, 4, 8, 8))
+    with pytest.raises(ValueError, match="the teacher's"):
+        LatentPSNR().update(teacher[:2], teacher)
+    with pytest.raises(FloatingPointError, match="NaN"):
+        LatentPSNR().update(teacher * torch.nan, teacher)
+
+
+def test_lpips_takes_any_network(monkeypatch):
+    seen = []
+
+    def network(a, b):
+        seen.append((float(a.min()), float(a.max())))
+        return (a - b).abs().mean(dim=(1, 2, 3))
+
+    teacher, student = pictures(), noisy(pictures(), 30)
+    found = computed(LPIPS(network), student, teacher)
+    expected = (student.double() - teacher.double()).abs().mean() / 127.5
+    assert found["value"] == pytest.approx(float(expected), rel=1e-5)
+    assert seen[0] == (-1, 1)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(UserError, match=r"LPIPS needs torchvision.*compress\[lpips\]"):
+        LPIPS()
+
+
+@pytest.mark.parametrize("metric", [PSNR, SSIM, MultiScaleSSIM])
+def test_what_does_not_pair_is_refused(metric):
+    with pytest.raises(ValueError, match="5 pictures and 4 of the teacher's"):
+        metric().update(pictures(5), pictures(4))
+    with pytest.raises(ValueError, match="the teacher's"):
+        metric().update(pictures(side=24), pictures(side=25))
+    with pytest.raises(ValueError, match="uint8"):
+        metric().update(pictures().float(), pictures().float())

@@ -1,0 +1,115 @@
+"""Intervals against repeated draws and what statistics' tables say."""
+
+import math
+
+import pytest
+import scipy.stats
+import torch
+
+from compress.evaluate.intervals import (
+    _student,
+    difference,
+    jackknife_interval,
+    logarithm,
+    mean_interval,
+    near_zero,
+    pair_corrected_variance,
+    share_interval,
+)
+
+
+@pytest.mark.parametrize(("freedom", "tolerance"), [(2, 0.04), (3, 0.01), (5, 0.002), (20, 1e-4), (1e6, 1e-5)])
+def test_student(freedom, tolerance):
+    assert _student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=tolerance)
+    assert _student(1) == _student(2)
+
+
+def test_mean_of_many_is_the_textbooks():
+    values = torch.randn(2000, generator=torch.Generator().manual_seed(0)) + 5
+    found = mean_interval(values, 4000)
+    half = 1.96 * float(values.std()) / 2000**0.5
+    assert found["value"] == pytest.approx(float(values.double().mean()))
+    assert found["high"] - found["value"] == pytest.approx(half, rel=0.08)
+    assert found["value"] - found["low"] == pytest.approx(half, rel=0.08)
+    assert found == mean_interval(values, 4000)
+    assert found != mean_interval(values, 4000, seed=1)
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(0))
+    shuffled = mean_interval(values[order], 4000)
+    assert shuffled["low"] == pytest.approx(found["low"], rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [12, 60])
+@pytest.mark.parametrize("kind", ["normal", "exponential"])
+def test_means_are_covered(n, kind):
+    generator = torch.Generator().manual_seed(n)
+    draws = torch.randn(400, n, generator=generator).double()
+    if kind == "exponential":
+        draws = -torch.rand(400, n, generator=generator).double().log() - 1
+    rows = [mean_interval(row, 500) for row in draws]
+    covered = sum(row["low"] <= 0 <= row["high"] for row in rows) / 400
+    assert (0.90 if kind == "normal" else 0.85 if n == 12 else 0.89) < covered < 0.99
+
+
+def test_values_that_do_not_vary_have_no_interval():
+    found = mean_interval(torch.full((6,), 2.5))
+    assert (found["low"], found["value"], found["high"]) == (2.5, 2.5, 2.5)
+    single = mean_interval(torch.tensor([3.0]))
+    assert (single["low"], single["high"], single["n"]) == (3, 3, 1)
+
+
+def test_jackknife_of_a_mean_is_the_interval_of_the_mean():
+    values = torch.rand(30, generator=torch.Generator().manual_seed(0)).double()
+    one = (values.sum() - values) / 29
+    found = jackknife_interval(float(values.mean()), one, float(values.var()) / 30)
+    assert found == pytest.approx(mean_interval(values)) or found["low"] == pytest.approx(mean_interval(values)["low"])
+    assert found["high"] == pytest.approx(mean_interval(values)["high"])
+
+
+def test_pairs_are_counted_once():
+    # The squared mean of centered values: all of its variance is that of pairs, and the jackknife gives it twice.
+    generator, n, ratios = torch.Generator().manual_seed(0), 40, []
+    pairs = torch.combinations(torch.arange(n))
+    for _ in range(300):
+        x = torch.randn(n, generator=generator, dtype=torch.float64)
+        x = x - x.mean() + 0.02 * torch.randn(1, generator=generator, dtype=torch.float64)
+        square = float(x.mean() ** 2)
+        one = ((x.sum() - x) / (n - 1)) ** 2
+        two = ((x.sum() - x[pairs].sum(dim=1)) / (n - 2)) ** 2
+        jackknife = float((n - 1) / n * (one - one.mean()).square().sum())
+        ratios.append((jackknife, pair_corrected_variance(square, one, two, pairs)))
+    jackknife, corrected = torch.tensor(ratios).mean(dim=0)
+    assert corrected / jackknife == pytest.approx(0.75, abs=0.02)
+    linear = torch.randn(n, generator=generator, dtype=torch.float64)
+    one, two = (linear.sum() - linear) / (n - 1), (linear.sum() - linear[pairs].sum(dim=1)) / (n - 2)
+    assert pair_corrected_variance(float(linear.mean()), one, two, pairs) == pytest.approx(float(linear.var()) / n)
+
+
+def test_scales():
+    low, high = logarithm(10.0, -2.0, 2.0)
+    assert (low, high) == pytest.approx((10 * math.exp(-0.2), 10 * math.exp(0.2)))
+    assert logarithm(1.0, -2.0, 3.0) == (0, 4)
+    assert near_zero(1.0, 1.0)(10.0, -2.8, 2.8) == logarithm(10.0, -2.8, 2.8)
+    # With no growing part it adds; with one the ends solve (t - v)^2 = z^2 (fixed + slope t).
+    assert near_zero(1.0, 0.0)(0.5, -2.0, 2.0) == pytest.approx((-1.5, 2.5))
+    low, high = near_zero(1.0, 3.0)(2.0, -4.0, 4.0)
+    slope = 3 / 2
+    for end in (low, high):
+        assert (end - 2) ** 2 == pytest.approx(4 * (4 - 2 * slope + slope * end))
+    assert low < 2 < high
+    low, high = near_zero(1.0, 3.0)(-1.0, -4.0, 4.0)
+    assert low < -1 < high
+
+
+@pytest.mark.parametrize(("hits", "n"), [(3, 20), (50, 100), (0, 30), (30, 30)])
+def test_shares_are_wilsons(hits, n):
+    share = hits / n
+    found = share_interval(share, share * (1 - share) / n, n)
+    expected = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-7)
+    wide = share_interval(0.5, 0.01, 100)
+    assert wide["high"] - wide["low"] > share_interval(0.5, 0.0025, 100)["high"] - 0.5
+
+
+def test_difference():
+    a, b = {"low": 1.0, "high": 7.0}, {"low": 0.0, "high": 8.0}
+    assert difference(a, b) == pytest.approx(5)
