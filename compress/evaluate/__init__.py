@@ -172,7 +172,8 @@ def _reference(
 
     if config.reference is None:
         return data_reference(data, config, size, networks, cache)
-    return folder_reference(config.reference, config, networks, cache)
+    # Where sampled pictures are reduced the real ones are too, as published.
+    return folder_reference(config.reference, config, networks, cache, squeeze=size if config.resize else None)
 
 
 def _score(

@@ -40,6 +40,7 @@ class PictureFiles:
         key: The config key they came from, for messages.
         fit: Height and width to which pictures are brought, cropped around their center and resized (Lanczos); None
             leaves every picture as it is.
+        squeeze: Not to crop them for that but to change their shape, by a bicubic filter as is usual for COCO.
 
     Attributes:
         transparent: How many pictures are laid on white.
@@ -50,8 +51,10 @@ class PictureFiles:
             only where an ending looks wrong.
     """
 
-    def __init__(self, files: Sequence[Path], key: str = "images", fit: tuple[int, int] | None = None) -> None:
-        self.files, self.key, self.fit = list(files), key, fit
+    def __init__(
+        self, files: Sequence[Path], key: str = "images", fit: tuple[int, int] | None = None, squeeze: bool = False
+    ) -> None:
+        self.files, self.key, self.fit, self.squeeze = list(files), key, fit, squeeze
         if not self.files:
             raise UserError(f"{key}: there are no pictures")
         with ThreadPoolExecutor(READERS) as pool:
@@ -117,7 +120,10 @@ class PictureFiles:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._unreadable(file, error) from error
         if self.fit is not None and (picture.height, picture.width) != self.fit:
-            picture = ImageOps.fit(picture, self.fit[::-1], Image.Resampling.LANCZOS)
+            if self.squeeze:
+                picture = picture.resize(self.fit[::-1], Image.Resampling.BICUBIC)
+            else:
+                picture = ImageOps.fit(picture, self.fit[::-1], Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
     def _unreadable(self, file: Path, error: Exception) -> UserError:

@@ -120,7 +120,7 @@ def folder_reference(
     config: EvaluateConfig,
     networks: Networks,
     cache: Path | None = None,
-    fit: tuple[int, int] | None = None,
+    squeeze: tuple[int, int] | None = None,
     key: str = "evaluate.reference",
 ) -> Reference:
     """All pictures of a folder, or a random choice of them.
@@ -130,7 +130,7 @@ def folder_reference(
         config: ``reference_images`` (None: all), ``score_batch_size`` and the choice of networks.
         networks: Those of the evaluation.
         cache: Folder for computed features; None keeps nothing.
-        fit: Height and width to crop and resize them to; None leaves every picture as it is.
+        squeeze: Height and width to resize them to, whatever their shape; None leaves every picture as it is.
         key: The config key of ``folder``, for messages.
 
     Raises:
@@ -140,13 +140,13 @@ def folder_reference(
     if config.reference_images is not None and config.reference_images < len(files):
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[: config.reference_images]
         files = [files[index] for index in sorted(order.tolist())]
-    pictures = PictureFiles(files, key, fit)
+    pictures = PictureFiles(files, key, squeeze, squeeze=squeeze is not None)
     return files_reference(pictures, Path(folder).name, networks, cache)
 
 
 def files_reference(pictures: PictureFiles, name: str, networks: Networks, cache: Path | None = None) -> Reference:
     """The features of pictures on disk, which are known again by their content."""
-    content = json.dumps([pictures.sha256, pictures.fit])
+    content = json.dumps([pictures.sha256, pictures.fit, pictures.squeeze])
     keys = networks.keys(sets=True, captions=False)
     return Reference.of(name, _kept(lambda: pictures, content, keys, networks, cache))
 

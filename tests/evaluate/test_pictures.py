@@ -47,6 +47,8 @@ def test_differing_sizes_come_as_a_list_or_fitted(tmp_path):
     fitted = PictureFiles(files, fit=(9, 12))[:]
     assert fitted.shape == (2, 3, 9, 12)
     assert torch.equal(fitted[0], as_tensor(noise(0)))
+    squeezed = PictureFiles(files, fit=(9, 12), squeeze=True)[:]
+    assert torch.equal(squeezed[1], as_tensor(noise(1, (20, 10)).resize((12, 9), Image.Resampling.BICUBIC)))
 
 
 def test_a_jpeg_is_what_pillow_decodes_and_its_rotation_is_left_alone(tmp_path):

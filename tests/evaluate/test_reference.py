@@ -131,7 +131,7 @@ def test_a_folder_is_known_by_its_pictures(tmp_path, config):
     assert again.sha256 == first.sha256
     fewer = folder_reference(folder, replace(config, reference_images=4), with_inception(config), cache)
     assert len(fewer.features["inception"]) == 4
-    fitted = folder_reference(folder, config, with_inception(config), cache, fit=(8, 8))
+    fitted = folder_reference(folder, config, with_inception(config), cache, squeeze=(8, 8))
     assert fitted.sha256["inception"] != first.sha256["inception"]
     Image.new("RGB", SIZE).save(folder / "3.png")
     with pytest.raises(AssertionError, match="looked at again"):
