@@ -7,7 +7,7 @@ from compress.benchmark.config import Limits
 
 Row = Mapping[str, Any]
 PSNR_CAP = 100.0  # dB, of pictures that are the reference row's
-SAME = 0.1  # share by which memory has to differ to count: what an allocator keeps is never quite the same
+SAME = 0.1  # share by which memory and latency have to differ to count: two processes never take quite the same
 
 
 def measured(rows: Sequence[Row]) -> list[Row]:
@@ -31,8 +31,8 @@ def dominating(row: Row, rows: Sequence[Row]) -> str | None:
     """The name of a row that is at least as good in everything and clearly better in something; the fastest of them.
 
     At least as good: latency, throughput and PSNR by their values, peak memory within 10 %, and a CLIP score that is
-    not below the reference row's by more than the noise, unless this row's is too. Clearly better: a latency whose
-    interval lies below, a memory smaller by more than 10 %, or a PSNR whose interval lies above.
+    not below the reference row's by more than the noise, unless this row's is too. Clearly better: a latency smaller by
+    more than 10 % whose interval lies below, a memory smaller by more than 10 %, or a PSNR whose interval lies above.
     """
     better = [other for other in measured(rows) if other is not row and _dominates(other, row)]
     return min(better, key=lambda other: other["cost"]["latency_s"])["name"] if better else None
@@ -48,7 +48,7 @@ def _dominates(a: Row, b: Row) -> bool:
         and (not loses_score(a) or loses_score(b))
     )
     better = (
-        ours["latency_high_s"] < theirs["latency_low_s"]
+        (ours["latency_high_s"] < theirs["latency_low_s"] and ours["latency_s"] < (1 - SAME) * theirs["latency_s"])
         or ours["peak_memory_bytes"] < (1 - SAME) * theirs["peak_memory_bytes"]
         or _end(a, "low") > _end(b, "high")
     )

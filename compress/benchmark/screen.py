@@ -55,22 +55,20 @@ def _table(result: Mapping[str, Any], shown: Sequence[int]) -> "Table":
         if index == 0:
             table.add_column(head[0], min_width=NAME)
             continue
-        name, space, unit = head[index].rpartition(" (") if " (" in head[index] else head[index].partition(" ")
-        title = f"{name}\n{space.strip()}{unit}"
+        words, space, unit = head[index].rpartition(" (") if " (" in head[index] else head[index].partition(" ")
+        title = f"{words}\n{space.strip()}{unit}"
         # Rich would cut numbers rather than give up a column.
         wide = max(
             cell_len(line) for text in (title, *(row[index - 1] for row in written)) for line in text.split("\n")
         )
         table.add_column(title, justify="right", no_wrap=True, min_width=wide)
     for row, texts in zip(rows, written, strict=True):
-        title = Text(row["name"], style="bold" if row["name"] == result["best"] else "").append(
-            f" {marks(result, row)}"
-        )
-        numbers = []
+        name = Text(row["name"], style="bold" if row["name"] == result["best"] else "")
+        line = [name.append(f" {marks(result, row)}")]
         for text in texts:
-            value, line, interval = text.partition("\n")
-            numbers.append(Text(value).append(line + interval, style="dim"))
-        table.add_row(*([title, *numbers][index] for index in shown))
+            value, below, interval = text.partition("\n")
+            line.append(Text(value).append(below + interval, style="dim"))
+        table.add_row(*(line[index] for index in shown))
     return table
 
 

@@ -142,7 +142,7 @@ def test_without_a_reference_row_there_is_no_benchmark(go: Go) -> None:
         go("benchmark.reference.offload=model")
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize("width", [80, 100, 120, 160])
 def test_the_table_fits_the_screen(go: Go, width: int) -> None:
     result = go("limit.memory_gb=4")
     console = Console(width=width, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
@@ -150,7 +150,7 @@ def test_the_table_fits_the_screen(go: Go, width: int) -> None:
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width or "torch_dtype" in text
     assert "…" not in text
-    assert ("The screen is too narrow for" in text) == (width < 120)
+    assert ("The screen is too narrow for" in text) == (width < 160)
     for part in (
         "DDIM 20",
         "0.4",
