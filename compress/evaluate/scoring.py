@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Networks", "Reference", "names", "score_pictures"]
 
 Scores = dict[str, dict[str, Any] | None]
-Batch = Tensor | list[Tensor]
+Batch: TypeAlias = "Tensor | list[Tensor]"
 
 PAIRED = {"psnr": measures.PSNR, "ssim": measures.SSIM, "ms_ssim": measures.MultiScaleSSIM, "lpips": measures.LPIPS}
 

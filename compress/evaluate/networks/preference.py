@@ -102,7 +102,7 @@ def _package(module: str, package: str, name: str) -> Any:
     except ImportError as error:  # missing, or too old for the transformers that is installed
         raise UserError(
             f"evaluate.preference={name}: needs the package {package}, which cannot be imported ({error}); "
-            f"pip install {package}"
+            "pip install -e '.[preference]'"
         ) from error
 
 

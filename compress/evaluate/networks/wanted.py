@@ -11,11 +11,11 @@ from compress.errors import UserError, bad_value
 if TYPE_CHECKING:
     from compress.evaluate.config import EvaluateConfig
 
-# What asks for a package: the module to look for and the name to install.
+# What asks for a package: the module to look for, the package, and the extra that has it.
 PACKAGES = {
-    "evaluate.lpips=true": ("torchvision", "torchvision"),
-    "evaluate.preference=imagereward": ("ImageReward", "image-reward"),
-    "evaluate.preference=hpsv2": ("hpsv2", "hpsv2"),
+    "evaluate.lpips=true": ("torchvision", "torchvision", "lpips"),
+    "evaluate.preference=imagereward": ("ImageReward", "image-reward", "preference"),
+    "evaluate.preference=hpsv2": ("hpsv2", "hpsv2", "preference"),
 }
 
 
@@ -32,6 +32,6 @@ def check_wanted(config: "EvaluateConfig") -> None:
             raise bad_value(f"evaluate.encoders.{name}", path, expected)
     asked = ["evaluate.lpips=true"] if config.lpips else []
     for key in [*asked, *(f"evaluate.preference={name}" for name in config.preference)]:
-        module, package = PACKAGES.get(key, ("", ""))
+        module, package, extra = PACKAGES.get(key, ("", "", ""))
         if module and importlib.util.find_spec(module) is None:
-            raise UserError(f"{key}: needs the package {package}, which is not installed: pip install {package}")
+            raise UserError(f"{key}: needs the package {package}, which is not installed: pip install -e '.[{extra}]'")
