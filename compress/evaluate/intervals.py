@@ -95,7 +95,8 @@ def near_zero(fixed: float, growing: float, shift: float = 0.0) -> Scale:
     def scale(value: float, low: float, high: float) -> tuple[float, float]:
         value = value + shift
         if variance == 0 or value > max(-low, high):
-            return tuple(end - shift for end in logarithm(value, low, high))
+            low, high = logarithm(value, low, high)
+            return low - shift, high - shift
         slope = growing / max(value, variance**0.5)
         least = variance - slope * max(value, 0.0)
 

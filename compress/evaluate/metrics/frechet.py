@@ -169,23 +169,26 @@ def _extrapolate(fake: torch.Tensor, real: torch.Tensor, paired: bool, generator
     n = len(fake)
     smallest = min(FEWEST, n // 2)
     sizes = torch.linspace(smallest, n, POINTS, dtype=torch.float64).round().long().tolist()
-    fixed = None if paired else _reduced(real - real.mean(dim=0))[1] / (len(real) - 1) ** 0.5
     values = []
+    if not paired:  # the reference is the same for all
+        factor = _reduced(real - real.mean(dim=0))[1] / (len(real) - 1) ** 0.5
+        products, mean, spread = fake @ factor.T, real.mean(dim=0), factor.square().sum()
     for size in sizes:
         chosen = torch.randperm(n, generator=generator)[:size]
         a = fake[chosen] - fake[chosen].mean(dim=0)
-        other = real[chosen] if paired else real
-        b = (other - other.mean(dim=0)) / (len(other) - 1) ** 0.5 if fixed is None else fixed
-        shift = fake[chosen].mean(dim=0) - other.mean(dim=0)
-        spread = a.square().sum() / (size - 1) + b.square().sum()
-        values.append(float(shift.square().sum() + spread - 2 * _nuclear(a, b) / (size - 1) ** 0.5))
+        if paired:
+            mean, b = real[chosen].mean(dim=0), (real[chosen] - real[chosen].mean(dim=0)) / (size - 1) ** 0.5
+            product, spread = _reduced(a)[1] @ _reduced(b)[1].T, b.square().sum()
+        else:
+            product = products[chosen] - products[chosen].mean(dim=0)
+        shift = (fake[chosen].mean(dim=0) - mean).square().sum()
+        values.append(float(shift + a.square().sum() / (size - 1) + spread - 2 * _nuclear(product) / (size - 1) ** 0.5))
     lines = torch.stack([torch.ones(POINTS, dtype=torch.float64), 1 / torch.tensor(sizes, dtype=torch.float64)], dim=1)
     fitted = torch.linalg.lstsq(lines, torch.tensor(values, dtype=torch.float64)[:, None]).solution
     return float(fitted[0, 0]), smallest
 
 
-def _nuclear(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The nuclear norm of ``a b^T`` to about seven digits, through the smaller Gram matrix."""
-    product = _reduced(a)[1] @ _reduced(b)[1].T
+def _nuclear(product: torch.Tensor) -> torch.Tensor:
+    """The nuclear norm to about seven digits, through the smaller Gram matrix."""
     gram = product @ product.T if product.shape[0] <= product.shape[1] else product.T @ product
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()

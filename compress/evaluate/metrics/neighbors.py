@@ -8,7 +8,7 @@ from compress.evaluate.intervals import share_interval
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # rows of a distance matrix at once
-SURPLUS = 1.5  # of recall's jackknife variance; the smaller end, so that intervals err on the wide side
+SURPLUS = 1.3  # of recall's jackknife variance; the smaller end, so that intervals err on the wide side
 
 
 class PrecisionRecall(RowMetric):
