@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Networks", "Reference", "names", "score_pictures"]
 
 Scores = dict[str, dict[str, Any] | None]
-Batch: TypeAlias = "Tensor | list[Tensor]"
+Batch: TypeAlias = Tensor | list[Tensor]
 
 PAIRED = {"psnr": measures.PSNR, "ssim": measures.SSIM, "ms_ssim": measures.MultiScaleSSIM, "lpips": measures.LPIPS}
 
