@@ -19,7 +19,7 @@ def test_every_recipe_names_a_job_that_is_there(recipe: str) -> None:
     cfg = compose([f"recipe={recipe}"])
     assert cfg.job in jobs.JOBS
     assert (cfg.job == "pretrain") == ("pretrain" in cfg)
-    assert (cfg.job == "run") == bool(cfg.stages)
+    assert cfg.stages or cfg.job != "run"
 
 
 def test_the_named_module_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
