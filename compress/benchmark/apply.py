@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from compress.benchmark.config import Choices
-from compress.benchmark.schedulers import SCHEDULERS
+from compress.evaluate.schedulers import SCHEDULERS
 from compress.models import denoiser
 
 if TYPE_CHECKING:

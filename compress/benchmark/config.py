@@ -5,9 +5,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from compress.benchmark.schedulers import SCHEDULERS
 from compress.config import PRECISIONS
 from compress.errors import UserError, bad_value
+from compress.evaluate.schedulers import SCHEDULERS
 from compress.values import build, nearest
 
 OFFLOADS = ("none", "model", "sequential")
@@ -19,7 +19,7 @@ class Choices:
 
     Attributes:
         dtype: ``fp32``, ``bf16`` or ``fp16``.
-        scheduler: One of :data:`compress.benchmark.schedulers.SCHEDULERS`.
+        scheduler: One of :data:`compress.evaluate.schedulers.SCHEDULERS`.
         steps: Denoising steps, 1 to 1000.
         batch_size: Pictures in a call.
         channels_last: Whether convolutions keep their data with channels last.

@@ -1,7 +1,7 @@
 """The lines of diffusers code that run a pipeline as a row did."""
 
 from compress.benchmark.config import Choices
-from compress.benchmark.schedulers import SCHEDULERS
+from compress.evaluate.schedulers import SCHEDULERS
 from compress.models import ModelConfig
 
 TORCH = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
@@ -28,8 +28,7 @@ def snippet(
     scheduler = SCHEDULERS[choices.scheduler]
     if scheduler.kind is not None:
         imports.append(scheduler.kind)
-        changes = "".join(f", {name}={value}" for name, value in scheduler.changes.items())
-        body.append(f"pipeline.scheduler = {scheduler.kind}.from_config(pipeline.scheduler.config{changes})")
+        body.append(scheduler.code)
     body += _attention(choices, denoiser) + _memory(choices, device, denoiser)
     lines = ["import torch", f"from diffusers import {', '.join(sorted(imports, key=str.lower))}"]
     if choices.attention == "plain":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.evaluate.config import SCHEDULERS, EvaluateConfig, check
+from compress.evaluate.config import EvaluateConfig, check
 
 if TYPE_CHECKING:
     import torch
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from compress.evaluate.pictures import Pictures
     from compress.evaluate.reference import Reference
 
-__all__ = ["SCHEDULERS", "EvaluateConfig", "Evaluation", "check", "evaluate"]
+__all__ = ["EvaluateConfig", "Evaluation", "check", "evaluate"]
 
 VERSION = 2  # raised when the numbers change their meaning
 

@@ -8,18 +8,11 @@ from pathlib import Path
 
 from compress.assets import resolve
 from compress.errors import UserError, bad_value
+from compress.evaluate.schedulers import SCHEDULERS
 
 EMBEDDED_CLIP = "embedded:emoji/clip"
 EMBEDDED_CLIP_NAME = "emoji-clip"
 
-# Names in a recipe to classes of diffusers; "checkpoint" keeps the scheduler that the pipeline was saved with.
-SCHEDULERS = {
-    "checkpoint": None,
-    "ddim": "DDIMScheduler",
-    "dpmsolver++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-}
 RESIZES = ("tensorflow1", "clean")
 PREFERENCES = ("pickscore", "imagereward", "hpsv2")
 # What ``leave_out`` may name; an encoder's and a preference model's is left out by not naming it.
@@ -43,7 +36,7 @@ class EvaluateConfig:
         score_batch_size: Pictures that the networks of the metrics see at once.
         steps: Denoising steps, 1 to 1000.
         guidance: Classifier-free guidance scale, at least 0; 1 and below turn guidance off.
-        scheduler: One of :data:`SCHEDULERS`.
+        scheduler: One of :data:`compress.evaluate.schedulers.SCHEDULERS`; "checkpoint" is the pipeline's own.
         height: Of the pictures sampled, in pixels; None for the model's own.
         width: As ``height``.
         resize: Shorter side in pixels to which the sampled pictures are reduced before anything sees them; None leaves
@@ -93,7 +86,7 @@ class EvaluateConfig:
     preference: tuple[str, ...] = ()
     noise_floor: bool = True
     bootstrap: int = 1000
-    set_bootstrap: int = 200
+    set_bootstrap: int = 1000
     latency_repeats: int = 20
     compiled: bool = False
 

@@ -12,18 +12,16 @@ import numpy as np
 import torch
 
 from compress.errors import bad_value
-from compress.evaluate.config import SCHEDULERS, EvaluateConfig
+from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.latents import KEPT, FirstStep, write_latents
 from compress.evaluate.pictures import PictureFiles
+from compress.evaluate.schedulers import SCHEDULERS
 from compress.files import replace_with
 from compress.progress import track
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL.Image import Image
-
-# Stable Diffusion's PNDM is the one without Runge-Kutta steps; a DDPM config does not say so.
-CHANGES = {"pndm": {"skip_prk_steps": True}}
 
 
 def sampler(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> "DiffusionPipeline":
@@ -37,14 +35,13 @@ def sampler(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> "Diffusion
     # A shallow copy: setting a component on it leaves the original's components and config alone.
     twin = copy.copy(pipeline)
     twin.set_progress_bar_config(disable=True)
-    name = SCHEDULERS[config.scheduler]
-    own = pipeline.scheduler
-    if name is not None:
-        kind = getattr(diffusers, name)
+    scheduler, own = SCHEDULERS[config.scheduler], pipeline.scheduler
+    if scheduler.kind is not None:
+        kind = getattr(diffusers, scheduler.kind)
         if not isinstance(own, kind) and kind not in own.compatibles:
-            expected = f"checkpoint, since the model's {type(own).__name__} cannot be exchanged for a {name}"
+            expected = f"checkpoint, since the model's {type(own).__name__} cannot be exchanged for a {scheduler.kind}"
             raise bad_value("evaluate.scheduler", config.scheduler, expected)
-        own = kind.from_config(own.config, **CHANGES.get(config.scheduler, {}))
+        own = kind.from_config(own.config, **scheduler.changes)
     else:
         own = copy.deepcopy(own)
     twin.scheduler = own

@@ -40,7 +40,7 @@ class ClipConfig:
         vision_layers: Its depth.
         patch: Pixels a side of the picture tower's patches.
         sentences: Weight of the loss that pulls captions towards the sentence embeddings of all-MiniLM-L6-v2.
-        views: Views of every training picture that the picture tower learns from: the picture itself and augmented ones.
+        views: Views of every training picture that the picture tower learns from: itself and augmented ones.
         mixed: How many of the views are mixtures of two pictures, for which only the features are a target.
         text: The loop of the text tower, see :class:`compress.pretrain.loop.LoopConfig`.
         vision: The loop of the picture tower.

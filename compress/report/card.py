@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from compress.evaluate.schedulers import SCHEDULERS, Scheduler
 from compress.report.table import markdown_table
 
 TAGS = {"prune": "pruned", "distill": "distillation", "quantize": "quantized"}
@@ -34,8 +35,8 @@ def model_card(info: Mapping[str, Any]) -> str:
 def usage(info: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
     """A snippet that samples the example, with what it needs and gives."""
     example = _example(info)
-    scheduler = _scheduler_class(example.get("scheduler"))
-    imports = "DiffusionPipeline" + (f", {scheduler}" if scheduler else "")
+    scheduler = _scheduler(str(example.get("scheduler") or "checkpoint"))
+    imports = "DiffusionPipeline" + (f", {scheduler.kind}" if scheduler.kind else "")
     dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(str(info.get("precision")), "float32")
     lines = [
         "```python",
@@ -44,8 +45,8 @@ def usage(info: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
         "",
         f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(folder)}, torch_dtype=torch.{dtype})",
     ]
-    if scheduler:
-        lines.append(f"pipeline.scheduler = {scheduler}.from_config(pipeline.scheduler.config)")
+    if scheduler.kind:
+        lines.append(scheduler.code)
     arguments = [json.dumps(str(example.get("prompt", "a red heart")), ensure_ascii=False)]
     for argument, key in (
         ("num_inference_steps", "steps"),
@@ -189,8 +190,6 @@ def _example(info: Mapping[str, Any]) -> dict[str, Any]:
     return example | {key: value for key, value in (info.get("example") or {}).items() if value is not None}
 
 
-def _scheduler_class(name: Any) -> str | None:
-    """The diffusers class of a scheduler named in a recipe; a class name stays, ``"checkpoint"`` needs none."""
-    from compress.evaluate.config import SCHEDULERS
-
-    return SCHEDULERS.get(str(name), str(name)) if name else None
+def _scheduler(name: str) -> Scheduler:
+    """A scheduler named in a recipe or by its class in diffusers."""
+    return SCHEDULERS.get(name) or Scheduler(name, name)

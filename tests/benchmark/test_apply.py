@@ -10,7 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProces
 
 from compress.benchmark import Choices
 from compress.benchmark.apply import apply, refusal
-from compress.benchmark.schedulers import SCHEDULERS
+from compress.evaluate.schedulers import SCHEDULERS
 from tests.tiny import tiny_pipeline
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The schedulers that a benchmark compares."""
+"""The schedulers that pictures can be sampled with, by their names in recipes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +17,12 @@ class Scheduler:
     label: str
     kind: str | None
     changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def code(self) -> str:
+        """The line of Python that gives a pipeline this scheduler; nothing for the pipeline's own."""
+        changes = "".join(f", {name}={value}" for name, value in self.changes.items())
+        return f"pipeline.scheduler = {self.kind}.from_config(pipeline.scheduler.config{changes})" if self.kind else ""
 
 
 SCHEDULERS = {
