@@ -33,10 +33,31 @@ def compose(overrides: list[str]) -> "DictConfig":
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = place_choices(overrides)
     try:
         return _compose(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from error
+
+
+def place_choices(overrides: list[str]) -> list[str]:
+    """Says for every choice of a stage's method that it is meant for the stage of that kind's name.
+
+    ``prune=taylor`` becomes ``prune@stages.prune=taylor``, and ``prune/importance=l1`` becomes
+    ``prune/importance@stages.prune.importance=l1``; all else stays.
+
+    Args:
+        overrides: As on the command line.
+    """
+    return [_placed(override) for override in overrides]
+
+
+def _placed(override: str) -> str:
+    key, equals, value = override.partition("=")
+    kind = key.partition("/")[0]
+    if not equals or "@" in key or kind not in known_kinds() or not (conf_folder() / key).is_dir():
+        return override
+    return f"{key}@stages.{key.replace('/', '.')}={value}"
 
 
 def explain(error: Exception, overrides: list[str]) -> str:
@@ -87,10 +108,10 @@ def _no_key(key: str, overrides: list[str]) -> str:
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    key = key.partition("@")[0]
+    key, _, place = key.partition("@")
     groups = {path.name for path in conf_folder().iterdir() if path.is_dir()} | {"recipe"}
-    if key in known_kinds():
-        return f"{key}: a stage's method is chosen under the stage's name: {key}@stages.{key}=..."
+    if key.partition("/")[0] in known_kinds():
+        return _no_stage(key, place, overrides)
     choices = [override for override in overrides if override.partition("=")[0].partition("@")[0] in groups]
     try:
         node = _compose(choices)
@@ -107,6 +128,41 @@ def _no_key(key: str, overrides: list[str]) -> str:
             break
         node = child
     return f"{key}: cannot be set like this; {'.'.join(above)} is a value"
+
+
+def _no_stage(key: str, place: str, overrides: list[str]) -> str:
+    """Says that the recipe has no such stage, or the stage no such choice, and which there are."""
+    kind, _, choice = key.partition("/")
+    given = next((o for o in overrides if o.partition("=")[0].partition("@")[0].lstrip("+~") == key), key)
+    if not (conf_folder() / key).is_dir():
+        known = sorted(folder.name for folder in (conf_folder() / kind).iterdir() if folder.is_dir())
+        return f"{given}: no such choice{nearest(choice, known)}; of {kind} there are {', '.join(known) or 'none'}"
+    stages = _stages(kind, overrides)
+    name = place.split(".")[1] if place.startswith("stages.") else kind
+    if name in stages:
+        chosen = stages[name]
+        return f"{given}: stages.{name} ({chosen.kind}={chosen.method}) has no choice of {key}"
+    has = f"the recipe's stages are {', '.join(stages)}" if stages else "the recipe has no stages"
+    return (
+        f"{given}: {has}, and none is named {name}: choose a stage's method with {kind}@stages.NAME=..., and "
+        f"add a stage with +{kind}@stages.NAME=..."
+    )
+
+
+def _stages(kind: str, overrides: list[str]) -> "DictConfig":
+    """The stages of the recipe, with methods of ``kind`` as they were chosen where that is possible."""
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    recipe = [override for override in overrides if override.startswith("recipe=")]
+    methods = [override for override in overrides if override.lstrip("+").startswith(f"{kind}@stages.")]
+    for chosen in (recipe + methods, recipe):
+        try:
+            return _compose(chosen).stages
+        except (HydraException, OmegaConfBaseException):
+            continue
+    return OmegaConf.create()
 
 
 def sentence(recipe: Path) -> str:

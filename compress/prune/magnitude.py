@@ -26,4 +26,4 @@ def prune_channels(
         UserError: For a value out of range, blocks of another make-up, weights that are not finite, or a ratio that
             leaves every width as it is.
     """
-    return prune_width(unet, Config(ratio, {"name": importance, "combine": combine}))
+    return prune_width(unet, Config(ratio, importance={"name": importance, "combine": combine}))

@@ -6,18 +6,21 @@ importances of :mod:`compress.prune.importance`.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
 from compress.models import set_denoiser
-from compress.prune.importance import make_scorer, parse
+from compress.prune.importance import make_scorer, needs_calibration, parse
+from compress.prune.importance.calibration import CalibrationConfig, calibrate
+from compress.prune.target import Target
 from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
 
     from compress.prune.importance.calibration import Calibration
+    from compress.prune.sensitivity.plan import Plan, Planner
 
 VERSION = 1
 NEEDS_FLOAT = True
@@ -26,18 +29,44 @@ DISTRIBUTED = False
 
 
 @dataclass(frozen=True)
+class SensitivityConfig:
+    """How a level's sensitivity is measured, where ratios are chosen by it.
+
+    Attributes:
+        ratios: Shares of a level's channels that are removed from it alone, each in (0, 1).
+    """
+
+    ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        """Checks the range.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
+            raise bad_value("ratios", list(self.ratios), "numbers in (0, 1), at least one")
+
+
+@dataclass(frozen=True)
 class Config:
     """What to prune and by which measure.
 
     Attributes:
         ratio: Share of the channels to remove, in (0, 1); or a list of one share in [0, 1) per resolution level, the
-            level of the highest resolution first, not all of them 0.
+            level of the highest resolution first, not all of them 0. Counts where ``target`` gives nothing.
+        target: How much is to be left, with ratios chosen by each level's measured sensitivity.
         importance: What decides which channels go: a name or a mapping of ``name`` and its keys, see
             :mod:`compress.prune.importance`; afterwards the ``Config`` of its family.
+        calibration: Examples for an importance that looks at what the UNet does with them, and for sensitivity.
+        sensitivity: How it is measured.
     """
 
     ratio: Any = 0.25
+    target: Target = Target()
     importance: Any = "l2"
+    calibration: CalibrationConfig = CalibrationConfig()
+    sensitivity: SensitivityConfig = SensitivityConfig()
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -82,6 +111,7 @@ class PruneReport:
         time_residual: Root mean square error of the refitted time embedding over that embedding's root mean square,
             over the timesteps 0 to 999; 0 where it needed no refit.
         skipped: Level to the reason why it was asked for but left as it was.
+        plan: How the ratios were chosen, where a target was given.
     """
 
     unet: "UNet2DConditionModel"
@@ -98,6 +128,7 @@ class PruneReport:
     norms_regrouped: list[str]
     time_residual: float
     skipped: dict[str, str]
+    plan: "Plan | None" = None
 
 
 def prune_width(
@@ -116,16 +147,49 @@ def prune_width(
     Args:
         unet: Any float weights; stays unchanged. Its blocks must be those of Stable Diffusion (1.x, 2.x, XL).
         config: See :class:`Config`.
-        calibration: Examples, for an importance that looks at what the UNet does with them.
+        calibration: Examples, where :func:`needs_examples` says that they are needed.
         seed: Of what is drawn.
 
     Raises:
-        UserError: For blocks of another make-up, weights that are not finite, or a ratio that leaves every width as it
-            is.
+        UserError: For blocks of another make-up, weights that are not finite, a ratio that leaves every width as it
+            is, a target that no widths meet, or examples that are missing.
     """
+    if calibration is None and needs_examples(config):
+        raise UserError(f"importance={config.importance.name}: examples are needed: give calibration=calibrate(...)")
+    return _prune(unet, config, _planner(unet, config), calibration, seed)
+
+
+def needs_examples(config: Config) -> bool:
+    """Whether pruning looks at what the UNet does with examples."""
+    return needs_calibration(config.importance) or config.target.goal is not None
+
+
+def _planner(unet: "UNet2DConditionModel", config: Config) -> "Planner | None":
+    """Refuses a target that cannot be met; None without one."""
+    if config.target.goal is None:
+        return None
+    from compress.prune.sensitivity.plan import Planner
+
+    return Planner(unet, config.target)
+
+
+def _prune(
+    unet: "UNet2DConditionModel",
+    config: Config,
+    planner: "Planner | None",
+    calibration: "Calibration | None",
+    seed: int,
+) -> PruneReport:
     from compress.prune.rebuild import prune_unet
 
-    return prune_unet(unet, config.ratio, make_scorer(config.importance, calibration, seed))
+    scorer = make_scorer(config.importance, calibration, seed)
+    if planner is None:
+        return prune_unet(unet, config.ratio, scorer)
+    from compress.prune.sensitivity.error import Reference
+
+    assert calibration is not None
+    plan = planner.plan(scorer, Reference(calibration), config.sensitivity.ratios)
+    return replace(prune_unet(unet, plan.ratios, scorer), plan=plan)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -138,13 +202,20 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         raise UserError(
             f"prune method width needs a pipeline with a UNet2DConditionModel; {type(pipeline).__name__} has {found}"
         )
-    report = prune_width(unet, config, seed=context.seed)
+    planner = _planner(unet, config)  # before the examples are encoded: it may refuse
+    calibration = None
+    if needs_examples(config):
+        calibration = calibrate(pipeline, context.data.train, config.calibration, context.seed)
+    report = _prune(unet, config, planner, calibration, context.seed)
     set_denoiser(pipeline, report.unet)
-    details = {key: value for key, value in vars(report).items() if key not in ("unet", "skipped")}
+    details = {key: value for key, value in vars(report).items() if key not in ("unet", "skipped", "plan")}
+    details["plan"] = asdict(report.plan) if report.plan else None
     coverage = {
         "params": report.share_params,
         "macs": report.share_macs,
         "modules": report.modules,
         "skipped": report.skipped,
     }
+    if calibration is not None:
+        details["calibration"] = calibration.source
     return StageReport(coverage=coverage, details={"config": asdict(config), **details})

@@ -15,6 +15,10 @@ FAMILIES = {
     "l1": "magnitude",
     "l2": "magnitude",
     "random": "random",
+    "activation": "activation",
+    "taylor": "taylor",
+    "diff_pruning": "diff_pruning",
+    "hessian": "hessian",
 }
 """Name of an importance to the module of its family."""
 

@@ -133,6 +133,7 @@ def calibrate(
     import torch
 
     from compress.models import denoiser
+    from compress.prune.importance.made_up import made_up
 
     model: Any = denoiser(pipeline)
     schedule = _schedule(pipeline.scheduler)
@@ -142,7 +143,7 @@ def calibrate(
         latents, conditions = _encoded(pipeline, dataset, config, seed)
         source = f"{len(latents)} training pictures with captions"
     else:
-        latents, conditions = _made_up(model, config.examples, seed)
+        latents, conditions = made_up(model, config.examples, seed)
         source = f"{len(latents)} made-up examples of normal noise ({reason})"
     count, last = len(latents), schedule.config.num_train_timesteps - 1
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -199,34 +200,6 @@ def _encoded(
     found = encode_examples(pipeline, dataset, max_examples=config.examples, seed=seed, device=device)
     text = found.embeddings[found.captions].to(device)
     return found.latents.float(), {"encoder_hidden_states": text}
-
-
-def _made_up(model: Any, count: int, seed: int) -> tuple["Tensor", dict[str, Any]]:
-    import torch
-    from diffusers import UNet2DModel
-
-    from compress.models.probe import PROBE_SIDE, probe_inputs
-
-    if isinstance(model, UNet2DModel):
-        size = model.config.sample_size or PROBE_SIDE
-        height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        return torch.randn(count, model.config.in_channels, height, width, generator=generator), {}
-    batches = [probe_inputs(model, seed + index) for index in range(-(-count // 2))]
-    if batches[0] is None:
-        raise UserError(f"calibration does not know what {type(model).__name__} of this config takes besides latents")
-    inputs = _stacked(batches, count)
-    del inputs["timestep"]
-    return inputs.pop("sample").float(), inputs
-
-
-def _stacked(batches: list[Any], count: int) -> Any:
-    """Several nested dictionaries of tensors as one, the first ``count`` rows."""
-    import torch
-
-    if isinstance(batches[0], dict):
-        return {key: _stacked([batch[key] for batch in batches], count) for key in batches[0]}
-    return torch.cat(batches)[:count]
 
 
 @contextmanager

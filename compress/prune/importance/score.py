@@ -24,7 +24,7 @@ def score(group: "Group", saliency: Saliency, combine: str) -> Tensor:
         saliency: Of single weights. Those of one channel in one layer are added up, and the absolute value counts.
         combine: ``"product"``: incoming weights (norms and biases among them) times outgoing ones; for queries and
             keys, one times the other, as only their product counts. ``"sum"``: of all. ``"outgoing"``: those that
-            read the channel alone; for queries and keys, the keys'.
+            read the channel alone; for queries and keys, which nothing reads, their product.
     """
     incoming = torch.zeros(group.size, dtype=torch.float64)
     outgoing = torch.zeros(group.size, dtype=torch.float64)
@@ -40,6 +40,6 @@ def score(group: "Group", saliency: Saliency, combine: str) -> Tensor:
             rows = values.transpose(0, 1) if side == "in" else values
             rows = rows.flatten(1) if rows.ndim > 1 else rows[:, None]
             into.index_add_(0, member.root, rows.sum(1).abs().double().cpu()[member.index])
-    if combine == "outgoing":
+    if combine == "outgoing" and any(side == "in" for _, side in (member.axis for member in group.members)):
         return outgoing
-    return incoming * outgoing if combine == "product" else incoming + outgoing
+    return incoming + outgoing if combine == "sum" else incoming * outgoing

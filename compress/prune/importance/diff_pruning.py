@@ -1,0 +1,75 @@
+"""Importance ``diff_pruning``: Taylor on the diffusion loss without the timesteps that matter little.
+
+Fang et al. 2023, "Structural Pruning for Diffusion Models", arXiv:2305.10924: gradients of one batch are added up from
+the first timestep on, until the loss falls below a share of the largest seen.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compress.errors import bad_value
+from compress.prune.importance.combine import check_combine
+from compress.prune.importance.taylor import check_per
+
+if TYPE_CHECKING:
+    from compress.prune.importance.calibration import Calibration
+    from compress.prune.importance.score import Scorer
+
+CALIBRATED = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which timesteps count.
+
+    Attributes:
+        name: ``"diff_pruning"``.
+        threshold: Timesteps end where the mean loss is below this share of the largest before, in [0, 1); 0: never.
+        timesteps: How many are tried, evenly spaced from 0 on, at least 1. They take the place of the calibration's.
+        per: See :class:`compress.prune.importance.taylor.Config`.
+        combine: See :func:`compress.prune.importance.score.score`.
+    """
+
+    name: str = "diff_pruning"
+    threshold: float = 0.05
+    timesteps: int = 100
+    per: str = "weight"
+    combine: str = "outgoing"
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        if not 0 <= self.threshold < 1:
+            raise bad_value("threshold", self.threshold, "a number in [0, 1)")
+        if self.timesteps < 1:
+            raise bad_value("timesteps", self.timesteps, "a whole number of at least 1")
+        check_per(self.per)
+        check_combine(self.combine)
+
+
+def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
+    """Scores by the sum of the gradients at all timesteps that count; one batch of the examples is looked at."""
+    import torch
+
+    from compress.progress import track
+    from compress.prune.importance.calibration import differentiable
+    from compress.prune.importance.taylor import product_scorer, products
+
+    assert calibration is not None
+    total = calibration.schedule.config.num_train_timesteps
+    steps = [index * total // config.timesteps for index in range(min(config.timesteps, total))]
+    part = next(calibration.parts())
+    largest = 0.0
+    with differentiable(calibration.denoiser) as model:
+        for step in track(steps, "gradients, timestep by timestep"):
+            times = torch.full((part.stop,), step, device=calibration.latents.device)
+            loss = calibration.losses(model, part, times).mean()
+            value = float(loss.detach())
+            largest = max(largest, value)
+            if value < config.threshold * largest:
+                break
+            loss.backward()
+        return product_scorer(products(model), config.per, config.combine)

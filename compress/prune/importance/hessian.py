@@ -1,0 +1,63 @@
+"""Importance ``hessian``: how much the diffusion loss would rise, to second order.
+
+Optimal brain damage (LeCun et al. 1989) with the diagonal of the Hessian taken as that of the empirical Fisher matrix,
+as in torch-pruning.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compress.prune.importance.combine import check_combine
+
+if TYPE_CHECKING:
+    import torch
+
+    from compress.prune.importance.calibration import Calibration
+    from compress.prune.importance.score import Scorer
+
+CALIBRATED = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """Squared weights times mean squared gradients.
+
+    Attributes:
+        name: ``"hessian"``.
+        combine: See :func:`compress.prune.importance.score.score`.
+    """
+
+    name: str = "hessian"
+    combine: str = "outgoing"
+
+    def __post_init__(self) -> None:
+        """Checks the choice.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        check_combine(self.combine)
+
+
+def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
+    """Scores by gradients of single examples, one way back for each."""
+    from compress.progress import track
+    from compress.prune.importance.calibration import differentiable
+    from compress.prune.importance.taylor import product_scorer
+
+    assert calibration is not None
+    squares: dict[str, torch.Tensor] = {}
+    with differentiable(calibration.denoiser) as model:
+        for part in track(list(calibration.parts(1)), "gradients of single examples"):
+            calibration.losses(model, part).sum().backward()
+            for name, parameter in model.named_parameters():
+                if parameter.grad is not None:
+                    square = parameter.grad.square().div_(len(calibration.latents))
+                    squares[name] = squares[name].add_(square) if name in squares else square
+                    parameter.grad = None
+        saliency = {
+            name: parameter.detach().square() * squares[name]
+            for name, parameter in model.named_parameters()
+            if name in squares
+        }
+    return product_scorer(saliency, "weight", config.combine)

@@ -1,0 +1,99 @@
+"""Importance ``taylor``: how much the diffusion loss would change, to first order.
+
+Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv:1906.10771.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from compress.errors import bad_value
+from compress.prune.importance.combine import check_combine
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from compress.prune.channels import Group
+    from compress.prune.importance.calibration import Calibration
+    from compress.prune.importance.score import Scorer
+
+CALIBRATED = True
+
+
+@dataclass(frozen=True)
+class Config:
+    """Products of weights and gradients.
+
+    Attributes:
+        name: ``"taylor"``.
+        per: What the product's absolute value is taken of: ``"weight"``, or the sum over a ``"channel"`` of a layer.
+        combine: See :func:`compress.prune.importance.score.score`.
+    """
+
+    name: str = "taylor"
+    per: str = "weight"
+    combine: str = "outgoing"
+
+    def __post_init__(self) -> None:
+        """Checks the choices.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        check_per(self.per)
+        check_combine(self.combine)
+
+
+def check_per(value: str) -> None:
+    """Refuses what :func:`product_scorer` does not know.
+
+    Raises:
+        UserError: Naming the value and what would be right.
+    """
+    if value not in ("weight", "channel"):
+        raise bad_value("per", value, "weight or channel")
+
+
+def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
+    """Scores by the gradient of the mean loss of all examples."""
+    from compress.progress import track
+    from compress.prune.importance.calibration import differentiable
+
+    assert calibration is not None
+    with differentiable(calibration.denoiser) as model:
+        for part in track(list(calibration.parts()), "gradients of the diffusion loss"):
+            (calibration.losses(model, part).sum() / len(calibration.latents)).backward()
+        return product_scorer(products(model), config.per, config.combine)
+
+
+def products(model: "nn.Module") -> "dict[str, Tensor]":
+    """Every weight times its gradient, by name.
+
+    Raises:
+        UserError: A gradient is not finite.
+    """
+    from compress.errors import UserError
+
+    found = {name: p.detach() * p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for name, values in found.items():
+        if not values.isfinite().all():
+            raise UserError(f"the gradient of {name} holds NaN or infinite values: use an importance of weights alone")
+    return found
+
+
+def product_scorer(saliency: "dict[str, Tensor]", per: str, combine: str) -> "Scorer":
+    """Scores from signed saliencies of single weights.
+
+    Args:
+        saliency: Name of a weight to values of its shape.
+        per: ``"weight"``: each counts by its absolute value; ``"channel"``: those of one channel in one layer are added
+            up first, so that they may cancel.
+        combine: See :func:`compress.prune.importance.score.score`.
+    """
+    from compress.prune.importance.score import score
+
+    values = {name: value.abs() for name, value in saliency.items()} if per == "weight" else saliency
+
+    def by_products(group: "Group", weights: "dict[str, Tensor]") -> "Tensor":
+        return score(group, values.get, combine)
+
+    return by_products

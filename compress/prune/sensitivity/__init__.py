@@ -1,0 +1,1 @@
+"""How much the denoiser's prediction suffers when levels, blocks and heads lose channels."""

@@ -1,0 +1,85 @@
+"""Widths that meet a target at the least predicted error."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from compress.prune.target import Costs, Target, Widths, best, meeting, possible_widths
+
+if TYPE_CHECKING:
+    from compress.prune.importance.score import Scorer
+    from compress.prune.sensitivity.error import Reference
+    from compress.prune.sensitivity.levels import Narrowed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which widths to prune to, and why.
+
+    Attributes:
+        widths: Channels left of each level, that of the highest resolution first.
+        ratios: Shares removed.
+        left: The share of the target's unit that is left.
+        predicted: Relative error of the prediction, see :func:`compress.prune.sensitivity.levels.predicted_error`.
+        measured: Levels narrowed one at a time.
+    """
+
+    widths: list[int]
+    ratios: list[float]
+    left: float
+    predicted: float
+    measured: "list[Narrowed]"
+
+
+class Planner:
+    """Refuses a target that no widths meet when it is made, before anything is measured.
+
+    Args:
+        unet: Its config counts, not its weights.
+        target: With one share given.
+
+    Raises:
+        UserError: No widths meet the target, or the UNet's inputs are not known.
+    """
+
+    def __init__(self, unet: Any, target: Target) -> None:
+        from compress.prune import widths
+        from compress.prune.importance.made_up import full_size
+
+        assert target.goal is not None
+        widths.check_blocks(unet.config)
+        self.unet, self.target = unet, target
+        self.costs = Costs(unet, ((), full_size(unet)), target.goal[0])
+        self.choices = meeting(target, self.costs, possible_widths(unet.config, widths.level_steps(unet.config)))
+
+    def plan(self, scorer: "Scorer", reference: "Reference", ratios: Sequence[float]) -> Plan:
+        """Measures every level and chooses.
+
+        Args:
+            scorer: Decides which channels go.
+            reference: Of the UNet.
+            ratios: Shares of a level's channels that are tried.
+
+        Raises:
+            UserError: No widths meet the target.
+        """
+        from compress.prune.sensitivity.levels import narrow_levels
+
+        return self.choose(narrow_levels(self.unet, scorer, reference, ratios))
+
+    def choose(self, measured: "list[Narrowed]") -> Plan:
+        """The plan from what was measured.
+
+        Raises:
+            UserError: No widths meet the target.
+        """
+        from compress.prune.sensitivity.levels import predicted_error
+
+        full = self.costs.widths
+
+        def predicted(widths: Widths) -> float:
+            return predicted_error(measured, full, widths)
+
+        chosen, left = best(self.target, self.costs, self.choices, predicted)
+        ratios = [1 - new / old for new, old in zip(chosen, full, strict=True)]
+        return Plan(list(chosen), ratios, left, predicted(chosen), measured)
