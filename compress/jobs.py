@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.allocator import keep_freed_memory
 from compress.errors import UserError
 from compress.values import nearest
 
@@ -28,6 +29,7 @@ def run_job(cfg: "DictConfig") -> None:
     name = str(cfg.get("job"))
     if name not in JOBS:
         raise UserError(f"job={name}: no such job{nearest(name, list(JOBS))}; known: {', '.join(JOBS)}")
+    keep_freed_memory()
     module, _, function = JOBS[name].partition(":")
     getattr(importlib.import_module(module), function)(cfg)
 
