@@ -6,6 +6,7 @@ importances of :mod:`compress.prune.importance`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
 
     from compress.prune.importance.calibration import Calibration
+    from compress.prune.importance.score import Scorer
     from compress.prune.sensitivity.plan import Plan, Planner
 
 VERSION = 1
@@ -131,6 +133,10 @@ class PruneReport:
     plan: "Plan | None" = None
 
 
+Pruner = Callable[[float | list[float]], PruneReport]
+"""From a ratio, or one per level, to a pruned UNet."""
+
+
 def prune_width(
     unet: "UNet2DConditionModel",
     config: Config = Config(),
@@ -180,16 +186,27 @@ def _prune(
     calibration: "Calibration | None",
     seed: int,
 ) -> PruneReport:
-    from compress.prune.rebuild import prune_unet
-
-    scorer = make_scorer(config.importance, calibration, seed)
+    prune = pruner(unet, config, make_scorer(config.importance, calibration, seed))
     if planner is None:
-        return prune_unet(unet, config.ratio, scorer)
+        return prune(config.ratio)
     from compress.prune.sensitivity.error import Reference
 
     assert calibration is not None
-    plan = planner.plan(scorer, Reference(calibration), config.sensitivity.ratios)
-    return replace(prune_unet(unet, plan.ratios, scorer), plan=plan)
+    plan = planner.plan(prune, Reference(calibration), config.sensitivity.ratios)
+    return replace(prune(plan.ratios), plan=plan)
+
+
+def pruner(unet: "UNet2DConditionModel", config: Config, scorer: "Scorer") -> "Pruner":
+    """From a ratio, or one per level, to the pruned UNet, all else as in the config.
+
+    Args:
+        unet: Stays unchanged.
+        config: Its ``ratio`` and ``target`` do not count.
+        scorer: Of its importance.
+    """
+    from compress.prune.rebuild import prune_unet
+
+    return lambda ratio: prune_unet(unet, ratio, scorer)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:

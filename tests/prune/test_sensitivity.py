@@ -17,6 +17,7 @@ from compress.prune.sensitivity.blocks import inner_groups, measure_blocks, meas
 from compress.prune.sensitivity.error import MOST, Reference
 from compress.prune.sensitivity.job import run_job
 from compress.prune.sensitivity.levels import narrow_levels
+from compress.prune.width import Config, pruner
 
 L2 = make_scorer(parse("l2"), None, 0)
 
@@ -80,10 +81,13 @@ def test_readers_are_deaf_inside_and_hear_again_even_after_errors() -> None:
 
 def test_levels_are_narrowed_one_by_one() -> None:
     unet = tiny_unet(widths=(16, 32))
-    found = narrow_levels(unet, L2, Reference(calibration_of(unet, 2, 2)), [0.25, 0.5, 0.01])
+    reference = Reference(calibration_of(unet, 2, 2))
+    found = narrow_levels((16, 32), pruner(unet, Config(), L2), reference, [0.25, 0.5, 0.01])
     # 16 channels in 8 groups can lose a half alone; a quarter of them is nearest to none.
     assert [(one.level, one.width) for one in found] == [(0, 8), (1, 24)]
     assert all(one.error.relative > 0 for one in found)
+    with pytest.raises(UserError, match="expected ratios that leave fewer channels"):
+        narrow_levels((16, 32), pruner(unet, Config(), L2), reference, [0.01])
 
 
 def test_the_job_writes_a_plan_and_a_heat_map(

@@ -69,18 +69,17 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     from compress import processes
     from compress.prune.importance import make_scorer
     from compress.prune.importance.calibration import calibrate
-    from compress.prune.rebuild import prune_unet
     from compress.prune.sensitivity.blocks import inner_groups, measure_blocks, measure_heads
     from compress.prune.sensitivity.error import Reference
-    from compress.prune.sensitivity.levels import narrow_levels
     from compress.prune.sensitivity.plan import Planner
+    from compress.prune.width import pruner
     from compress.run import DTYPES
 
     wanted = stage.config
     if wanted.target.goal is None:
         raise bad_value(f"stages.{stage.name}.target", "null", "a share of params, macs or bytes to plan for")
     pipeline = compress.models.load_teacher(config.model, processes.join(config.device), DTYPES[config.precision])
-    unet = compress.models.denoiser(pipeline)
+    unet: Any = compress.models.denoiser(pipeline)
     planner = Planner(unet, wanted.target)
     data = compress.data.load_data(config.data)
     calibration = calibrate(pipeline, data.train, wanted.calibration, config.seed)
@@ -88,11 +87,10 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     reference = Reference(calibration)
     ratios = wanted.sensitivity.ratios
     groups = inner_groups(unet)
-    levels = narrow_levels(unet, scorer, reference, ratios)
-    plan = planner.choose(levels)
-    pruned = prune_unet(unet, plan.ratios, scorer)  # type: ignore[arg-type]
+    prune = pruner(unet, wanted, scorer)
+    plan = planner.plan(prune, reference, ratios)
     by_level: Measured = {}
-    for found in levels:
+    for found in plan.measured:
         name = f"level {found.level} ({planner.costs.widths[found.level]} wide)"
         by_level.setdefault(name, {})[found.ratio] = found.error
     about = {key: value for key, value in asdict(plan).items() if key != "measured"}
@@ -104,7 +102,11 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
         "levels": _rows(by_level),
         "blocks": _rows(measure_blocks(unet, groups, scorer, reference, ratios)),
         "heads": _rows(measure_heads(unet, groups, scorer, reference, ratios)),
-        "plan": {"target": asdict(wanted.target), **about, "measured": asdict(reference.error(pruned.unet))},
+        "plan": {
+            "target": asdict(wanted.target),
+            **about,
+            "measured": asdict(reference.error(prune(plan.ratios).unet)),
+        },
     }
 
 

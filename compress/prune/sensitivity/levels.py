@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from compress.errors import UserError
 from compress.progress import track
-from compress.prune.importance.score import Scorer
-from compress.prune.rebuild import prune_unet
 from compress.prune.sensitivity.error import Error, Reference
 from compress.prune.target import Widths
+
+if TYPE_CHECKING:
+    from compress.prune.width import Pruner
 
 
 @dataclass(frozen=True)
@@ -29,30 +30,37 @@ class Narrowed:
     error: Error
 
 
-def narrow_levels(unet: Any, scorer: Scorer, reference: Reference, ratios: Sequence[float]) -> list[Narrowed]:
+def narrow_levels(
+    widths: Sequence[int], prune: "Pruner", reference: Reference, ratios: Sequence[float]
+) -> list[Narrowed]:
     """Prunes one level at a time and looks at the prediction.
 
     Args:
-        unet: Stays unchanged.
-        scorer: Decides which channels go.
-        reference: Of the unet.
+        widths: Of the UNet's levels.
+        prune: Prunes the UNet.
+        reference: Of the UNet.
         ratios: Shares of a level's channels to remove, each in (0, 1).
 
     Returns:
         In the order of levels and ratios; without ratios that a level cannot lose.
+
+    Raises:
+        UserError: No level can lose any of them, or the UNet cannot be pruned at all.
     """
-    full = [int(width) for width in unet.config.block_out_channels]
-    tried = [(level, ratio) for level in range(len(full)) for ratio in sorted(ratios)]
+    tried = [(level, ratio) for level in range(len(widths)) for ratio in sorted(ratios)]
     found: dict[tuple[int, int], Narrowed] = {}
+    refused: UserError | None = None
     for level, ratio in track(tried, "sensitivity of levels"):
         try:
-            report = prune_unet(unet, [ratio if i == level else 0 for i in range(len(full))], scorer)
-        except UserError:
-            continue  # no width of this level is near enough to that ratio
+            report = prune([ratio if i == level else 0 for i in range(len(widths))])
+        except UserError as error:
+            refused = error  # no width of this level is near enough to that ratio
+            continue
         width = report.widths_after[level]
         if (level, width) not in found:
-            error = reference.error(report.unet)
-            found[level, width] = Narrowed(level, width, 1 - width / full[level], error)
+            found[level, width] = Narrowed(level, width, 1 - width / widths[level], reference.error(report.unet))
+    if not found and refused is not None:
+        raise refused
     return list(found.values())
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from compress.prune.target import Costs, Target, Widths, best, meeting, possible_widths
 
 if TYPE_CHECKING:
-    from compress.prune.importance.score import Scorer
     from compress.prune.sensitivity.error import Reference
     from compress.prune.sensitivity.levels import Narrowed
+    from compress.prune.width import Pruner
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,15 @@ class Planner:
 
         assert target.goal is not None
         widths.check_blocks(unet.config)
-        self.unet, self.target = unet, target
+        self.target = target
         self.costs = Costs(unet, ((), full_size(unet)), target.goal[0])
         self.choices = meeting(target, self.costs, possible_widths(unet.config, widths.level_steps(unet.config)))
 
-    def plan(self, scorer: "Scorer", reference: "Reference", ratios: Sequence[float]) -> Plan:
+    def plan(self, prune: "Pruner", reference: "Reference", ratios: Sequence[float]) -> Plan:
         """Measures every level and chooses.
 
         Args:
-            scorer: Decides which channels go.
+            prune: Prunes the UNet.
             reference: Of the UNet.
             ratios: Shares of a level's channels that are tried.
 
@@ -65,7 +65,7 @@ class Planner:
         """
         from compress.prune.sensitivity.levels import narrow_levels
 
-        return self.choose(narrow_levels(self.unet, scorer, reference, ratios))
+        return self.choose(narrow_levels(self.costs.widths, prune, reference, ratios))
 
     def choose(self, measured: "list[Narrowed]") -> Plan:
         """The plan from what was measured.
