@@ -15,13 +15,16 @@ def kept_channels(history: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
     """The teacher's channels that are left in each block after all stages before.
 
     Args:
-        history: Entries whose ``details`` may hold ``kept``, block -> indices into what the stage before left.
+        history: Entries whose ``details`` may hold ``kept``, block -> indices into what the stage before left, and
+            ``blocks``, block -> the block of the stage before that it is, or None where it gives something else.
 
     Returns:
         Block -> indices into the teacher's channels.
     """
     kept: dict[str, list[int]] = {}
     for entry in history:
+        if renamed := entry.get("details", {}).get("blocks"):
+            kept = {block: kept[old] for block, old in renamed.items() if old in kept}
         for block, now in (entry.get("details", {}).get("kept") or {}).items():
             before = kept.get(block)
             if before is None:

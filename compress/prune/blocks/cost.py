@@ -1,0 +1,58 @@
+"""What each block of a denoiser has and does."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compress.evaluate.cost.inputs import Inputs, map_tensors
+from compress.prune.blocks import Blocks
+from compress.prune.blocks.assemble import empty, owner
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Parameters and multiply-accumulates of a denoiser, by block.
+
+    Leaving blocks out changes the cost of no other, so those of what is left add up.
+
+    Attributes:
+        by_part: ``"params"`` and ``"macs"``, each module of :meth:`Blocks.names` to its own without those inside it;
+            ``""`` is all the rest.
+    """
+
+    by_part: Mapping[str, Mapping[str, int]]
+
+    def of(self, blocks: Blocks) -> dict[str, int]:
+        """``params`` and ``macs`` of what is left."""
+        parts = {"", *blocks.names().values()}
+        return {
+            unit: sum(count for part, count in counts.items() if part in parts) for unit, counts in self.by_part.items()
+        }
+
+
+@torch.no_grad()
+def count_costs(model: Any, blocks: Blocks, inputs: Inputs) -> Costs:
+    """Counts on the meta device.
+
+    Args:
+        model: The denoiser; its weights are not touched.
+        blocks: All of its blocks.
+        inputs: Positional and keyword arguments of the pass to count.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    parts = set(blocks.names().values())
+    params = dict.fromkeys(("", *parts), 0)
+    for name, parameter in model.named_parameters():
+        params[owner(name, parts)] += parameter.numel()
+    args, kwargs = map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
+    with FlopCounterMode(display=False) as counter:
+        empty(type(model), model.config).eval()(*args, **kwargs)
+    found = {str(name).partition(".")[2]: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
+    macs = {part: found.get(part, 0) for part in ("", *parts)}
+    for part in sorted(parts, key=len, reverse=True):
+        outer = owner(part.rpartition(".")[0], parts)
+        macs[outer] -= found.get(part, 0)
+    return Costs({"params": params, "macs": macs})

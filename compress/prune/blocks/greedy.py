@@ -1,0 +1,159 @@
+"""Removal of blocks one after another, each time the one whose loss is felt least in the denoiser's prediction."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from compress.errors import UserError
+from compress.progress import bar
+from compress.prune.blocks import Blocks
+from compress.prune.blocks.assemble import assemble
+from compress.prune.blocks.calls import Call
+from compress.prune.blocks.cost import Costs
+from compress.prune.blocks.subject import Subject
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One step.
+
+    Attributes:
+        name: What was removed.
+        error: Relative error of the prediction afterwards, see :func:`prediction_error`.
+        params: Parameters left.
+        macs: Multiply-accumulates left.
+    """
+
+    name: str
+    error: float
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Outcome of a search.
+
+    Attributes:
+        blocks: What is left.
+        removed: The steps to it.
+        effects: What could be removed first to the relative error of the prediction without it alone.
+        skipped: What can not be removed, to why no stock config can say so.
+    """
+
+    blocks: Blocks
+    removed: list[Removal]
+    effects: dict[str, float]
+    skipped: dict[str, str]
+
+
+def least_shares(blocks: Blocks, costs: Costs, kinds: Collection[str], unit: str) -> dict[str, float]:
+    """What is left where everything goes that can, as shares of ``params`` and ``macs``.
+
+    Args:
+        blocks: All of the denoiser's.
+        costs: Of them.
+        kinds: Of blocks that may go.
+        unit: ``params`` or ``macs``: what to make little of where one removal rules out another.
+
+    Raises:
+        UserError: Nothing can be removed.
+    """
+    left = blocks
+    while options := _possible(left, kinds):
+        left = min(options.values(), key=lambda option: costs.of(option)[unit])
+    if left is blocks:
+        reasons = "; ".join(f"{name}: {why}" for name, why in impossible(blocks, kinds).items())
+        raise UserError(f"no block can be removed from this denoiser ({reasons or f'it has no {_listed(kinds)}'})")
+    full = costs.of(blocks)
+    return {name: count / full[name] for name, count in costs.of(left).items()}
+
+
+def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shares: Mapping[str, float]) -> Found:
+    """Removes blocks greedily, until no more than ``shares`` is left.
+
+    An error that was measured before an earlier step stands for the present one until its block is about to be
+    chosen, and is then measured again: removing blocks rarely makes others matter less (lazy greedy search, Minoux
+    1978), and most need not be looked at twice.
+
+    Args:
+        subject: The denoiser.
+        calls: What it predicts, and from what.
+        kinds: Of blocks that may go.
+        shares: ``params`` or ``macs`` to the share of it that is to be left at most.
+
+    Raises:
+        UserError: Nothing more can be removed and more than ``shares`` is left.
+    """
+    blocks, costs = subject.blocks, subject.costs
+    full = costs.of(blocks)
+    limits = {unit: share * full[unit] for unit, share in shares.items()}
+    left = blocks
+    removed: list[Removal] = []
+    effects: dict[str, float] = {}
+    known: dict[str, float] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
+    options = _possible(left, kinds)
+
+    def first() -> str:
+        # Of blocks that matter equally little, the largest.
+        return min(options, key=lambda name: (known.get(name, -1.0), sizes[name]))
+
+    with bar() as progress:
+        task = progress.add_task("measuring blocks", total=len(options))
+        while any(costs.of(left)[unit] > limit for unit, limit in limits.items()):
+            if not options:
+                reached = ", ".join(f"{costs.of(left)[unit] / full[unit]:.3f} of the {unit}" for unit in limits)
+                raise UserError(f"nothing more can be removed, and {reached} are left: ask for more than that")
+            fresh: set[str] = set()
+            sizes = {name: tuple(costs.of(option).values()) for name, option in options.items()}
+            while (name := first()) not in fresh:
+                known[name] = prediction_error(assemble(subject.model_class, options[name], subject.weights), calls)
+                fresh.add(name)
+                progress.update(task, advance=1)
+            left = options[name]
+            effects = effects or {option: known[option] for option in options}
+            removed.append(Removal(name, known[name], **costs.of(left)))
+            options = _possible(left, kinds)
+            progress.update(task, description=f"measuring blocks ({len(removed)} removed)")
+    return Found(left, removed, effects, impossible(blocks, kinds))
+
+
+@torch.no_grad()
+def prediction_error(model: Any, calls: Sequence[Call]) -> float:
+    """How far a denoiser's predictions are from those of the one given, relative to them.
+
+    Args:
+        model: Another denoiser of the same inputs and outputs.
+        calls: Calls of the one given.
+
+    Returns:
+        Root mean square of the difference over that of the prediction, the mean over the calls; at least 0.
+    """
+    errors = []
+    for call in calls:
+        args, kwargs = call.inputs
+        wanted = call.output.float()
+        errors.append((model(*args, **kwargs)[0].float() - wanted).norm() / wanted.norm().clamp(min=1e-30))
+    error = float(torch.stack(errors).mean())
+    return math.inf if math.isnan(error) else error
+
+
+def impossible(blocks: Blocks, kinds: Collection[str]) -> dict[str, str]:
+    """Blocks of which nothing can be removed, to the reason."""
+    reasons: dict[str, str | None] = {}
+    for group, _, left in blocks.candidates(kinds):
+        if reasons.get(group, "") is not None:
+            reasons[group] = left.problem()
+    return {group: reason for group, reason in reasons.items() if reason is not None}
+
+
+def _possible(blocks: Blocks, kinds: Collection[str]) -> dict[str, Blocks]:
+    return {name: left for _, name, left in blocks.candidates(kinds) if left.problem() is None}
+
+
+def _listed(kinds: Collection[str]) -> str:
+    return " or ".join(kinds)

@@ -1,0 +1,121 @@
+"""A denoiser taken apart into blocks, and the report about what is left of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import nn
+
+from compress.evaluate.cost.inputs import Inputs
+from compress.prune.blocks import Blocks, read_blocks
+from compress.prune.blocks.assemble import assemble, checked_weights
+from compress.prune.blocks.cost import count_costs
+from compress.stage import StageReport
+
+
+@dataclass(frozen=True)
+class DepthReport:
+    """A denoiser with fewer blocks and what was done to get it.
+
+    Attributes:
+        denoiser: The new, smaller model; the one given is left as it was.
+        config_before: What differs between the configs, before.
+        config_after: The same, after.
+        params_before: Number of parameters of the model given.
+        params_after: Number of parameters of the new one.
+        macs_before: Multiply-accumulates of a pass of the model given.
+        macs_after: Multiply-accumulates of a pass of the new one.
+        modules: Number of layers with weights that were removed.
+        blocks: Blocks of the new model to those of the model given; None where another layer gives the block's output
+            now.
+        removed: What was removed, in that order: ``name``, and of what was left afterwards ``error`` (relative error
+            of the prediction), ``params`` and ``macs``. Empty where nothing was measured.
+        effects: What could be removed to the relative error of the prediction without it alone. Empty where nothing
+            was measured.
+        skipped: What was asked for and could not be removed, to the reason.
+    """
+
+    denoiser: nn.Module
+    config_before: dict[str, Any]
+    config_after: dict[str, Any]
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    modules: int
+    blocks: dict[str, str | None]
+    removed: list[dict[str, Any]] = field(default_factory=list)
+    effects: dict[str, float] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class Subject:
+    """A denoiser whose blocks are to be removed.
+
+    Args:
+        denoiser: In float weights; stays as it is.
+        inputs: Arguments of the pass whose multiply-accumulates count.
+
+    Raises:
+        UserError: No block can be removed from such a model, or its weights are not finite floats.
+    """
+
+    def __init__(self, denoiser: Any, inputs: Inputs) -> None:
+        self.denoiser = denoiser
+        self.model_class = type(denoiser)
+        self.blocks = read_blocks(self.model_class.__name__, dict(denoiser.config))
+        self.weights = checked_weights(denoiser)
+        self.costs = count_costs(denoiser, self.blocks, inputs)
+
+    def report(
+        self,
+        left: Blocks,
+        removed: Sequence[Any] = (),
+        effects: Mapping[str, float] | None = None,
+        skipped: Mapping[str, str] | None = None,
+    ) -> DepthReport:
+        """Puts together what is left, with weights of its own.
+
+        Args:
+            left: What is left.
+            removed: The steps to it, as dataclasses.
+            effects: See :class:`DepthReport`.
+            skipped: See :class:`DepthReport`.
+        """
+        model = assemble(self.model_class, left, self.weights)
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.data.clone()
+        model.train(self.denoiser.training).requires_grad_(any(p.requires_grad for p in self.denoiser.parameters()))
+        before, after = self.costs.of(self.blocks), self.costs.of(left)
+        old, new = self.blocks.config(), left.config()
+        changed = [key for key in new if new[key] != old[key]]
+        return DepthReport(
+            denoiser=model,
+            config_before={key: old[key] for key in changed},
+            config_after={key: new[key] for key in changed},
+            params_before=before["params"],
+            params_after=after["params"],
+            macs_before=before["macs"],
+            macs_after=after["macs"],
+            modules=_layers(self.denoiser) - _layers(model),
+            blocks=left.outputs(),
+            removed=[asdict(step) for step in removed],
+            effects=dict(effects or {}),
+            skipped=dict(skipped or {}),
+        )
+
+
+def stage_report(report: DepthReport, config: Any) -> StageReport:
+    """What the stage hands on: what was removed counts as touched."""
+    details = {key: value for key, value in vars(report).items() if key not in ("denoiser", "skipped")}
+    coverage = {
+        "params": 1 - report.params_after / report.params_before,
+        "macs": 1 - report.macs_after / report.macs_before,
+        "modules": report.modules,
+        "skipped": report.skipped,
+    }
+    return StageReport(coverage=coverage, details={"config": asdict(config), **details})
+
+
+def _layers(model: nn.Module) -> int:
+    return sum(any(True for _ in module.parameters(recurse=False)) for module in model.modules())

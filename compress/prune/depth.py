@@ -1,0 +1,181 @@
+"""Depth pruning: whole blocks leave a denoiser, those first whose loss is felt least.
+
+The result is a stock model of the same class with fewer layers. Removing blocks of Stable Diffusion's UNet was
+introduced by BK-SDM (Kim et al. 2023, arXiv:2305.15798), that of transformer layers by SSD-1B (Gupta et al. 2024,
+arXiv:2401.02677), both with blocks chosen by hand.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from compress.errors import bad_value
+from compress.prune.blocks import KINDS
+from compress.stage import StageContext, StageReport
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+    from compress.evaluate.cost.inputs import Inputs
+    from compress.prune.blocks.calls import Call
+    from compress.prune.blocks.subject import DepthReport, Subject
+
+VERSION = 1
+NEEDS_FLOAT = True
+LEAVES_FLOAT = True
+DISTRIBUTED = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """How much is to be left at most, as shares in (0, 1); None: it does not matter.
+
+    Attributes:
+        params: Of the parameters.
+        macs: Of the multiply-accumulates of one pass at the model's own size.
+    """
+
+    params: float | None = None
+    macs: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        for key, share in asdict(self).items():
+            if share is not None and not 0 < share < 1:
+                raise bad_value(key, share, "the share to be left, a number in (0, 1), or null")
+
+    def shares(self) -> dict[str, float]:
+        """Those that are given."""
+        return {unit: share for unit, share in asdict(self).items() if share is not None}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which calls of the denoiser the effect of a removal is measured on: those of the pipeline drawing pictures.
+
+    Attributes:
+        examples: Pictures that are drawn, of captions chosen at random from the training data, at least 1.
+        steps: Steps of the pipeline's scheduler for each, at least 1: the timesteps that count.
+        side: Side of the pictures in pixels, at most; None: the model's own.
+        guidance: Guidance scale; None: the pipeline's default.
+        seed: Of the captions and the noise, in [0, 2^32); None: that of the run.
+    """
+
+    examples: int = 2
+    steps: int = 3
+    side: int | None = 128
+    guidance: float | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        for key in ("examples", "steps"):
+            if getattr(self, key) < 1:
+                raise bad_value(key, getattr(self, key), "a whole number of at least 1")
+        if self.side is not None and self.side < 1:
+            raise bad_value("side", self.side, "pixels, or null for the model's own size")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise bad_value("seed", self.seed, "a whole number from 0 to 2^32 - 1, or null for the run's")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What to remove and how much.
+
+    Attributes:
+        ratio: Share of the parameters to remove at least, in (0, 1), where ``target`` gives none.
+        target: How much is to be left at most; where it gives both, both hold.
+        remove: Kinds of blocks that may go: ``layers`` (a resnet with its attention from a level's down block and one
+            from its up block; a block of a transformer), ``attentions`` (all of a down or up block),
+            ``transformer_layers`` (single ones, where an attention has several), ``mid_block`` (whole or all but one
+            of its resnets), ``levels`` (the one of the lowest resolution).
+        calibration: What effects are measured on.
+    """
+
+    ratio: float = 0.25
+    target: Target = field(default_factory=Target)
+    remove: tuple[str, ...] = KINDS
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        if not 0 < self.ratio < 1:
+            raise bad_value("ratio", self.ratio, "a number in (0, 1)")
+        if not self.remove or not set(self.remove) <= set(KINDS):
+            raise bad_value("remove", list(self.remove), f"some of {', '.join(KINDS)}")
+
+    def shares(self) -> dict[str, float]:
+        """What is to be left at most: ``params`` or ``macs`` to a share."""
+        return self.target.shares() or {"params": 1 - self.ratio}
+
+
+def prune_depth(
+    denoiser: "nn.Module", calls: "Sequence[Call]", config: Config = Config(), *, inputs: "Inputs | None" = None
+) -> "DepthReport":
+    """Remove the blocks of least measured effect on the prediction; the result is a stock model of the same class.
+
+    Args:
+        denoiser: Any float weights; stays unchanged. A ``UNet2DConditionModel`` of Stable Diffusion's blocks (1.x, 2.x,
+            XL), or the transformer of PixArt, Stable Diffusion 3 or Flux.
+        calls: Inputs and the predictions from them; see :func:`compress.prune.blocks.calls.record_calls`.
+        config: See :class:`Config`; its ``calibration`` has been used to get the calls.
+        inputs: Arguments of the pass whose multiply-accumulates count; None: those of the first call.
+
+    Raises:
+        UserError: For a denoiser of another make-up, weights that are not finite, or a target that no stock config
+            reaches, before anything is measured.
+    """
+    from compress.prune.blocks.subject import Subject
+
+    subject = Subject(denoiser, inputs or calls[0].inputs)
+    _check(subject, config)
+    return _prune(subject, calls, config)
+
+
+def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
+    """Replace the pipeline's denoiser by one of fewer blocks; see :func:`prune_depth`."""
+    from compress.models import denoiser, set_denoiser
+    from compress.prune.blocks.calls import full_size_inputs, record_calls
+    from compress.prune.blocks.subject import Subject, stage_report
+
+    subject = Subject(denoiser(pipeline), full_size_inputs(pipeline))
+    _check(subject, config)
+    calls = record_calls(pipeline, context.data.text, config.calibration, context.seed)
+    report = _prune(subject, calls, config)
+    set_denoiser(pipeline, report.denoiser)
+    return stage_report(report, config)
+
+
+def _check(subject: "Subject", config: Config) -> None:
+    """Refuses what no stock config reaches, with the nearest that one does."""
+    from compress.prune.blocks.greedy import least_shares
+
+    for unit, share in config.shares().items():
+        least = least_shares(subject.blocks, subject.costs, config.remove, unit)[unit]
+        if least <= share:
+            continue
+        why = f"with all {', '.join(config.remove)} gone that can go, {least:.3f} of this denoiser's {unit} are left"
+        if unit in config.target.shares():
+            raise bad_value(f"target.{unit}", share, f"at least {math.ceil(1000 * least) / 1000}: {why}")
+        raise bad_value("ratio", config.ratio, f"at most {math.floor(1000 * (1 - least)) / 1000}: {why}")
+
+
+def _prune(subject: "Subject", calls: "Sequence[Call]", config: Config) -> "DepthReport":
+    from compress.prune.blocks.greedy import search
+
+    found = search(subject, calls, config.remove, config.shares())
+    return subject.report(found.blocks, found.removed, found.effects, found.skipped)
