@@ -13,21 +13,19 @@ def probe_inputs(denoiser: nn.Module, seed: int = 0) -> dict[str, Any] | None:
     """Inputs of the denoiser's ``forward`` for a batch of 2, the same on every machine.
 
     Args:
-        denoiser: A ``UNet2DConditionModel``, whose config tells the shapes: ``sample`` (2, C, S, S) with S at most
-            :data:`PROBE_SIDE`, ``timestep`` (2,) within [1, 501], ``encoder_hidden_states``
-            (2, :data:`PROBE_TOKENS`, D), and the extra conditions of SDXL.
+        denoiser: A ``UNet2DConditionModel`` or ``UNet2DModel``, whose config tells the shapes: ``sample`` (2, C, S, S)
+            with S at most :data:`PROBE_SIDE`, ``timestep`` (2,) within [1, 501]; of the first also
+            ``encoder_hidden_states`` (2, :data:`PROBE_TOKENS`, D), and the extra conditions of SDXL.
         seed: Seed of the normal values.
 
     Returns:
         Keyword arguments on the denoiser's device and in its dtype, or None if its kind is not known.
     """
-    from diffusers import UNet2DConditionModel
+    from diffusers import UNet2DConditionModel, UNet2DModel
 
-    if not isinstance(denoiser, UNet2DConditionModel):
+    if not isinstance(denoiser, (UNet2DConditionModel, UNet2DModel)):
         return None
     config, device, dtype = denoiser.config, denoiser.device, denoiser.dtype
-    if config.encoder_hid_dim_type not in (None, "text_proj") or config.addition_embed_type not in (None, "text_time"):
-        return None
     if config.class_embed_type is not None or config.num_class_embeds is not None:
         return None
     generator = torch.Generator("cpu").manual_seed(seed)
@@ -37,13 +35,17 @@ def probe_inputs(denoiser: nn.Module, seed: int = 0) -> dict[str, Any] | None:
 
     size = config.sample_size or PROBE_SIDE
     sides = [min(side, PROBE_SIDE) for side in (size if isinstance(size, (list, tuple)) else (size, size))]
-    width = config.cross_attention_dim
-    width = config.encoder_hid_dim or (width[0] if isinstance(width, (list, tuple)) else width)
     inputs: dict[str, Any] = {
         "sample": normal(2, config.in_channels, *sides),
         "timestep": torch.tensor([1, 501], device=device),
-        "encoder_hidden_states": normal(2, PROBE_TOKENS, width),
     }
+    if isinstance(denoiser, UNet2DModel):
+        return inputs
+    if config.encoder_hid_dim_type not in (None, "text_proj") or config.addition_embed_type not in (None, "text_time"):
+        return None
+    width = config.cross_attention_dim
+    width = config.encoder_hid_dim or (width[0] if isinstance(width, (list, tuple)) else width)
+    inputs["encoder_hidden_states"] = normal(2, PROBE_TOKENS, width)
     if config.addition_embed_type == "text_time":
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         inputs["added_cond_kwargs"] = {"text_embeds": normal(2, pooled), "time_ids": normal(2, 6)}

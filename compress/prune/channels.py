@@ -6,13 +6,15 @@ reads them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 from torch_pruning import DependencyGraph
+
+from compress.prune.proxy import UNet, proxy
 
 Axis = tuple[str, str]  # module name, and "out" or "in": the axis of its weight that counts output or input channels
 
@@ -41,35 +43,46 @@ class Group:
         members: Where they occur.
         borders: Channels at which another norm group or another head starts; the same share is kept between any
             two of them.
+        unit: Channels that leave together, one after the other: a head's width where whole heads leave.
+        followers: Where the same channels leave that have no say in which: queries and keys where whole heads leave.
     """
 
     size: int
     members: list[Member]
     borders: set[int] = field(default_factory=set)
+    unit: int = 1
+    followers: list[Member] = field(default_factory=list)
 
 
-def find_groups(unet: nn.Module, inputs: dict[str, object]) -> list[Group]:
+def find_groups(unet: UNet, inputs: dict[str, object], heads: str = "narrow") -> list[Group]:
     """All groups of channels of a UNet.
 
     Args:
-        unet: Needs no weights: may be on the meta device, but must take gradients.
-        inputs: Arguments of one call of it.
+        unet: Needs no weights: may be on the meta device.
+        inputs: Arguments of one call of it, on the meta device.
+        heads: ``"narrow"``: every head of an attention loses channels. ``"remove"``: whole heads leave.
     """
+    narrow = proxy(unet)
     graph = DependencyGraph()
-    graph.build_dependency(unet, example_inputs=inputs, verbose=False)
-    names = {module: name for name, module in unet.named_modules()}
+    graph.build_dependency(narrow, example_inputs=inputs, verbose=False)
+    names = {module: name for name, module in narrow.named_modules()}
     attentions = {name: module for name, module in unet.named_modules() if isinstance(module, Attention)}
     seen: set[Axis] = set()
     groups: list[Group] = []
-    for module, side in _roots(unet):
+    for module, side in _roots(narrow):
         if (names[module], side) in seen or module not in graph.module2node:
             continue
         group = _group(graph, names, module, side)
         seen.update(member.axis for member in group.members)
-        groups.extend(_split_attention(group, attentions))
+        groups.extend(_split_attention(_expanded(group, narrow, unet), attentions, heads))
     for group in groups:
         _add_norm_borders(group, unet)
     return groups
+
+
+def axis_size(unet: nn.Module, axis: Axis) -> int:
+    """Number of output or input channels of a layer of a UNet."""
+    return unet.get_submodule(axis[0]).weight.shape[0 if axis[1] == "out" else 1]
 
 
 def _roots(unet: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -101,8 +114,20 @@ def _group(graph: DependencyGraph, names: dict[nn.Module, str], module: nn.Modul
     return Group(size, members)
 
 
-def _split_attention(group: Group, attentions: dict[str, Attention]) -> list[Group]:
-    """Take queries and keys apart from values: the graph couples them, attention does not."""
+def _expanded(group: Group, narrow: nn.Module, unet: nn.Module) -> Group:
+    """A group of the proxy's channels as one of the UNet's: each channel a run of as many as the UNet has of them."""
+    axis = group.members[0].axis
+    run = axis_size(unet, axis) // axis_size(narrow, axis)
+
+    def expand(channels: Tensor) -> Tensor:
+        return (channels[:, None] * run + torch.arange(run)).flatten()
+
+    members = [replace(member, index=expand(member.index), root=expand(member.root)) for member in group.members]
+    return Group(group.size * run, members)
+
+
+def _split_attention(group: Group, attentions: dict[str, Attention], heads: str) -> list[Group]:
+    """Take queries and keys apart from values: the graph couples them, attention does not unless whole heads leave."""
     owner = next((n for m in group.members for n in attentions if m.axis == (f"{n}.to_q", "out")), None)
     if owner is None:
         return [group]
@@ -110,6 +135,9 @@ def _split_attention(group: Group, attentions: dict[str, Attention]) -> list[Gro
     pair = {(f"{owner}.to_q", "out"), (f"{owner}.to_k", "out")}
     scores = [member for member in group.members if member.axis in pair]
     values = [member for member in group.members if member.axis not in pair]
+    if heads == "remove":
+        # What a head adds to the output passes through its values: where they give nothing, queries do not matter.
+        return [Group(size, values, unit=head, followers=scores)]
     return [Group(size, part, set(range(head, size, head))) for part in (scores, values)]
 
 
@@ -131,11 +159,14 @@ def choose(group: Group, scores: Tensor, count: int) -> Tensor:
     Args:
         group: The group.
         scores: Shape ``(size,)``.
-        count: How many to keep, in [1, size].
+        count: How many to keep, in [1, size], a multiple of the group's unit.
 
     Returns:
         Mask of those kept, shape ``(size,)``.
     """
+    if group.unit > 1:
+        units = Group(group.size // group.unit, [])
+        return choose(units, scores.view(-1, group.unit).sum(1), count // group.unit).repeat_interleave(group.unit)
     keep = torch.zeros(group.size, dtype=torch.bool)
     borders = [0, *sorted(group.borders), group.size]
     # Rounding the share up to each border, not the share of each part, makes the parts sum up.

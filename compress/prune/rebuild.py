@@ -14,6 +14,7 @@ from compress.errors import UserError
 from compress.prune import channels, time_embedding, widths
 from compress.prune.channels import Axis
 from compress.prune.importance.score import Scorer
+from compress.prune.proxy import UNet, add_shortcuts, weightless
 from compress.prune.width import PruneReport
 
 # What adds to the embedding or projects the text has no part in the levels' widths; without it, one set of inputs fits
@@ -30,34 +31,31 @@ PLAIN = {
 TOKENS = 77  # of the text, where the share of MACs is counted
 
 
-def prune_unet(unet: UNet2DConditionModel, ratio: float | list[float], scorer: Scorer) -> PruneReport:
+def prune_unet(
+    unet: UNet, ratio: float | list[float], scorer: Scorer, heads: str = "auto", multiple: int | None = None
+) -> PruneReport:
     """See :func:`compress.prune.width.prune_width`."""
     old_config = dict(unet.config)
     widths.check_blocks(old_config)
-    weights = _checked_weights(unet)
     old_widths = [int(width) for width in old_config["block_out_channels"]]
     asked = widths.level_ratios(ratio, old_widths)
-    new_widths = widths.choose_widths(old_config, asked)
-    pruned = _empty(
-        {
-            **old_config,
-            "block_out_channels": tuple(new_widths),
-            "time_embedding_dim": unet.time_embedding.linear_1.out_features,
-        }
-    )
-    plain, inputs = _plain(old_config)
+    shape = widths.choose_shape(old_config, asked, heads, multiple)
+    weights = _checked_weights(unet)
+    time_embedding_dim = unet.time_embedding.linear_1.out_features
+    pruned = weightless(type(unet), {**old_config, **shape.changes, "time_embedding_dim": time_embedding_dim})
+    plain, inputs = _plain(type(unet), old_config)
     macs = _macs(plain, inputs)
-    _add_shortcuts(plain, pruned, weights)
+    add_shortcuts(plain, like=pruned)
+    _add_identities(plain, weights)
 
-    keep = _choose(channels.find_groups(plain, inputs), plain, pruned, weights, scorer)
+    groups = channels.find_groups(plain, inputs, shape.heads)
+    keep = _choose(groups, plain, pruned, weights, scorer)
     _narrow(weights, keep)
-    _rescale_queries(weights, plain, keep)
+    _rescale_queries(weights, plain, pruned)
     touched = {name for (name, _), mask in keep.items() if not mask.all()}
     residual = 0.0
-    if pruned.time_embedding.linear_1.in_features != unet.time_embedding.linear_1.in_features:
-        steps = torch.arange(time_embedding.TIMESTEPS)
-        fitted, residual = time_embedding.refit(unet.time_embedding, unet.time_proj(steps), pruned.time_proj(steps))
-        weights.update({f"time_embedding.{key}": value for key, value in fitted.state_dict().items()})
+    if shape.widths[0] != old_widths[0]:
+        residual = _refit_time(unet, pruned, weights)
         touched.update({"time_embedding.linear_1", "time_embedding.linear_2"})
     _load(pruned, weights)
     pruned.train(unet.training).requires_grad_(any(p.requires_grad for p in unet.parameters()))
@@ -68,9 +66,11 @@ def prune_unet(unet: UNet2DConditionModel, ratio: float | list[float], scorer: S
         unet=pruned,
         kept=_kept_outputs(pruned, keep),
         widths_before=old_widths,
-        widths_after=new_widths,
+        widths_after=shape.widths,
         ratios_asked=asked,
-        ratios_achieved=[1 - new / old for new, old in zip(new_widths, old_widths, strict=True)],
+        ratios_achieved=[1 - new / old for new, old in zip(shape.widths, old_widths, strict=True)],
+        heads=shape.heads,
+        multiple=shape.multiple,
         params_before=params,
         params_after=sum(p.numel() for p in pruned.parameters()),
         modules=len(layers),
@@ -80,38 +80,33 @@ def prune_unet(unet: UNet2DConditionModel, ratio: float | list[float], scorer: S
         time_residual=residual,
         skipped={
             f"level {i}": f"stays {old} channels wide: the nearest width that norm groups and heads divide"
-            for i, (old, new, ratio) in enumerate(zip(old_widths, new_widths, asked, strict=True))
+            for i, (old, new, ratio) in enumerate(zip(old_widths, shape.widths, asked, strict=True))
             if ratio and old == new
         },
     )
 
 
-def _empty(config: Mapping[str, Any]) -> UNet2DConditionModel:
-    # Private keys stay out: from_config drops whatever "_use_default_values" lists, be it given or not.
-    public = {key: value for key, value in config.items() if not key.startswith("_")}
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(public)
-
-
-def _plain(config: Mapping[str, Any]) -> tuple[UNet2DConditionModel, dict[str, Any]]:
+def _plain(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, dict[str, Any]]:
     """A weightless UNet of the same levels, and inputs for it."""
-    text = config["cross_attention_dim"]
-    text = text[0] if isinstance(text, (list, tuple)) else text or 1
     size = config["sample_size"] or 64
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    inputs = {
+    inputs: dict[str, Any] = {
         "sample": torch.empty(1, config["in_channels"], height, width, device="meta"),
         "timestep": torch.empty(1, device="meta"),
-        "encoder_hidden_states": torch.empty(1, TOKENS, text, device="meta"),
         "return_dict": False,
     }
-    return _empty({**config, **PLAIN, "cross_attention_dim": text}), inputs
+    plain = {**config, **{key: value for key, value in PLAIN.items() if key in config}}
+    if issubclass(cls, UNet2DConditionModel):
+        text = config["cross_attention_dim"]
+        plain["cross_attention_dim"] = text[0] if isinstance(text, (list, tuple)) else text or 1
+        inputs["encoder_hidden_states"] = torch.empty(1, TOKENS, plain["cross_attention_dim"], device="meta")
+    return weightless(cls, plain), inputs
 
 
-def _checked_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
+def _checked_weights(unet: UNet) -> dict[str, Tensor]:
     """The state dict of a UNet that is what its config says, in finite floats."""
     weights = dict(unet.state_dict())
-    expected = {name: tensor.shape for name, tensor in _empty(unet.config).state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in weightless(type(unet), unet.config).state_dict().items()}
     odd = sorted(weights.keys() ^ expected.keys())
     odd += [name for name in expected if name in weights and weights[name].shape != expected[name]]
     if odd:
@@ -128,23 +123,13 @@ def _checked_weights(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     return weights
 
 
-def _add_shortcuts(plain: nn.Module, pruned: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Give a resnet between two levels that will differ in width the shortcut that a stock UNet then has.
-
-    It starts as the identity, so that it passes on the channels that both levels keep.
-    """
-    for level in range(1, len(pruned.down_blocks)):
-        name = f"down_blocks.{level}.resnets.0"
-        old, new = plain.get_submodule(name), pruned.get_submodule(name)
-        if old.conv_shortcut is None and new.conv_shortcut is not None:
-            old.conv_shortcut = nn.Conv2d(old.in_channels, old.out_channels, 1, device="meta")
-            bias = torch.zeros_like(weights[f"{name}.conv1.bias"])
-            weights[f"{name}.conv_shortcut.weight"] = torch.ones_like(bias).diag()[:, :, None, None]
-            weights[f"{name}.conv_shortcut.bias"] = bias
-
-
-def _axis_size(unet: nn.Module, axis: Axis) -> int:
-    return unet.get_submodule(axis[0]).weight.shape[0 if axis[1] == "out" else 1]
+def _add_identities(plain: UNet, weights: dict[str, Tensor]) -> None:
+    """Weights of the added shortcuts: they pass on the channels that both levels keep."""
+    for name, _ in plain.named_modules():
+        if name.endswith(".conv_shortcut") and f"{name}.weight" not in weights:
+            ones = torch.ones_like(weights[f"{name.rpartition('.')[0]}.conv1.bias"])
+            weights[f"{name}.weight"] = ones.diag()[:, :, None, None]
+            weights[f"{name}.bias"] = torch.zeros_like(ones)
 
 
 def _choose(
@@ -154,12 +139,12 @@ def _choose(
     keep: dict[Axis, Tensor] = {}
     for group in groups:
         # The first member is a layer of which every channel belongs to the group.
-        count = _axis_size(pruned, group.members[0].axis)
+        count = channels.axis_size(pruned, group.members[0].axis)
         if count == group.size:
             continue
         mask = channels.choose(group, scorer(group, weights), count)
-        for member in group.members:
-            axis = keep.setdefault(member.axis, torch.ones(_axis_size(plain, member.axis), dtype=torch.bool))
+        for member in [*group.members, *group.followers]:
+            axis = keep.setdefault(member.axis, torch.ones(channels.axis_size(plain, member.axis), dtype=torch.bool))
             axis[member.index] = mask[member.root]
     return keep
 
@@ -173,17 +158,26 @@ def _narrow(weights: dict[str, Tensor], keep: dict[Axis, Tensor]) -> None:
                 weights[key] = weights[key].index_select(0 if side == "out" else 1, index)
 
 
-def _rescale_queries(weights: dict[str, Tensor], plain: nn.Module, keep: dict[Axis, Tensor]) -> None:
-    """Undo that attention divides by the square root of a head's width, which is smaller now."""
+def _rescale_queries(weights: dict[str, Tensor], plain: UNet, pruned: UNet) -> None:
+    """Undo that attention divides by the square root of a head's width, where that is smaller now."""
     for name, module in plain.named_modules():
-        mask = keep.get((f"{name}.to_q", "out"))
-        if isinstance(module, Attention) and mask is not None:
+        if isinstance(module, Attention):
+            narrower = pruned.get_submodule(name)
+            old, new = module.inner_dim // module.heads, narrower.inner_dim // narrower.heads
             for key in (f"{name}.to_q.weight", f"{name}.to_q.bias"):
-                if key in weights:
-                    weights[key] = weights[key] * math.sqrt(int(mask.sum()) / len(mask))
+                if key in weights and new != old:
+                    weights[key] = weights[key] * math.sqrt(new / old)
 
 
-def _load(pruned: UNet2DConditionModel, weights: dict[str, Tensor]) -> None:
+def _refit_time(unet: UNet, pruned: UNet, weights: dict[str, Tensor]) -> float:
+    """Fit the time embedding to the narrower sinusoid; returns the relative error that is left."""
+    steps = torch.arange(time_embedding.TIMESTEPS)
+    fitted, residual = time_embedding.refit(unet.time_embedding, unet.time_proj(steps), pruned.time_proj(steps))
+    weights.update({f"time_embedding.{key}": value for key, value in fitted.state_dict().items()})
+    return residual
+
+
+def _load(pruned: UNet, weights: dict[str, Tensor]) -> None:
     for name, tensor in pruned.state_dict().items():
         if name in weights and weights[name].shape != tensor.shape:
             raise UserError(
@@ -194,7 +188,7 @@ def _load(pruned: UNet2DConditionModel, weights: dict[str, Tensor]) -> None:
     pruned.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, strict=True, assign=True)
 
 
-def _kept_outputs(unet: UNet2DConditionModel, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
+def _kept_outputs(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
     """Channels kept of what each down, mid and up block hands on."""
     blocks = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
     blocks += ["mid_block"] if unet.mid_block is not None else []
@@ -204,8 +198,8 @@ def _kept_outputs(unet: UNet2DConditionModel, keep: dict[Axis, Tensor]) -> dict[
         block = unet.get_submodule(name)
         samplers = next((s for s in ("downsamplers", "upsamplers") if getattr(block, s, None) is not None), None)
         layer = f"{name}.{samplers}.0.conv" if samplers else f"{name}.resnets.{len(block.resnets) - 1}.conv2"
-        mask = keep.get((layer, "out"))
-        kept[name] = list(range(_axis_size(unet, (layer, "out")))) if mask is None else mask.nonzero()[:, 0].tolist()
+        mask = keep.get((layer, "out"), torch.ones(channels.axis_size(unet, (layer, "out"))))
+        kept[name] = mask.nonzero()[:, 0].tolist()
     return kept
 
 
@@ -222,7 +216,7 @@ def _regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
 
 
 @torch.no_grad()
-def _macs(plain: UNet2DConditionModel, inputs: dict[str, Any]) -> dict[str, float]:
+def _macs(plain: UNet, inputs: dict[str, Any]) -> dict[str, float]:
     """Multiply-accumulates of every module and what is in it, by name; ``""`` is the whole."""
     with FlopCounterMode(display=False) as counter:
         plain(**inputs)

@@ -13,6 +13,8 @@ from compress.progress import bar
 
 TIMESTEPS = 1000
 EXACT = 1e-6  # relative error below which least squares on the first layer is the answer
+CUTOFF = 1e-5  # singular values below that share of the largest would only make the first layer's weights large
+RIDGES = (1e-6, 1e-8, 1e-10)  # shares of the largest eigenvalue; which is best depends on the precision of the weights
 ITERATIONS = 600  # of L-BFGS at most
 MOST_PASSES = ITERATIONS * 5 // 4  # its line searches included; that many where max_eval is not given
 
@@ -28,6 +30,18 @@ def _fit_first(fitted: nn.Module, sinusoid: Tensor, hidden: Tensor, cutoff: floa
     solution = torch.linalg.lstsq(inputs, hidden, rcond=cutoff, driver="gelsd").solution
     fitted.linear_1.weight.copy_(solution[:-1].T)
     fitted.linear_1.bias.copy_(solution[-1])
+
+
+@torch.no_grad()
+def _fit_second(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor, ridge: float) -> None:
+    """The least change of ``linear_2`` (ridge regression) that makes up for what the first layer leaves."""
+    hidden = fitted.act(fitted.linear_1(sinusoid))
+    inputs = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
+    products = inputs @ inputs.T  # one row per timestep: fewer than hidden units
+    products.diagonal().add_(ridge * torch.linalg.eigvalsh(products)[-1])
+    change = inputs.T @ torch.linalg.solve(products, wanted - fitted.linear_2(hidden), left=True)
+    fitted.linear_2.weight.add_(change[:-1].T)
+    fitted.linear_2.bias.add_(change[-1])
 
 
 def _fit_both(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor) -> None:
@@ -54,8 +68,9 @@ def _fit_both(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor) -> None:
 def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, float]:
     """Fit both layers of a diffusers ``TimestepEmbedding`` so that it maps ``new`` to what it mapped ``old`` to.
 
-    The first layer is solved by least squares; where that is not exact, both layers follow by L-BFGS, which takes
-    a few seconds.
+    The first layer is solved by least squares. Where that is not exact, the second is solved too if there are at least
+    as many hidden units as timesteps (Stable Diffusion has 1280); if there are fewer, both layers follow by L-BFGS,
+    which takes a few seconds.
 
     Args:
         embedding: With layers ``linear_1`` and ``linear_2``; stays unchanged.
@@ -72,12 +87,20 @@ def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, fl
     hidden, wanted = fitted.linear_1(old64), fitted(old64)
     fitted.linear_1 = nn.utils.skip_init(nn.Linear, new.shape[1], weight.shape[0], dtype=torch.float64)
     _fit_first(fitted, new64, hidden, cutoff=1e-12)
+    candidates = [fitted]
     if _error(fitted(new64), wanted) > EXACT:
-        # Sinusoids of low frequency are nearly dependent: cut off what would only make the weights large.
-        _fit_first(fitted, new64, hidden, cutoff=1e-5)
-        fitted = fitted.float().to(weight.device).requires_grad_(True)
-        _fit_both(fitted, new64.float().to(weight.device), wanted.float().to(weight.device))
-    fitted = fitted.to(weight.device, weight.dtype)
+        _fit_first(fitted, new64, hidden, CUTOFF)
+        if weight.shape[0] >= len(old):
+            candidates = [copy.deepcopy(fitted) for _ in RIDGES]
+            for candidate, ridge in zip(candidates, RIDGES, strict=True):
+                _fit_second(candidate, new64, wanted, ridge)
+        else:
+            fitted = fitted.float().to(weight.device).requires_grad_(True)
+            _fit_both(fitted, new64.float().to(weight.device), wanted.float().to(weight.device))
+            candidates = [fitted]
+    rounded = [candidate.to(weight.device, weight.dtype) for candidate in candidates]
     with torch.no_grad():
-        found = fitted(new.to(weight.device, weight.dtype))
-    return fitted, float(_error(found.cpu().double(), wanted))
+        inputs = new.to(weight.device, weight.dtype)
+        residuals = [float(_error(candidate(inputs).cpu().double(), wanted)) for candidate in rounded]
+    best = min(range(len(rounded)), key=residuals.__getitem__)
+    return rounded[best], residuals[best]

@@ -1,4 +1,4 @@
-"""Pruning of the channels of a ``UNet2DConditionModel``, level by level.
+"""Pruning of the channels of a ``UNet2DConditionModel`` or ``UNet2DModel``, level by level.
 
 A stock config holds one width per resolution level, so every layer of a level is pruned to the same width; *which*
 channels go is chosen for each group of coupled channels on its own (see :mod:`compress.prune.channels`), by one of the
@@ -18,7 +18,7 @@ from compress.prune.target import Target
 from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
 
     from compress.prune.importance.calibration import Calibration
     from compress.prune.importance.score import Scorer
@@ -60,6 +60,10 @@ class Config:
         target: How much is to be left, with ratios chosen by each level's measured sensitivity.
         importance: What decides which channels go: a name or a mapping of ``name`` and its keys, see
             :mod:`compress.prune.importance`; afterwards the ``Config`` of its family.
+        heads: What attention gives up: ``"narrow"``: channels of every head, with the ratio of their scales folded into
+            the query. ``"remove"``: whole heads. ``"auto"``: whichever allows widths nearer to those asked for.
+        multiple: What every new width is a multiple of, at least 1, besides norm groups and heads; None: 64 where all
+            levels have 256 channels or more, as fused kernels want it, else 1.
         calibration: Examples for an importance that looks at what the UNet does with them, and for sensitivity.
         sensitivity: How it is measured.
     """
@@ -67,6 +71,8 @@ class Config:
     ratio: Any = 0.25
     target: Target = Target()
     importance: Any = "l2"
+    heads: str = "auto"
+    multiple: int | None = None
     calibration: CalibrationConfig = CalibrationConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
 
@@ -84,6 +90,10 @@ class Config:
             expected = "a number in (0, 1), or a list of one per level"
         if not ok:
             raise bad_value("ratio", self.ratio, expected)
+        if self.heads not in ("auto", "narrow", "remove"):
+            raise bad_value("heads", self.heads, "auto, narrow or remove")
+        if self.multiple is not None and self.multiple < 1:
+            raise bad_value("multiple", self.multiple, "a whole number of at least 1, or null")
         object.__setattr__(self, "importance", parse(self.importance))
 
 
@@ -103,6 +113,8 @@ class PruneReport:
         widths_after: ``block_out_channels`` of the new one.
         ratios_asked: Share of channels to remove per level.
         ratios_achieved: Share removed per level; differs, as widths must be divisible by norm groups and heads.
+        heads: ``"narrow"`` or ``"remove"``: what attention gave up.
+        multiple: What every new width is a multiple of, besides norm groups and heads.
         params_before: Number of parameters of the model given.
         params_after: Number of parameters of the new one.
         modules: Number of layers that lost channels.
@@ -116,12 +128,14 @@ class PruneReport:
         plan: How the ratios were chosen, where a target was given.
     """
 
-    unet: "UNet2DConditionModel"
+    unet: "UNet2DConditionModel | UNet2DModel"
     kept: dict[str, list[int]]
     widths_before: list[int]
     widths_after: list[int]
     ratios_asked: list[float]
     ratios_achieved: list[float]
+    heads: str
+    multiple: int
     params_before: int
     params_after: int
     modules: int
@@ -138,7 +152,7 @@ Pruner = Callable[[float | list[float]], PruneReport]
 
 
 def prune_width(
-    unet: "UNet2DConditionModel",
+    unet: "UNet2DConditionModel | UNet2DModel",
     config: Config = Config(),
     *,
     calibration: "Calibration | None" = None,
@@ -151,7 +165,8 @@ def prune_width(
     attention head too, so that normalization and heads work on what they worked on before.
 
     Args:
-        unet: Any float weights; stays unchanged. Its blocks must be those of Stable Diffusion (1.x, 2.x, XL).
+        unet: Any float weights; stays unchanged. Its blocks must be those of Stable Diffusion (1.x, 2.x, XL), or of
+            DDPM.
         config: See :class:`Config`.
         calibration: Examples, where :func:`needs_examples` says that they are needed.
         seed: Of what is drawn.
@@ -170,17 +185,17 @@ def needs_examples(config: Config) -> bool:
     return needs_calibration(config.importance) or config.target.goal is not None
 
 
-def _planner(unet: "UNet2DConditionModel", config: Config) -> "Planner | None":
+def _planner(unet: "UNet2DConditionModel | UNet2DModel", config: Config) -> "Planner | None":
     """Refuses a target that cannot be met; None without one."""
     if config.target.goal is None:
         return None
     from compress.prune.sensitivity.plan import Planner
 
-    return Planner(unet, config.target)
+    return Planner(unet, config.target, config.heads, config.multiple)
 
 
 def _prune(
-    unet: "UNet2DConditionModel",
+    unet: "UNet2DConditionModel | UNet2DModel",
     config: Config,
     planner: "Planner | None",
     calibration: "Calibration | None",
@@ -196,7 +211,7 @@ def _prune(
     return replace(prune(plan.ratios), plan=plan)
 
 
-def pruner(unet: "UNet2DConditionModel", config: Config, scorer: "Scorer") -> "Pruner":
+def pruner(unet: "UNet2DConditionModel | UNet2DModel", config: Config, scorer: "Scorer") -> "Pruner":
     """From a ratio, or one per level, to the pruned UNet, all else as in the config.
 
     Args:
@@ -206,18 +221,19 @@ def pruner(unet: "UNet2DConditionModel", config: Config, scorer: "Scorer") -> "P
     """
     from compress.prune.rebuild import prune_unet
 
-    return lambda ratio: prune_unet(unet, ratio, scorer)
+    return lambda ratio: prune_unet(unet, ratio, scorer, config.heads, config.multiple)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_width`."""
-    from diffusers import UNet2DConditionModel
+    from diffusers import UNet2DConditionModel, UNet2DModel
 
     unet = getattr(pipeline, "unet", None)
-    if not isinstance(unet, UNet2DConditionModel):
+    if not isinstance(unet, (UNet2DConditionModel, UNet2DModel)):
         found = type(unet).__name__ if unet is not None else "no unet"
         raise UserError(
-            f"prune method width needs a pipeline with a UNet2DConditionModel; {type(pipeline).__name__} has {found}"
+            f"prune method width needs a pipeline with a UNet2DConditionModel or UNet2DModel; "
+            f"{type(pipeline).__name__} has {found}"
         )
     planner = _planner(unet, config)  # before the examples are encoded: it may refuse
     calibration = None

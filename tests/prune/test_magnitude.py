@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from omegaconf import OmegaConf
 
 from compress.compose import compose
@@ -17,7 +17,7 @@ from compress.prune import width
 from compress.prune.magnitude import prune_channels
 from compress.prune.time_embedding import refit
 from compress.prune.width import Config
-from compress.prune.widths import choose_widths, level_steps
+from compress.prune.widths import choose_shape, level_steps
 from compress.values import build
 
 Change = dict[str, object]
@@ -142,12 +142,15 @@ def test_equal_widths_pruned_differently_get_a_shortcut_of_the_kept_channels() -
     ],
 )
 def test_widths_are_the_nearest_possible(widths: tuple[int, ...], ratios: list[float], wanted: list[int]) -> None:
-    assert choose_widths(unet_of(block_out_channels=widths).config, ratios) == wanted
+    assert choose_shape(unet_of(block_out_channels=widths).config, ratios).widths == wanted
 
 
 def test_widths_fit_groups_and_the_heads_of_levels_with_attention() -> None:
     config = unet_of(block_out_channels=(16, 48, 96), attention_head_dim=(3, 12, 16)).config
-    assert level_steps(config) == [8, 24, 16]
+    assert level_steps(config, "narrow") == [8, 24, 16]
+    assert level_steps(config, "remove") == [8, 8, 24]
+    assert level_steps(config) == [8, 8, 24]  # twelve widths to choose from against ten
+    assert level_steps(config, "remove", multiple=6) == [24, 24, 24]
 
 
 @pytest.mark.usefixtures("few_iterations")
@@ -320,10 +323,8 @@ def test_weights_that_are_not_those_of_a_float_unet() -> None:
 
 
 def test_a_pipeline_with_another_denoiser() -> None:
-    unet = UNet2DModel(
-        block_out_channels=(8,), norm_num_groups=4, down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
-    )
-    with pytest.raises(UserError, match="UNet2DConditionModel; Pipeline has UNet2DModel"):
-        width.run(Pipeline(unet, DDPMScheduler()), Config(), SimpleNamespace(seed=0))
+    other = torch.nn.Linear(1, 1)
+    with pytest.raises(UserError, match="UNet2DConditionModel or UNet2DModel; SimpleNamespace has Linear"):
+        width.run(SimpleNamespace(unet=other), Config(), SimpleNamespace())
     with pytest.raises(UserError, match="has no unet"):
-        width.run(SimpleNamespace(transformer=unet), Config(), SimpleNamespace(seed=0))
+        width.run(SimpleNamespace(transformer=other), Config(), SimpleNamespace())

@@ -3,8 +3,10 @@
 import math
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
+
+UNet = UNet2DConditionModel | UNet2DModel
 
 
 class Layout:
@@ -22,6 +24,12 @@ class Layout:
         first = torch.rand(size) < 0.5
         return cls(torch.arange(size).repeat_interleave(2), torch.stack([first, ~first], 1).flatten())
 
+    @classmethod
+    def twin_heads(cls, size: int, head: int) -> "Layout":
+        heads = cls.twins(size // head)
+        inside = torch.arange(head)
+        return cls((heads.source[:, None] * head + inside).flatten(), heads.original.repeat_interleave(head))
+
     def __add__(self, other: "Layout") -> "Layout":
         source = torch.cat([self.source, other.source + int(self.source.max()) + 1])
         return Layout(source, torch.cat([self.original, other.original]))
@@ -34,8 +42,8 @@ class Layout:
 class Widener:
     """Walks both models in the order of the forward pass; written without any dependency graph."""
 
-    def __init__(self, small: UNet2DConditionModel, wide: UNet2DConditionModel) -> None:
-        self.small, self.wide = small, wide
+    def __init__(self, small: UNet, wide: UNet, heads: str) -> None:
+        self.small, self.wide, self.heads = small, wide, heads
         self.outputs: dict[str, list[int]] = {}
 
     @torch.no_grad()
@@ -68,16 +76,28 @@ class Widener:
 
     @torch.no_grad()
     def attention(self, name: str, x: Layout, context: Layout) -> None:
-        size = self.small.get_submodule(f"{name}.to_q").out_features
-        scores, values = Layout.twins(size), Layout.twins(size)
+        small, wide = self.small.get_submodule(name), self.wide.get_submodule(name)
+        size = small.to_q.out_features
+        if self.heads == "remove":
+            scores = values = Layout.twin_heads(size, size // small.heads)
+        else:
+            scores, values = Layout.twins(size), Layout.twins(size)
         self.layer(f"{name}.to_q", x, scores)
         self.layer(f"{name}.to_k", context, scores)
-        # The wide head divides by the square root of twice the width; the twins of the keys give nothing.
-        wide = self.wide.get_submodule(name)
-        wide.to_q.weight.mul_(math.sqrt(2))
-        wide.to_k.weight.mul_(scores.original[:, None])
+        if self.heads == "narrow":
+            # The wide head divides by the square root of twice the width; the twins of the keys give nothing.
+            for query, key in zip(wide.to_q.parameters(), wide.to_k.parameters(), strict=True):
+                query.mul_(math.sqrt(2))
+                key[~scores.original] = 0
         self.layer(f"{name}.to_v", context, values)
         self.layer(f"{name}.to_out.0", values, x)
+
+    def attend(self, name: str, x: Layout) -> None:
+        if hasattr(self.small.get_submodule(name), "transformer_blocks"):
+            self.transformer(name, x)
+        else:
+            self.norm(f"{name}.group_norm", x)
+            self.attention(name, x, x)
 
     def transformer(self, name: str, x: Layout) -> None:
         module = self.small.get_submodule(name)
@@ -97,6 +117,8 @@ class Widener:
 
     @torch.no_grad()
     def time(self) -> None:
+        if getattr(self.small, "add_embedding", None) is not None:
+            self.wide.add_embedding.load_state_dict(self.small.add_embedding.state_dict())
         small, wide = self.small.time_embedding, self.wide.time_embedding
         wide.load_state_dict(small.state_dict() | {"linear_1.weight": wide.linear_1.weight})
         # With freq_shift 0 every other frequency of twice as many is one of the small model's.
@@ -110,7 +132,7 @@ class Widener:
                 x = x + skips.pop()
             x = self.resnet(f"{name}.resnets.{i}", x)
             if hasattr(block, "attentions"):
-                self.transformer(f"{name}.attentions.{i}", x)
+                self.attend(f"{name}.attentions.{i}", x)
             if sampler == "downsamplers":
                 skips.append(x)
         if getattr(block, sampler) is not None:
@@ -133,8 +155,9 @@ class Widener:
             x = self.block(f"down_blocks.{i}", x, skips, "downsamplers")
         if small.mid_block is not None:
             x = self.resnet("mid_block.resnets.0", x)
-            for i, _ in enumerate(small.mid_block.attentions):
-                self.transformer(f"mid_block.attentions.{i}", x)
+            for i, attention in enumerate(small.mid_block.attentions):
+                if attention is not None:
+                    self.attend(f"mid_block.attentions.{i}", x)
                 x = self.resnet(f"mid_block.resnets.{i + 1}", x)
             self.outputs["mid_block"] = x.kept
         for i in range(len(small.up_blocks)):
@@ -143,16 +166,24 @@ class Widener:
         self.layer("conv_out", x, Layout.plain(small.conv_out.out_channels))
 
 
-def widen(small: UNet2DConditionModel) -> tuple[UNet2DConditionModel, dict[str, list[int]]]:
-    """A UNet of twice the width and the same function, and which outputs of its blocks are originals."""
+def widen(small: UNet, heads: str = "narrow") -> tuple[UNet, dict[str, list[int]]]:
+    """A UNet of twice the width and the same function, and which outputs of its blocks are originals.
+
+    Args:
+        small: The UNet to widen.
+        heads: ``"narrow"``: its heads are twice as wide. ``"remove"``: it has twice as many.
+    """
     config = {key: value for key, value in small.config.items() if not key.startswith("_")}
     config["block_out_channels"] = tuple(2 * width for width in config["block_out_channels"])
     config["time_embedding_dim"] = small.time_embedding.linear_1.out_features
-    wide = UNet2DConditionModel.from_config(config).eval()
+    if heads == "remove" and isinstance(small, UNet2DConditionModel):
+        given = config["attention_head_dim"]
+        config["attention_head_dim"] = [2 * n for n in given] if isinstance(given, (list, tuple)) else 2 * given
+    wide = type(small).from_config(config).eval()
     with torch.no_grad():
         for parameter in wide.parameters():  # what the walk forgets shows
             parameter.fill_(float("nan"))
-    walk = Widener(small, wide)
+    walk = Widener(small, wide, heads)
     walk.run()
     return wide, walk.outputs
 

@@ -80,7 +80,7 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
         raise bad_value(f"stages.{stage.name}.target", "null", "a share of params, macs or bytes to plan for")
     pipeline = compress.models.load_teacher(config.model, processes.join(config.device), DTYPES[config.precision])
     unet: Any = compress.models.denoiser(pipeline)
-    planner = Planner(unet, wanted.target)
+    planner = Planner(unet, wanted.target, wanted.heads, wanted.multiple)
     data = compress.data.load_data(config.data)
     calibration = calibrate(pipeline, data.train, wanted.calibration, config.seed)
     scorer = make_scorer(wanted.importance, calibration, config.seed)

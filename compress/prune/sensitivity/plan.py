@@ -37,12 +37,14 @@ class Planner:
     Args:
         unet: Its config counts, not its weights.
         target: With one share given.
+        heads: What attention may give up, see :class:`compress.prune.width.Config`.
+        multiple: What new widths are multiples of, see there.
 
     Raises:
         UserError: No widths meet the target, or the UNet's inputs are not known.
     """
 
-    def __init__(self, unet: Any, target: Target) -> None:
+    def __init__(self, unet: Any, target: Target, heads: str = "auto", multiple: int | None = None) -> None:
         from compress.prune import widths
         from compress.prune.importance.made_up import full_size
 
@@ -50,7 +52,8 @@ class Planner:
         widths.check_blocks(unet.config)
         self.target = target
         self.costs = Costs(unet, ((), full_size(unet)), target.goal[0])
-        self.choices = meeting(target, self.costs, possible_widths(unet.config, widths.level_steps(unet.config)))
+        steps = widths.level_steps(unet.config, heads, multiple)
+        self.choices = meeting(target, self.costs, possible_widths(unet.config, steps))
 
     def plan(self, prune: "Pruner", reference: "Reference", ratios: Sequence[float]) -> Plan:
         """Measures every level and chooses.

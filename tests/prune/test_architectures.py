@@ -1,0 +1,194 @@
+"""Every architecture: pruning finds planted twins; what it leaves is a stock model that loads, trains and quantizes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+from safetensors.torch import save_file
+
+from compress.errors import UserError
+from compress.models.probe import probe_inputs, probe_output
+from compress.prune.width import Config, prune_width
+from compress.quantize.torchao import quantize_weights
+from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
+from tests.prune.widen import widen
+
+LOAD = """
+import json, sys
+import diffusers, torch
+from pathlib import Path
+from safetensors.torch import load_file
+
+for folder in Path(sys.argv[1]).iterdir():
+    cls = getattr(diffusers, json.loads((folder / "config.json").read_text())["_class_name"])
+    tensors = load_file(folder / "probe" / "tensors.safetensors")
+    expected = tensors.pop("expected")
+    added = {name.removeprefix("added."): tensors.pop(name) for name in list(tensors) if name.startswith("added.")}
+    if added:
+        tensors["added_cond_kwargs"] = added
+    with torch.no_grad():
+        found = cls.from_pretrained(folder).eval()(**tensors).sample
+    difference = ((found - expected).abs().max() / expected.abs().max()).item()
+    print(json.dumps([folder.name, difference]))
+"""
+
+
+def _modes() -> list[tuple[str, str]]:
+    # A single head cannot be removed, and heads of one width in all levels cannot be narrowed.
+    impossible = {("ddpm", "remove"), ("ddpm with heads", "narrow")}
+    return [(name, mode) for name in ARCHITECTURES for mode in ("narrow", "remove") if (name, mode) not in impossible]
+
+
+@pytest.mark.parametrize(("name", "heads"), _modes())
+@torch.no_grad()
+def test_twins_go_and_the_function_stays(name: str, heads: str) -> None:
+    small = random_unet(name)
+    wide, originals = widen(small, heads)
+    inputs = probe_inputs(small)
+    wanted = probe_output(small, inputs)
+    limit = 1e-5 * wanted.abs().max()
+    assert (probe_output(wide, inputs) - wanted).abs().max() < limit, "the widened model is another function"
+
+    with torch.enable_grad():
+        report = prune_width(wide, Config(0.5, heads=heads))
+
+    assert report.kept == originals
+    assert report.heads == heads
+    assert report.time_residual < 1e-6
+    for key, tensor in report.unet.state_dict().items():
+        if not key.startswith("time_embedding.linear_1"):
+            torch.testing.assert_close(tensor, small.state_dict()[key], rtol=1e-6, atol=0, msg=key)
+    assert (probe_output(report.unet, inputs) - wanted).abs().max() < limit
+
+
+@pytest.fixture(scope="module")
+def pruned() -> dict[str, UNet]:
+    """Every architecture with half of the channels of its deeper levels."""
+    found = {}
+    for name in ARCHITECTURES:
+        unet = random_unet(name, width=2)
+        levels = len(unet.config.block_out_channels)
+        found[name] = prune_width(unet, Config([0, *[0.5] * (levels - 1)])).unet
+        assert found[name].num_parameters() < unet.num_parameters()
+    return found
+
+
+def test_a_fresh_process_loads_them_by_stock_diffusers(pruned: dict[str, UNet], tmp_path: Path) -> None:
+    for name, unet in pruned.items():
+        unet.save_pretrained(tmp_path / name)
+        inputs = probe_inputs(unet)
+        tensors = {f"added.{key}": tensor for key, tensor in inputs.pop("added_cond_kwargs", {}).items()}
+        expected = probe_output(unet, probe_inputs(unet))
+        (tmp_path / name / "probe").mkdir()
+        save_file({**inputs, **tensors, "expected": expected}, tmp_path / name / "probe" / "tensors.safetensors")
+    run = subprocess.run([sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, check=True, cwd="/")
+    differences = dict(json.loads(line) for line in run.stdout.splitlines())
+    assert differences.keys() == ARCHITECTURES.keys()
+    assert max(differences.values()) <= 1e-5, differences
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_step_of_training_moves_every_weight(pruned: dict[str, UNet], name: str) -> None:
+    unet = type(pruned[name]).from_config(pruned[name].config).train()
+    unet.load_state_dict(pruned[name].state_dict())
+    inputs = probe_inputs(unet)
+    optimizer = torch.optim.SGD(unet.parameters(), 1e-3)
+    losses = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = unet(**inputs).sample.square().mean()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+    assert losses[1] < losses[0]
+    assert [key for key, weight in unet.named_parameters() if weight.grad is None] == []
+
+
+@pytest.mark.parametrize("name", ["sdxl", "ddpm"])
+def test_quantized_and_loaded(pruned: dict[str, UNet], name: str, tmp_path: Path) -> None:
+    unet = type(pruned[name]).from_config(pruned[name].config).eval()
+    unet.load_state_dict(pruned[name].state_dict())
+    report = quantize_weights(unet)
+    assert report.params > 0.9
+    unet.save_pretrained(tmp_path)
+    loaded = type(unet).from_pretrained(tmp_path, dtype=torch.float32)
+    inputs = probe_inputs(unet)
+    assert torch.equal(probe_output(loaded, inputs), probe_output(unet, inputs))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_compiled(pruned: dict[str, UNet], name: str) -> None:
+    inputs = probe_inputs(pruned[name])
+    wanted = probe_output(pruned[name], inputs)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = torch.compile(pruned[name])(**inputs).sample
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize(
+    ("heads", "before", "after", "widths"),
+    [("remove", [2, 4, 4], [2, 3, 3], [16, 24, 24]), ("narrow", [2, 4, 4], [2, 4, 4], [16, 24, 24])],
+)
+def test_heads_by_choice(heads: str, before: list[int], after: list[int], widths: list[int]) -> None:
+    unet = random_unet("sd 2.x", width=2)
+    assert unet.config.attention_head_dim == before
+    report = prune_width(unet, Config([0, 0.25, 0.25], heads=heads))
+    assert (report.heads, report.widths_after) == (heads, widths)
+    assert report.unet.config.attention_head_dim == after
+    assert report.unet.mid_block.attentions[0].transformer_blocks[0].attn1.heads == after[2]
+
+
+def test_whole_heads_leave() -> None:
+    unet = random_unet("sd 2.x", width=2)
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    attention = unet.get_submodule(name)
+    with torch.no_grad():
+        attention.to_out[0].weight[:, 8:16] = 0  # the second of four heads of 8 channels adds nothing
+    queries = attention.to_q.bias, attention.to_q.weight
+    pruned = prune_width(unet, Config([0, 0.25, 0], heads="remove")).unet.get_submodule(name)
+    assert (pruned.heads, pruned.scale) == (3, 8**-0.5)
+    assert queries[0] is None
+    kept = [0, 1, 2, 3, 4, 5, 6, 7, *range(16, 32)]
+    into = [i for i in range(32) if torch.isin(queries[1][kept][:, i], pruned.to_q.weight).all()]
+    assert torch.equal(pruned.to_q.weight, queries[1][kept][:, into]), "another head left, or queries were rescaled"
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "message"),
+    [
+        ("ddpm with heads", "narrow", "heads=narrow: expected remove or auto: a UNet2DModel"),
+        ("ddpm", "remove", r"level 1: 32$"),
+    ],
+)
+def test_heads_that_cannot(name: str, heads: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prune_width(random_unet(name, width=2), Config([0, 0.5], heads=heads))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, "down_block_types is SkipDownBlock2D; known: Attn"),
+        ({"downsample_type": "resnet"}, "downsample_type is resnet; known: conv"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type is fourier; known: positional"),
+    ],
+)
+def test_what_a_plain_unet_cannot_be(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prune_width(random_unet("ddpm", width=2, **change), Config(0.5))
+
+
+def test_time_embedding_of_a_plain_unet_stays_as_wide() -> None:
+    unet = random_unet("ddpm", width=2)
+    report = prune_width(unet, Config(0.5))
+    assert isinstance(report.unet, UNet2DModel)
+    assert report.unet.config.time_embedding_dim == 64
+    assert report.unet.time_embedding.linear_1.weight.shape == (64, 8)
+    assert 0 < report.time_residual < 1
