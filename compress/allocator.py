@@ -11,8 +11,8 @@ LARGEST = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Tells glibc to keep freed memory for the next tensor instead of giving it back to the system.
 
-    Every large tensor is otherwise mapped, cleared page by page and unmapped again: a sixth of the time of sampling small
-    pictures on a CPU, and a third of that of the Inception network. The process holds what it used at most.
+    Every large tensor is otherwise mapped, cleared page by page and unmapped again: a sixth of the time of sampling
+    small pictures on a CPU, and a third of that of the Inception network. The process holds what it used at most.
 
     Returns:
         Whether the C library is one that can be told.
