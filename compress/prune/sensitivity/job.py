@@ -121,7 +121,9 @@ def _print_end(console: Any, result: dict[str, Any], config: "RunConfig", stage:
     from rich.table import Table
 
     rows = [row for kind in ("levels", "blocks", "heads") for row in result[kind]]
-    table = Table("part", "share removed and PSNR of the prediction (dB)", box=None)
+    table = Table(box=None)
+    table.add_column("part", overflow="fold")
+    table.add_column("share removed and PSNR of the prediction (dB)", no_wrap=True)
     for row in rows:
         table.add_row(row["name"], "  ".join(f"{point['ratio']:.0%} {point['psnr']:.1f}" for point in row["points"]))
     plan, (unit, share) = result["plan"], stage.config.target.goal
