@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.compose import explain, register_recipes, sentence
+from compress.compose import explain, place_choices, register_recipes, sentence
 from compress.config import NOT_STAGES, conf_folder, recipe_files
 from compress.errors import UserError
 
@@ -26,6 +26,7 @@ Choices, as GROUP=OPTION
 
 Any other key is set by its path
   stages.prune.ratio=0.4 stages.distill.steps=80    a stage's own keys
+  prune=taylor  prune=bk_sdm_small                  another choice for the stage of that name
   ~stages.distill                                   leaves a stage out
   model.path=/some/pipeline  model.path=owner/name  another model: a local folder or a hub id
   data.path=/some/pictures                          other pictures with captions
@@ -76,8 +77,9 @@ def main() -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = [word for word in arguments if not word.startswith("-") and ("=" in word or word.startswith("~"))]
-    sys.argv[1:] = overrides + [word for word in arguments if word not in overrides]  # Hydra wants options last
+    words = [word for word in arguments if not word.startswith("-") and ("=" in word or word.startswith("~"))]
+    overrides = place_choices(words)
+    sys.argv[1:] = overrides + [word for word in arguments if word not in words]  # Hydra wants options last
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
     codes: list[int] = []
 

@@ -16,6 +16,7 @@ JOBS = {
     "run": "compress.jobs:run_stages",
     "score": "compress.evaluate.score:run_job",
     "benchmark": "compress.benchmark:run_job",
+    "prune_sensitivity": "compress.prune.sensitivity.job:run_job",
     "pretrain": "compress.jobs:pretrain",
 }
 

@@ -72,6 +72,14 @@ def test_help_and_import_load_neither_torch_nor_diffusers(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_method_is_chosen_by_the_kind_of_its_stage(cli, capsys):
+    assert cli("--cfg", "job", "recipe=prune", "prune=taylor", "stages.prune.ratio=0.4") == 0
+    shown = capsys.readouterr().out
+    assert "name: taylor" in shown and "ratio: 0.4" in shown
+    assert cli("recipe=prune", "prune=bk_sdm_small", "--cfg", "job") == 0
+    assert "method: bk_sdm" in capsys.readouterr().out
+
+
 def test_options_may_stand_anywhere(cli: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli("recipe=prune", "--cfg", "job", "seed=7") == 0
     assert "seed: 7" in capsys.readouterr().out
