@@ -136,11 +136,13 @@ def together() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Ends the group, once all is done."""
+    """Ends the group, once all is done in every process: one that ends before the others may take them with it."""
     if count() > 1:
         from accelerate import PartialState
 
-        PartialState().destroy_process_group()
+        state = PartialState()
+        state.wait_for_everyone()
+        state.destroy_process_group()
 
 
 def _broadcast(message: Any) -> Any:

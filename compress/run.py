@@ -310,7 +310,7 @@ def _compute(
     try:
         report = stage.module.run(pipeline, stage.config, context)
     except UserError as error:
-        own = str(error).partition("=")[0] in asdict(stage.config)
+        own = str(error).partition("=")[0].partition(".")[0] in asdict(stage.config)
         raise UserError(f"stages.{stage.name}{'.' if own else ': '}{error}") from error
     return pipeline, StageReport(report.coverage, report.details, report.curves or curves)
 

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,16 @@ TESTS = Path(__file__).parent
 # Tests import the modules beside them and tiny.py by their plain names, wherever pytest is started.
 sys.path[:0] = [str(TESTS.parent), str(TESTS), *(str(folder) for folder in sorted(TESTS.iterdir()) if folder.is_dir())]
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Leaves torch with as many threads as it had: sums are rounded otherwise with another number."""
+    torch = sys.modules.get("torch")
+    threads = torch.get_num_threads() if torch else None
+    yield
+    if torch and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
