@@ -24,8 +24,8 @@ print(faults() - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 def test_freed_memory_is_used_again():
     def faults(how):
-        plain = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, env=plain)
+        bare = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True, env=bare)
         return int(done.stdout)
 
     assert faults("keep") < faults("leave") / 10
