@@ -40,17 +40,17 @@ def prune_unet(
     old_widths = [int(width) for width in old_config["block_out_channels"]]
     asked = widths.level_ratios(ratio, old_widths)
     shape = widths.choose_shape(old_config, asked, heads, multiple)
-    weights = _checked_weights(unet)
+    weights = checked_weights(unet)
     time_embedding_dim = unet.time_embedding.linear_1.out_features
     pruned = weightless(type(unet), {**old_config, **shape.changes, "time_embedding_dim": time_embedding_dim})
-    plain, inputs = _plain(type(unet), old_config)
-    macs = _macs(plain, inputs)
+    plain, inputs = plain_unet(type(unet), old_config)
+    macs = module_macs(plain, inputs)
     add_shortcuts(plain, like=pruned)
     _add_identities(plain, weights)
 
     groups = channels.find_groups(plain, inputs, shape.heads)
     keep = _choose(groups, plain, pruned, weights, scorer)
-    _narrow(weights, keep)
+    narrow(weights, keep)
     _rescale_queries(weights, plain, pruned)
     touched = {name for (name, _), mask in keep.items() if not mask.all()}
     residual = 0.0
@@ -64,7 +64,7 @@ def prune_unet(
     params = sum(p.numel() for p in unet.parameters())
     return PruneReport(
         unet=pruned,
-        kept=_kept_outputs(pruned, keep),
+        kept=kept_outputs(pruned, keep),
         widths_before=old_widths,
         widths_after=shape.widths,
         ratios_asked=asked,
@@ -76,7 +76,7 @@ def prune_unet(
         modules=len(layers),
         share_params=sum(p.numel() for layer in layers.values() for p in layer.parameters()) / params,
         share_macs=_share_of_macs(plain, macs, touched),
-        norms_regrouped=_regrouped(plain, keep),
+        norms_regrouped=regrouped(plain, keep),
         time_residual=residual,
         skipped={
             f"level {i}": f"stays {old} channels wide: the nearest width that norm groups and heads divide"
@@ -86,7 +86,7 @@ def prune_unet(
     )
 
 
-def _plain(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, dict[str, Any]]:
+def plain_unet(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, dict[str, Any]]:
     """A weightless UNet of the same levels, and inputs for it."""
     size = config["sample_size"] or 64
     height, width = size if isinstance(size, (list, tuple)) else (size, size)
@@ -103,7 +103,7 @@ def _plain(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, dict[str, 
     return weightless(cls, plain), inputs
 
 
-def _checked_weights(unet: UNet) -> dict[str, Tensor]:
+def checked_weights(unet: UNet) -> dict[str, Tensor]:
     """The state dict of a UNet that is what its config says, in finite floats."""
     weights = dict(unet.state_dict())
     expected = {name: tensor.shape for name, tensor in weightless(type(unet), unet.config).state_dict().items()}
@@ -142,14 +142,19 @@ def _choose(
         count = channels.axis_size(pruned, group.members[0].axis)
         if count == group.size:
             continue
-        mask = channels.choose(group, scorer(group, weights), count)
-        for member in [*group.members, *group.followers]:
-            axis = keep.setdefault(member.axis, torch.ones(channels.axis_size(plain, member.axis), dtype=torch.bool))
-            axis[member.index] = mask[member.root]
+        mark(keep, group, channels.choose(group, scorer(group, weights), count), plain)
     return keep
 
 
-def _narrow(weights: dict[str, Tensor], keep: dict[Axis, Tensor]) -> None:
+def mark(keep: dict[Axis, Tensor], group: channels.Group, mask: Tensor, unet: nn.Module) -> None:
+    """Enter the channels kept of a group, a mask of shape ``(size,)``, into the masks of all layers of a UNet."""
+    for member in [*group.members, *group.followers]:
+        axis = keep.setdefault(member.axis, torch.ones(channels.axis_size(unet, member.axis), dtype=torch.bool))
+        axis[member.index] = mask[member.root]
+
+
+def narrow(weights: dict[str, Tensor], keep: dict[Axis, Tensor]) -> None:
+    """Take the channels that are not kept out of a state dict."""
     for (name, side), mask in keep.items():
         keys = [f"{name}.weight", f"{name}.bias"] if side == "out" else [f"{name}.weight"]
         for key in keys:
@@ -188,7 +193,7 @@ def _load(pruned: UNet, weights: dict[str, Tensor]) -> None:
     pruned.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, strict=True, assign=True)
 
 
-def _kept_outputs(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
+def kept_outputs(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
     """Channels kept of what each down, mid and up block hands on."""
     blocks = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
     blocks += ["mid_block"] if unet.mid_block is not None else []
@@ -203,7 +208,7 @@ def _kept_outputs(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
     return kept
 
 
-def _regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
+def regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
     """Norms of which a group does not hold just what is left of that group."""
     names = []
     for (name, _), mask in keep.items():
@@ -216,7 +221,7 @@ def _regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
 
 
 @torch.no_grad()
-def _macs(plain: UNet, inputs: dict[str, Any]) -> dict[str, float]:
+def module_macs(plain: UNet, inputs: dict[str, Any]) -> dict[str, float]:
     """Multiply-accumulates of every module and what is in it, by name; ``""`` is the whole."""
     with FlopCounterMode(display=False) as counter:
         plain(**inputs)
