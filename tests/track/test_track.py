@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def no_account(tmp_path, monkeypatch):
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_X_SERVICE_WAIT", "600")  # these tests also run on machines that are busy
     monkeypatch.setattr(backend, "INIT_SECONDS", 600.0)
+    monkeypatch.setattr(backend, "FINISH_SECONDS", 600.0)
     (tmp_path / "home").mkdir()
     (tmp_path / "cwd").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -54,6 +56,14 @@ def records(file: Path):
             whole = b""
 
 
+def wait_until_written(file: Path, seconds: float = 60.0):
+    """W&B's service, a process of its own, may still be writing a run that has finished."""
+    deadline = time.monotonic() + seconds
+    while "exit" not in {record.WhichOneof("record_type") for record in records(file)}:
+        assert time.monotonic() < deadline, f"{file} is not whole after {seconds:g} s"
+        time.sleep(0.1)
+
+
 def items(update):
     return {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in update}
 
@@ -75,6 +85,8 @@ def test_offline_runs_can_be_read_back(tmp_path, capfd):
         offline_run(tmp_path / "run")
     files = sorted((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
+    for file in files:
+        wait_until_written(file)
     found = {}
     for file in files:
         for record in records(file):
