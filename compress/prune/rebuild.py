@@ -75,7 +75,7 @@ def prune_unet(
         params_after=sum(p.numel() for p in pruned.parameters()),
         modules=len(layers),
         share_params=sum(p.numel() for layer in layers.values() for p in layer.parameters()) / params,
-        share_macs=_share_of_macs(plain, macs, touched),
+        share_macs=share_of_macs(plain, macs, touched),
         norms_regrouped=regrouped(plain, keep),
         time_residual=residual,
         skipped={
@@ -228,10 +228,15 @@ def module_macs(plain: UNet, inputs: dict[str, Any]) -> dict[str, float]:
     return {name.partition(".")[2]: sum(ops.values()) / 2 for name, ops in counter.get_flop_counts().items()}
 
 
-def _share_of_macs(plain: nn.Module, macs: dict[str, float], touched: set[str]) -> float:
+def share_of_macs(plain: nn.Module, macs: dict[str, float], touched: set[str]) -> float:
+    """Share of the multiply-accumulates done in some layers, and in the attention whose queries are among them."""
     total = sum(macs.get(name, 0) for name in touched)
     for name, module in plain.named_modules():
         if isinstance(module, Attention) and f"{name}.to_q" in touched:
-            # Queries with keys, and scores with values: counted in no layer.
-            total += macs[name] - sum(macs.get(f"{name}.{part}", 0) for part, _ in module.named_modules() if part)
+            total += attention_macs(name, module, macs)
     return total / macs[""]
+
+
+def attention_macs(name: str, attention: nn.Module, macs: Mapping[str, float]) -> float:
+    """Those of queries with keys and of scores with values, which are counted in no layer."""
+    return macs[name] - sum(macs.get(f"{name}.{part}", 0) for part, _ in attention.named_modules() if part)
