@@ -1,3 +1,7 @@
 """Makes a text-to-image diffusion model smaller and faster, and measures what that cost."""
 
+from compress.registration import register
+
 __version__ = "0.1.0"
+
+register()

@@ -1,7 +1,9 @@
 """Saving a pipeline so that it is whole, loads in stock diffusers and computes the same; and proving it later.
 
 A checkpoint is a folder in diffusers' layout with two files more: ``compress.json`` (where it came from, what it
-measured, how it was proved) and ``compress.sha256.json`` (the SHA256 of every other file).
+measured, how it was proved) and ``compress.sha256.json`` (the SHA256 of every other file). One whose UNet has shapes
+that a stock config cannot express holds a third, its model file: a copy of ``compress/models/shaped_unet.py``, by
+which diffusers loads it where ``compress`` is not imported.
 """
 
 import hashlib
@@ -17,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from compress import __version__
 from compress.errors import UserError
-from compress.models import denoiser, freeze
+from compress.models import denoiser, denoiser_name, freeze
+from compress.models.folder import MODEL_FILE, check_code
 from compress.models.quiet import hide_notices, no_progress_bars
 
 if TYPE_CHECKING:
@@ -75,7 +78,12 @@ def save_checkpoint(pipeline: "DiffusionPipeline", folder: Path, info: dict[str,
 def load_checkpoint(
     folder: Path, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
 ) -> "DiffusionPipeline":
-    """Loads a checkpoint as stock diffusers does, frozen; float32 unless ``dtype`` says otherwise."""
+    """Loads a checkpoint as stock diffusers does, frozen; float32 unless ``dtype`` says otherwise.
+
+    Raises:
+        UserError: If it carries code other than our own model file.
+    """
+    check_code(Path(folder))
     hide_notices()
     import torch
     from diffusers import DiffusionPipeline
@@ -85,6 +93,13 @@ def load_checkpoint(
             str(folder), dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True
         )
     return freeze(pipeline.to(device))
+
+
+def model_file(pipeline: "DiffusionPipeline") -> str | None:
+    """The model file that the checkpoint of a pipeline carries, such as ``"unet/shaped_unet.py"``; None: none."""
+    name = denoiser_name(pipeline)
+    own = getattr(pipeline, name).__module__ == MODEL_FILE.stem
+    return f"{name}/{MODEL_FILE.name}" if own else None
 
 
 def read_info(folder: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ SNIPPET = """\
 import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{folder}", torch_dtype={dtype})
+pipeline = DiffusionPipeline.from_pretrained("{folder}", torch_dtype={dtype}{flag})
 """
 
 
@@ -44,7 +44,9 @@ def write_config(config: RunConfig) -> None:
     OmegaConf.save(OmegaConf.create(plain(config)), config.out / "config.yaml")
 
 
-def info(config: RunConfig, model: str, data: str, history: list[dict[str, Any]]) -> dict[str, Any]:
+def info(
+    config: RunConfig, model: str, data: str, history: list[dict[str, Any]], model_file: str | None
+) -> dict[str, Any]:
     """What ``compress.json`` says about where a checkpoint came from.
 
     Args:
@@ -52,6 +54,7 @@ def info(config: RunConfig, model: str, data: str, history: list[dict[str, Any]]
         model: The teacher's fingerprint.
         data: The data's.
         history: One entry a stage, this checkpoint's last.
+        model_file: Which one it carries, if any.
     """
     return {
         "recipe": config.recipe_name,
@@ -59,6 +62,7 @@ def info(config: RunConfig, model: str, data: str, history: list[dict[str, Any]]
         "data": {"path": config.data.path, "revision": config.data.revision, "fingerprint": data},
         "seed": config.seed,
         "precision": config.precision,
+        "model_file": model_file,
         "stages": history,
     }
 
@@ -132,5 +136,9 @@ def print_end(console: "Console", result: dict[str, Any], config: RunConfig) -> 
         console.print(f"{name:11}{value}", markup=False, highlight=False, soft_wrap=True)
     dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[config.precision]
     console.print()
-    snippet = SNIPPET.format(folder=result["checkpoint"], dtype=dtype)
+    model_file = result["stages"][-1]["model_file"]
+    flag = ", trust_remote_code=True" if model_file else ""
+    snippet = SNIPPET.format(folder=result["checkpoint"], dtype=dtype, flag=flag)
     console.print(snippet, markup=False, highlight=False, soft_wrap=True, end="")
+    if model_file:
+        console.print(f"\n{compress.report.how_to_load(model_file)}", markup=False, highlight=False, soft_wrap=True)

@@ -193,7 +193,8 @@ class _Run:
                         self._make(step, history, run)
                 self.store.finish(step.key)
             folder = self.store.path(step.key)
-            entry = checkpoint.read_info(folder)["stages"][-1] | {"name": stage.name}
+            about = checkpoint.read_info(folder)
+            entry = about["stages"][-1] | {"name": stage.name}
             if cached:
                 _replay(entry["curves"], run)
             history.append(entry)
@@ -201,7 +202,8 @@ class _Run:
             evaluation, _ = self._evaluated(stage.name, subject)
             run.finish(_numbers(evaluation), evaluation["grid"])
         kept = {name: entry[name] for name in ("kind", "method", "key", "seconds", "coverage", "curves")}
-        return {"name": stage.name, "cached": cached, "checkpoint": str(folder)} | kept | _numbers(evaluation)
+        place = {"checkpoint": str(folder), "model_file": about.get("model_file")}
+        return {"name": stage.name, "cached": cached} | place | kept | _numbers(evaluation)
 
     def _make(self, step: Step, history: list[dict[str, Any]], run: StageRun) -> None:
         """Computes a stage and puts its checkpoint into the store."""
@@ -220,7 +222,8 @@ class _Run:
             "config": asdict(stage.config), "coverage": report.coverage, "details": report.details,
             "curves": report.curves, "seconds": time.perf_counter() - begun,
         }  # fmt: skip
-        info = output.info(self.config, self.plan.teacher, self.plan.data, [*history, entry])
+        model_file = checkpoint.model_file(pipeline)
+        info = output.info(self.config, self.plan.teacher, self.plan.data, [*history, entry], model_file)
         checkpoint.save_checkpoint(pipeline, self.store.path(step.key), info, compress.report.model_card(info))
         del pipeline
         gc.collect()

@@ -3,6 +3,7 @@
 from compress.benchmark.config import Choices
 from compress.evaluate.schedulers import SCHEDULERS
 from compress.models import ModelConfig
+from compress.models.folder import code_files
 
 TORCH = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
 
@@ -23,6 +24,8 @@ def snippet(
     source = model.path if model.folder is None else str(model.folder)
     options = {"revision": model.revision, "variant": model.variant}
     loading = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
+    if model.folder is not None and code_files(model.folder):
+        loading += ", trust_remote_code=True"
     body = [f'pipeline = DiffusionPipeline.from_pretrained("{source}"{loading}, torch_dtype={TORCH[choices.dtype]})']
     imports = ["DiffusionPipeline"]
     scheduler = SCHEDULERS[choices.scheduler]

@@ -8,6 +8,7 @@ from typing import Any
 from compress.errors import UserError
 
 DENOISERS = ("unet", "transformer")
+MODEL_FILE = Path(__file__).with_name("shaped_unet.py")  # what a checkpoint with shaped layers carries a copy of
 
 
 def check_folder(folder: Path, variant: str | None = None) -> None:
@@ -34,10 +35,41 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     names = [name for name in DENOISERS if name in components]
     if not names:
         raise UserError(f"model.path: the pipeline {folder} has no unet and no transformer: nothing to compress")
+    check_code(folder)
     for name in components:
         _check_component(folder, name, variant)
     if "quantization_config" in _read_json(folder / names[0] / "config.json"):
         raise UserError(f"model.path: {folder / names[0]} is quantized already: expected a model in float weights")
+
+
+def check_code(folder: Path) -> None:
+    """Checks that a pipeline needs no code that comes with it but our own model file.
+
+    Of that one the class installed here is loaded (see :mod:`compress.registration`), so nothing in the folder is run.
+
+    Raises:
+        UserError: If diffusers would have to run a file of the folder, or the model file is not the one we know.
+    """
+    for file in code_files(folder):
+        if file.name != MODEL_FILE.name:
+            raise UserError(
+                f"{file} is code that would have to run to load that pipeline, and compress runs none that comes with "
+                "a model: give a model.path whose classes are those of diffusers and transformers"
+            )
+        if file.read_bytes() != MODEL_FILE.read_bytes():
+            raise UserError(
+                f"{file} is not the model file of this version of compress, and it is not run: it was changed, or "
+                "another version wrote it; use that version (compress.json beside model_index.json names it), or make "
+                "the checkpoint again"
+            )
+
+
+def code_files(folder: Path) -> list[Path]:
+    """Files of Python beside the weights that diffusers would run to load a pipeline, as ``model_index.json`` says."""
+    index = _read_json(folder / "model_index.json")
+    entries = {name: entry[0] for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]}
+    files = [folder / name / f"{module}.py" for name, module in entries.items()]
+    return [file for file in files if file.is_file()]
 
 
 def _check_component(folder: Path, name: str, variant: str | None) -> None:

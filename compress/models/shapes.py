@@ -11,12 +11,14 @@ from compress.models.shaped_unet import Shape, ShapedUNet2DConditionModel, Shape
 
 Shaped = ShapedUNet2DConditionModel | ShapedUNet2DModel
 
-_CLASSES: dict[type, type[Shaped]] = {
+SHAPEABLE: dict[type, type[Shaped]] = {
     UNet2DConditionModel: ShapedUNet2DConditionModel,
     ShapedUNet2DConditionModel: ShapedUNet2DConditionModel,
     UNet2DModel: ShapedUNet2DModel,
     ShapedUNet2DModel: ShapedUNet2DModel,
 }
+
+"""UNets whose layers can be given other shapes, with the class that they are then of."""
 
 
 def shaped(
@@ -38,12 +40,12 @@ def shaped(
         ValueError: For a name or a shape that does not fit the UNet, and a UNet of another class.
         RuntimeError: For weights that do not fit the layers.
     """
-    if type(unet) not in _CLASSES:
+    if type(unet) not in SHAPEABLE:
         raise ValueError(f"{type(unet).__name__}: the layers of UNet2DConditionModel and UNet2DModel can be shaped")
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     config["layers"] = {**config.get("layers", {}), **layers}
     with torch.device("meta"):
-        new = _CLASSES[type(unet)].from_config(config)
+        new = SHAPEABLE[type(unet)].from_config(config)
     new.load_state_dict(dict(weights), assign=True)
     if left := [name for name, tensor in (*new.named_parameters(), *new.named_buffers()) if tensor.is_meta]:
         raise RuntimeError(f"no weights for {', '.join(left)}")

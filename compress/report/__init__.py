@@ -14,9 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from compress.report.card import coverage_line, model_card, usage
+from compress.report.footer import how_to_load
 from compress.report.table import markdown_table, plain_rows, print_table
 
-__all__ = ["environment", "markdown_table", "model_card", "plain_rows", "print_table", "usage", "write_report"]
+__all__ = [
+    "environment",
+    "how_to_load",
+    "markdown_table",
+    "model_card",
+    "plain_rows",
+    "print_table",
+    "usage",
+    "write_report",
+]
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "torchao", "torch-pruning", "torchmetrics")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compress.evaluate.schedulers import SCHEDULERS, Scheduler
+from compress.report.footer import how_to_load
 from compress.report.table import markdown_table
 
 TAGS = {"prune": "pruned", "distill": "distillation", "quantize": "quantized"}
@@ -19,7 +20,7 @@ def model_card(info: Mapping[str, Any]) -> str:
             (``name``, ``kind``, ``method``, ``config``, ``coverage``, ``details``), and where there are any
             ``evaluation`` (``{"rows": [{"name", "cost", "metrics"}]}``, with ``noise_floor`` and ``manifest`` as in the
             report), ``example`` (``prompt``, ``seed``, ``steps``, ``guidance``, ``scheduler``, ``height``, ``width``),
-            ``data``, ``seed``, ``precision``, ``versions``, ``probe``. Whatever is absent is left out.
+            ``data``, ``seed``, ``precision``, ``versions``, ``probe``, ``model_file``. Whatever is absent is left out.
     """
     parts = [_front_matter(info), _introduction(info), "## What was done\n", *_stages(info)]
     result = _result(info)
@@ -38,12 +39,13 @@ def usage(info: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
     scheduler = _scheduler(str(example.get("scheduler") or "checkpoint"))
     imports = "DiffusionPipeline" + (f", {scheduler.kind}" if scheduler.kind else "")
     dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(str(info.get("precision")), "float32")
+    flag = ", trust_remote_code=True" if info.get("model_file") else ""
     lines = [
         "```python",
         "import torch",
         f"from diffusers import {imports}",
         "",
-        f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(folder)}, torch_dtype=torch.{dtype})",
+        f"pipeline = DiffusionPipeline.from_pretrained({json.dumps(folder)}, torch_dtype=torch.{dtype}{flag})",
     ]
     if scheduler.kind:
         lines.append(scheduler.code)
@@ -64,6 +66,8 @@ def usage(info: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
             "On the hardware and with the versions of the run, this is the first picture of the report's grid, bit for "
             "bit."
         )
+    if info.get("model_file"):
+        lines.append(f"Its {how_to_load(info['model_file'])}")
     if _torchao(info):
         lines.append(
             "It needs `torchao`. Always give `torch_dtype`: without it a torchao checkpoint comes up mixed, a bfloat16 "
@@ -89,8 +93,9 @@ def _introduction(info: Mapping[str, Any]) -> str:
     title = f"# {recipe}" if recipe else "# Compressed text-to-image model"
     how = f" by {', '.join(names)}" if names else ""
     by = f" with the recipe `{recipe}`" if recipe else ""
+    classes = "diffusers classes and its own model file" if info.get("model_file") else "stock diffusers classes"
     return (
-        f"{title}\n\nA pipeline of stock diffusers classes, made from {base}{how}{by}. "
+        f"{title}\n\nA pipeline of {classes}, made from {base}{how}{by}. "
         "`compress.json` beside this file holds everything below and more.\n"
     )
 
@@ -147,6 +152,8 @@ def _limits(info: Mapping[str, Any], measured: bool) -> str:
         lines.append("- The quality of this checkpoint was not measured when this card was written.")
     if "prune" in kinds and "distill" not in kinds:
         lines.append("- It was pruned and not trained afterwards: expect poor pictures.")
+    if any(stage.get("method") == "sparse" for stage in info.get("stages") or []):
+        lines.append("- Weights are zero, not gone: the files are no smaller, and plain kernels are no faster for it.")
     if _torchao(info):
         lines.append("- Its int8 weights save memory and disk; without a compiler they are not faster than float.")
     return "\n".join(lines) + "\n"

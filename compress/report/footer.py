@@ -26,7 +26,7 @@ def footer(
     entries = [entry for _, entry in rows]
     sampled = [entry for name, entry in rows if name != NOISE_FLOOR]  # its seeds are others, on purpose
     lines = [_protocol(manifest or {}) + _pictures(sampled), _networks(entries, titles), _cost(entries)]
-    lines += [_formats(rows), *_counted(rows)]
+    lines += [_formats(rows), *_counted(rows), *_model_files(rows)]
     paired = [title.partition(" (")[0] for key, title in titles.items() if key in PAIRED]
     if paired:
         lines.append(f"{', '.join(paired)}: to the teacher's pictures of the same prompts and seeds.")
@@ -149,6 +149,23 @@ def _counted(rows: Sequence[tuple[str, Entry]]) -> list[str]:
                 f"{equal['cap']:g} dB."
             )
     return lines
+
+
+def _model_files(rows: Sequence[tuple[str, Entry]]) -> list[str]:
+    """Rows whose checkpoint is not of stock classes alone."""
+    carriers: dict[str, list[str]] = {}
+    for name, entry in rows:
+        if entry.get("model_file"):
+            carriers.setdefault(str(entry["model_file"]), []).append(name)
+    return [f"{', '.join(names)}: {how_to_load(file)}" for file, names in carriers.items()]
+
+
+def how_to_load(model_file: str) -> str:
+    """What is to be known of a checkpoint that carries a model file."""
+    return (
+        f"layers have shapes that a stock config cannot express, so the checkpoint carries {model_file}; diffusers "
+        "loads it with trust_remote_code=True, or without that flag after `import compress`."
+    )
 
 
 def _text(value: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import pipelines
 
 from compress.evaluate.cost.inputs import map_tensors
 from compress.evaluate.cost.memory import forget_peak, peak_since, process_peak
@@ -40,7 +41,7 @@ def measure(
     torch.set_num_threads(threads)
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
     args, kwargs = map_tensors(torch.load(inputs, weights_only=True), lambda t: t.to(device))
-    kind = getattr(importlib.import_module(library), name)
+    kind = getattr(getattr(pipelines, library, None) or importlib.import_module(library), name)  # as diffusers looks
 
     def load_and_pass() -> None:
         model = kind.from_pretrained(folder, subfolder=component, torch_dtype=dtype, variant=variant).eval().to(device)
