@@ -76,7 +76,7 @@ def find_groups(unet: UNet, inputs: dict[str, object], heads: str = "narrow") ->
         seen.update(member.axis for member in group.members)
         groups.extend(_split_attention(_expanded(group, narrow, unet), attentions, heads))
     for group in groups:
-        _add_norm_borders(group, unet)
+        add_norm_borders(group, unet)
     return groups
 
 
@@ -141,7 +141,8 @@ def _split_attention(group: Group, attentions: dict[str, Attention], heads: str)
     return [Group(size, part, set(range(head, size, head))) for part in (scores, values)]
 
 
-def _add_norm_borders(group: Group, unet: nn.Module) -> None:
+def add_norm_borders(group: Group, unet: nn.Module) -> None:
+    """Let a group's norm groups keep their shares: what starts another one of a UNet's is a border of the group."""
     for member in group.members:
         norm = unet.get_submodule(member.axis[0])
         if isinstance(norm, nn.GroupNorm):

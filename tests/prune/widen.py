@@ -46,6 +46,20 @@ class Widener:
         self.small, self.wide, self.heads = small, wide, heads
         self.outputs: dict[str, list[int]] = {}
 
+    def twins(self, name: str, size: int) -> Layout:
+        """What becomes of the channels that a layer of the small model gives."""
+        return Layout.twins(size)
+
+    def scores_and_values(self, name: str, size: int, heads: int) -> tuple[Layout, Layout]:
+        """The same for queries and keys of an attention, and for its values."""
+        if self.heads == "remove":
+            layout = Layout.twin_heads(size, size // heads)
+            return layout, layout
+        return Layout.twins(size), Layout.twins(size)
+
+    def side_by_side(self, x: Layout, skip: Layout) -> Layout:
+        return x + skip
+
     @torch.no_grad()
     def layer(self, name: str, into: Layout, out: Layout) -> None:
         small, wide = self.small.get_submodule(name), self.wide.get_submodule(name)
@@ -63,8 +77,8 @@ class Widener:
 
     def resnet(self, name: str, x: Layout) -> Layout:
         module = self.small.get_submodule(name)
-        inner = Layout.twins(module.out_channels)
-        out = x if module.conv_shortcut is None else Layout.twins(module.out_channels)
+        inner = self.twins(f"{name}.conv1", module.out_channels)
+        out = x if module.conv_shortcut is None else self.twins(f"{name}.conv2", module.out_channels)
         self.norm(f"{name}.norm1", x)
         self.layer(f"{name}.conv1", x, inner)
         self.layer(f"{name}.time_emb_proj", Layout.plain(module.time_emb_proj.in_features), inner)
@@ -78,17 +92,14 @@ class Widener:
     def attention(self, name: str, x: Layout, context: Layout) -> None:
         small, wide = self.small.get_submodule(name), self.wide.get_submodule(name)
         size = small.to_q.out_features
-        if self.heads == "remove":
-            scores = values = Layout.twin_heads(size, size // small.heads)
-        else:
-            scores, values = Layout.twins(size), Layout.twins(size)
+        scores, values = self.scores_and_values(name, size, small.heads)
         self.layer(f"{name}.to_q", x, scores)
         self.layer(f"{name}.to_k", context, scores)
         if self.heads == "narrow":
             # The wide head divides by the square root of twice the width; the twins of the keys give nothing.
             for query, key in zip(wide.to_q.parameters(), wide.to_k.parameters(), strict=True):
                 query.mul_(math.sqrt(2))
-                key[~scores.original] = 0
+                key.mul_(scores.original.view(-1, *[1] * (key.ndim - 1)))
         self.layer(f"{name}.to_v", context, values)
         self.layer(f"{name}.to_out.0", values, x)
 
@@ -101,7 +112,7 @@ class Widener:
 
     def transformer(self, name: str, x: Layout) -> None:
         module = self.small.get_submodule(name)
-        inner = Layout.twins(module.proj_in.weight.shape[0])
+        inner = self.twins(f"{name}.proj_in", module.proj_in.weight.shape[0])
         self.norm(f"{name}.norm", x)
         self.layer(f"{name}.proj_in", x, inner)
         for i, block in enumerate(module.transformer_blocks):
@@ -110,7 +121,7 @@ class Widener:
                 self.norm(f"{part}.norm{j}", inner)
             self.attention(f"{part}.attn1", inner, inner)
             self.attention(f"{part}.attn2", inner, Layout.plain(block.attn2.to_k.in_features))
-            hidden = Layout.twins(block.ff.net[2].in_features)
+            hidden = self.twins(f"{part}.ff", block.ff.net[2].in_features)
             self.layer(f"{part}.ff.net.0.proj", inner, hidden + hidden)
             self.layer(f"{part}.ff.net.2", hidden, inner)
         self.layer(f"{name}.proj_out", inner, x)
@@ -129,7 +140,7 @@ class Widener:
         block = self.small.get_submodule(name)
         for i in range(len(block.resnets)):
             if sampler == "upsamplers":
-                x = x + skips.pop()
+                x = self.side_by_side(x, skips.pop())
             x = self.resnet(f"{name}.resnets.{i}", x)
             if hasattr(block, "attentions"):
                 self.attend(f"{name}.attentions.{i}", x)
@@ -137,7 +148,7 @@ class Widener:
                 skips.append(x)
         if getattr(block, sampler) is not None:
             conv = f"{name}.{sampler}.0.conv"
-            out = Layout.twins(self.small.get_submodule(conv).out_channels)
+            out = self.twins(conv, self.small.get_submodule(conv).out_channels)
             self.layer(conv, x, out)
             x = out
             if sampler == "downsamplers":
@@ -148,7 +159,7 @@ class Widener:
     def run(self) -> None:
         small = self.small
         self.time()
-        x = Layout.twins(small.conv_in.out_channels)
+        x = self.twins("conv_in", small.conv_in.out_channels)
         self.layer("conv_in", Layout.plain(small.conv_in.in_channels), x)
         skips = [x]
         for i in range(len(small.down_blocks)):
@@ -173,6 +184,14 @@ def widen(small: UNet, heads: str = "narrow") -> tuple[UNet, dict[str, list[int]
         small: The UNet to widen.
         heads: ``"narrow"``: its heads are twice as wide. ``"remove"``: it has twice as many.
     """
+    wide = empty_wide(small, heads)
+    walk = Widener(small, wide, heads)
+    walk.run()
+    return wide, walk.outputs
+
+
+def empty_wide(small: UNet, heads: str) -> UNet:
+    """The model that :func:`widen` fills; what it forgets is NaN."""
     config = {key: value for key, value in small.config.items() if not key.startswith("_")}
     config["block_out_channels"] = tuple(2 * width for width in config["block_out_channels"])
     config["time_embedding_dim"] = small.time_embedding.linear_1.out_features
@@ -181,11 +200,9 @@ def widen(small: UNet, heads: str = "narrow") -> tuple[UNet, dict[str, list[int]
         config["attention_head_dim"] = [2 * n for n in given] if isinstance(given, (list, tuple)) else 2 * given
     wide = type(small).from_config(config).eval()
     with torch.no_grad():
-        for parameter in wide.parameters():  # what the walk forgets shows
+        for parameter in wide.parameters():
             parameter.fill_(float("nan"))
-    walk = Widener(small, wide, heads)
-    walk.run()
-    return wide, walk.outputs
+    return wide
 
 
 def randomize(unet: nn.Module) -> None:
