@@ -44,6 +44,11 @@ class StageConfig:
         """The module that holds the method."""
         return importlib.import_module(f"compress.{self.kind}.{self.method}")
 
+    def explain(self, error: UserError) -> UserError:
+        """The message of a method, with the whole key where it names one of its config's."""
+        own = str(error).partition("=")[0].partition(".")[0] in dataclasses.asdict(self.config)
+        return UserError(f"stages.{self.name}{'.' if own else ': '}{error}")
+
 
 @dataclass(frozen=True)
 class RunConfig:

@@ -1,13 +1,16 @@
 """What a run needs around it, checked before any weight is loaded: model, data, device, folders, room on the disk."""
 
 import errno
+import json
 import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 from compress.config import RunConfig
 from compress.errors import UserError, bad_value
+from compress.models.folder import DENOISERS
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE = 64 * 1024**2  # bytes wanted beyond the checkpoints: reports, pictures, logs
@@ -29,8 +32,55 @@ def check(config: RunConfig) -> None:
     compress.evaluate.check(config.evaluate)
     compress.track.check(config.track)
     check_device(config.device)
+    check_stages(config)
     for key, folder in (("out", config.out), ("store", config.store)):
         check_writable(key, folder)
+
+
+def check_stages(config: RunConfig) -> None:
+    """Asks the methods whether they can do with the model what is asked of them, before a weight is loaded.
+
+    A method's ``check(config, denoiser)`` gets a denoiser without weights and returns what the stage would leave of it,
+    or None where that cannot be told. A method without one leaves the shape as it is, unless it prunes. Later stages
+    are asked as long as the shape is known, and none about a model on the hub.
+
+    Raises:
+        UserError: Naming the stage's key, its value and what would be right.
+    """
+    if config.model.folder is None:
+        return
+    denoiser = _weightless_denoiser(config.model.folder)
+    for stage in config.stages:
+        if denoiser is None:
+            return
+        method_check = getattr(stage.module, "check", None)
+        if method_check is not None:
+            try:
+                denoiser = method_check(stage.config, denoiser)
+            except UserError as error:
+                raise stage.explain(error) from error
+        elif stage.kind == "prune":
+            return
+
+
+def _weightless_denoiser(folder: Path) -> Any:
+    """The denoiser that a pipeline's folder describes; None where its class is none of diffusers'."""
+    import diffusers
+    import torch
+
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    name = next(name for name in DENOISERS if name in index)
+    library, class_name = index[name]
+    model_class = getattr(diffusers, str(class_name), None) if library == "diffusers" else None
+    if model_class is None:
+        return None
+    settings = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+    try:
+        with torch.device("meta"):
+            # Private keys stay out: from_config drops whatever "_use_default_values" lists, be it given or not.
+            return model_class.from_config({key: value for key, value in settings.items() if not key.startswith("_")})
+    except (ValueError, TypeError, KeyError, NotImplementedError):
+        return None  # loading it will say what is wrong
 
 
 def check_device(device: str) -> None:

@@ -12,6 +12,7 @@ from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
+    from torch import nn
 
     from compress.evaluate.cost.inputs import Inputs
     from compress.prune.blocks.subject import DepthReport
@@ -49,14 +50,11 @@ def prune_bk_sdm(
         UserError: For blocks of another make-up, weights that are not finite, a level that cannot be removed, or if
             nothing would be.
     """
-    from diffusers import UNet2DConditionModel
-
     from compress.models.probe import probe_inputs
     from compress.prune.blocks.subject import Subject
     from compress.prune.blocks.unet import UNetBlocks
 
-    if not isinstance(unet, UNet2DConditionModel):
-        raise UserError(f"BK-SDM is an architecture of UNet2DConditionModel; this denoiser is a {type(unet).__name__}")
+    _check_class(unet)
     small = None if inputs else probe_inputs(unet)
     if inputs is None and small is None:
         raise UserError("the inputs of this UNet are not known: give those of a call of it")
@@ -64,6 +62,28 @@ def prune_bk_sdm(
     assert isinstance(subject.blocks, UNetBlocks)
     left, skipped = reduced(subject.blocks, size)
     return subject.report(left, skipped=skipped)
+
+
+def check(config: Config, denoiser: "nn.Module") -> "nn.Module":
+    """What would be left of a denoiser without weights, also without weights.
+
+    Raises:
+        UserError: See :func:`prune_bk_sdm`.
+    """
+    from compress.prune.blocks.assemble import empty
+    from compress.prune.blocks.unet import read_unet
+
+    _check_class(denoiser)
+    left, _ = reduced(read_unet(dict(denoiser.config)), config.size)  # type: ignore[arg-type]
+    return empty(type(denoiser), left.config())
+
+
+def _check_class(denoiser: object) -> None:
+    from diffusers import UNet2DConditionModel
+
+    if not isinstance(denoiser, UNet2DConditionModel):
+        found = type(denoiser).__name__
+        raise UserError(f"BK-SDM is an architecture of UNet2DConditionModel; this denoiser is a {found}")
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress.evaluate.cost.inputs import Inputs
+    from compress.prune.blocks import Blocks
     from compress.prune.blocks.calls import Call
+    from compress.prune.blocks.cost import Costs
     from compress.prune.blocks.subject import DepthReport, Subject
 
 VERSION = 1
@@ -142,7 +144,7 @@ def prune_depth(
     from compress.prune.blocks.subject import Subject
 
     subject = Subject(denoiser, inputs or calls[0].inputs)
-    _check(subject, config)
+    _check(subject.blocks, subject.costs, config)
     return _prune(subject, calls, config)
 
 
@@ -153,19 +155,38 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     from compress.prune.blocks.subject import Subject, stage_report
 
     subject = Subject(denoiser(pipeline), full_size_inputs(pipeline))
-    _check(subject, config)
+    _check(subject.blocks, subject.costs, config)
     calls = record_calls(pipeline, context.data.text, config.calibration, context.seed)
     report = _prune(subject, calls, config)
     set_denoiser(pipeline, report.denoiser)
     return stage_report(report, config)
 
 
-def _check(subject: "Subject", config: Config) -> None:
+def check(config: Config, denoiser: "nn.Module") -> None:
+    """Refuses what no stock config reaches, from the make-up of a denoiser without weights.
+
+    Raises:
+        UserError: See :func:`prune_depth`.
+    """
+    from diffusers import UNet2DConditionModel
+
+    from compress.prune.blocks import read_blocks
+    from compress.prune.blocks.cost import count_costs
+    from compress.prune.importance.made_up import full_size
+
+    blocks = read_blocks(type(denoiser).__name__, dict(denoiser.config))  # type: ignore[arg-type]
+    counted = "macs" in config.shares() and isinstance(denoiser, UNet2DConditionModel)
+    _check(blocks, count_costs(denoiser, blocks, ((), full_size(denoiser)) if counted else None), config)
+
+
+def _check(blocks: "Blocks", costs: "Costs", config: Config) -> None:
     """Refuses what no stock config reaches, with the nearest that one does."""
     from compress.prune.blocks.greedy import least_shares
 
     for unit, share in config.shares().items():
-        least = least_shares(subject.blocks, subject.costs, config.remove, unit)[unit]
+        if unit not in costs.by_part:
+            continue
+        least = least_shares(blocks, costs, config.remove, unit)[unit]
         if least <= share:
             continue
         why = f"with all {', '.join(config.remove)} gone that can go, {least:.3f} of this denoiser's {unit} are left"

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from compress.prune import channels, time_embedding, widths
 from compress.prune.channels import Axis
 from compress.prune.importance.score import Scorer
 from compress.prune.proxy import UNet, add_shortcuts, weightless
+from compress.prune.weights import checked_weights
 from compress.prune.width import PruneReport
 
 # What adds to the embedding or projects the text has no part in the levels' widths; without it, one set of inputs fits
@@ -35,55 +37,98 @@ def prune_unet(
     unet: UNet, ratio: float | list[float], scorer: Scorer, heads: str = "auto", multiple: int | None = None
 ) -> PruneReport:
     """See :func:`compress.prune.width.prune_width`."""
-    old_config = dict(unet.config)
-    widths.check_blocks(old_config)
-    old_widths = [int(width) for width in old_config["block_out_channels"]]
-    asked = widths.level_ratios(ratio, old_widths)
-    shape = widths.choose_shape(old_config, asked, heads, multiple)
-    weights = checked_weights(unet)
-    time_embedding_dim = unet.time_embedding.linear_1.out_features
-    pruned = weightless(type(unet), {**old_config, **shape.changes, "time_embedding_dim": time_embedding_dim})
-    plain, inputs = plain_unet(type(unet), old_config)
-    macs = module_macs(plain, inputs)
-    add_shortcuts(plain, like=pruned)
-    _add_identities(plain, weights)
+    return Narrower(unet, heads, multiple).prune(ratio, scorer)
 
-    groups = channels.find_groups(plain, inputs, shape.heads)
-    keep = _choose(groups, plain, pruned, weights, scorer)
-    narrow(weights, keep)
-    _rescale_queries(weights, plain, pruned)
-    touched = {name for (name, _), mask in keep.items() if not mask.all()}
-    residual = 0.0
-    if shape.widths[0] != old_widths[0]:
-        residual = _refit_time(unet, pruned, weights)
-        touched.update({"time_embedding.linear_1", "time_embedding.linear_2"})
-    _load(pruned, weights)
-    pruned.train(unet.training).requires_grad_(any(p.requires_grad for p in unet.parameters()))
 
-    layers = {name: module for name, module in unet.named_modules() if name in touched}
-    params = sum(p.numel() for p in unet.parameters())
-    return PruneReport(
-        unet=pruned,
-        kept=kept_outputs(pruned, keep),
-        widths_before=old_widths,
-        widths_after=shape.widths,
-        ratios_asked=asked,
-        ratios_achieved=[1 - new / old for new, old in zip(shape.widths, old_widths, strict=True)],
-        heads=shape.heads,
-        multiple=shape.multiple,
-        params_before=params,
-        params_after=sum(p.numel() for p in pruned.parameters()),
-        modules=len(layers),
-        share_params=sum(p.numel() for layer in layers.values() for p in layer.parameters()) / params,
-        share_macs=share_of_macs(plain, macs, touched),
-        norms_regrouped=regrouped(plain, keep),
-        time_residual=residual,
-        skipped={
-            f"level {i}": f"stays {old} channels wide: the nearest width that norm groups and heads divide"
-            for i, (old, new, ratio) in enumerate(zip(old_widths, shape.widths, asked, strict=True))
-            if ratio and old == new
-        },
-    )
+class Narrower:
+    """Prunes a UNet to any ratios; what does not depend on them is found out once.
+
+    Args:
+        unet: Stays as it is; its weights must not change meanwhile.
+        heads: See :class:`compress.prune.width.Config`.
+        multiple: See there.
+
+    Raises:
+        UserError: Its blocks are of another make-up.
+    """
+
+    def __init__(self, unet: UNet, heads: str = "auto", multiple: int | None = None) -> None:
+        self.unet, self.config, self.heads, self.multiple = unet, dict(unet.config), heads, multiple
+        widths.check_blocks(self.config)
+        self.widths = [int(width) for width in self.config["block_out_channels"]]
+        self._found: dict[tuple[str, tuple[str, ...]], tuple[UNet, list[channels.Group]]] = {}
+
+    def prune(self, ratio: float | list[float], scorer: Scorer) -> PruneReport:
+        """The UNet with fewer channels.
+
+        Args:
+            ratio: Share of the channels to remove, or one for each level.
+            scorer: Scores the channels of a group.
+
+        Raises:
+            UserError: No possible widths are nearer to the ratio than the present ones, or the weights are not those of
+                the config in finite floats.
+        """
+        asked = widths.level_ratios(ratio, self.widths)
+        shape = widths.choose_shape(self.config, asked, self.heads, self.multiple)
+        weights = dict(self._weights)
+        time_embedding_dim = self.unet.time_embedding.linear_1.out_features
+        pruned = weightless(type(self.unet), {**self.config, **shape.changes, "time_embedding_dim": time_embedding_dim})
+        plain, groups = self._coupled(pruned, shape.heads)
+        _add_identities(plain, weights)
+        keep = _choose(groups, plain, pruned, weights, scorer)
+        narrow(weights, keep)
+        _rescale_queries(weights, plain, pruned)
+        touched = {name for (name, _), mask in keep.items() if not mask.all()}
+        residual = 0.0
+        if shape.widths[0] != self.widths[0]:
+            residual = _refit_time(self.unet, pruned, weights)
+            touched.update({"time_embedding.linear_1", "time_embedding.linear_2"})
+        _load(pruned, weights, self._weights)
+        pruned.train(self.unet.training).requires_grad_(any(p.requires_grad for p in self.unet.parameters()))
+
+        layers = {name: module for name, module in self.unet.named_modules() if name in touched}
+        params = sum(p.numel() for p in self.unet.parameters())
+        return PruneReport(
+            unet=pruned,
+            kept=kept_outputs(pruned, keep),
+            widths_before=self.widths,
+            widths_after=shape.widths,
+            ratios_asked=asked,
+            ratios_achieved=[1 - new / old for new, old in zip(shape.widths, self.widths, strict=True)],
+            heads=shape.heads,
+            multiple=shape.multiple,
+            params_before=params,
+            params_after=sum(p.numel() for p in pruned.parameters()),
+            modules=len(layers),
+            share_params=sum(p.numel() for layer in layers.values() for p in layer.parameters()) / params,
+            share_macs=share_of_macs(plain, self._macs, touched),
+            norms_regrouped=regrouped(plain, keep),
+            time_residual=residual,
+            skipped={
+                f"level {i}": f"stays {old} channels wide: the nearest width that norm groups and heads divide"
+                for i, (old, new, ratio) in enumerate(zip(self.widths, shape.widths, asked, strict=True))
+                if ratio and old == new
+            },
+        )
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        return checked_weights(self.unet)
+
+    @cached_property
+    def _macs(self) -> dict[str, float]:
+        return module_macs(*plain_unet(type(self.unet), self.config))
+
+    def _coupled(self, pruned: UNet, heads: str) -> tuple[UNet, list[channels.Group]]:
+        """A weightless UNet with the shortcuts that a pruned one has, and its groups of channels."""
+        plain, inputs = plain_unet(type(self.unet), self.config)
+        own = {name for name, _ in plain.named_modules()}
+        add_shortcuts(plain, like=pruned)
+        added = tuple(name for name, _ in plain.named_modules() if name not in own)
+        if (heads, added) not in self._found:
+            self._found[heads, added] = plain, channels.find_groups(plain, inputs, heads)
+        return self._found[heads, added]
 
 
 def plain_unet(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, dict[str, Any]]:
@@ -101,26 +146,6 @@ def plain_unet(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, dict[s
         plain["cross_attention_dim"] = text[0] if isinstance(text, (list, tuple)) else text or 1
         inputs["encoder_hidden_states"] = torch.empty(1, TOKENS, plain["cross_attention_dim"], device="meta")
     return weightless(cls, plain), inputs
-
-
-def checked_weights(unet: UNet) -> dict[str, Tensor]:
-    """The state dict of a UNet that is what its config says, in finite floats."""
-    weights = dict(unet.state_dict())
-    expected = {name: tensor.shape for name, tensor in weightless(type(unet), unet.config).state_dict().items()}
-    odd = sorted(weights.keys() ^ expected.keys())
-    odd += [name for name in expected if name in weights and weights[name].shape != expected[name]]
-    if odd:
-        raise UserError(
-            f"this UNet cannot be pruned: {len(odd)} of its weights are not those of its config (the first: {odd[0]}); "
-            "merge adapters into it first"
-        )
-    for name, tensor in weights.items():
-        # The exact type: quantized tensors are subclasses that call themselves float.
-        if type(tensor) is not Tensor or not tensor.is_floating_point():
-            raise UserError(f"this UNet cannot be pruned: {name} is not in float weights; prune before quantizing")
-        if not tensor.isfinite().all():
-            raise UserError(f"this UNet cannot be pruned: {name} holds NaN or infinite values")
-    return weights
 
 
 def _add_identities(plain: UNet, weights: dict[str, Tensor]) -> None:
@@ -182,15 +207,17 @@ def _refit_time(unet: UNet, pruned: UNet, weights: dict[str, Tensor]) -> float:
     return residual
 
 
-def _load(pruned: UNet, weights: dict[str, Tensor]) -> None:
+def _load(pruned: UNet, weights: dict[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Give the pruned UNet its weights, and copies of those that are still of the model given."""
     for name, tensor in pruned.state_dict().items():
         if name in weights and weights[name].shape != tensor.shape:
             raise UserError(
                 f"this UNet cannot be pruned so: {name} would need shape {tuple(tensor.shape)} but has "
                 f"{tuple(weights[name].shape)}; leave the level it belongs to as it is (a ratio of 0 in the list)"
             )
-    # Copies: what was not narrowed still shares its memory with the model given.
-    pruned.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, strict=True, assign=True)
+    shared = {name for name, tensor in given.items() if weights[name] is tensor}
+    own = {name: tensor.clone() if name in shared else tensor for name, tensor in weights.items()}
+    pruned.load_state_dict(own, strict=True, assign=True)
 
 
 def kept_outputs(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:

@@ -19,6 +19,7 @@ from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+    from torch import nn
 
     from compress.prune.importance.calibration import Calibration
     from compress.prune.importance.score import Scorer
@@ -219,22 +220,45 @@ def pruner(unet: "UNet2DConditionModel | UNet2DModel", config: Config, scorer: "
         config: Its ``ratio`` and ``target`` do not count.
         scorer: Of its importance.
     """
-    from compress.prune.rebuild import prune_unet
+    from compress.prune.rebuild import Narrower
 
-    return lambda ratio: prune_unet(unet, ratio, scorer, config.heads, config.multiple)
+    narrower = Narrower(unet, config.heads, config.multiple)
+    return lambda ratio: narrower.prune(ratio, scorer)
+
+
+def check(config: Config, denoiser: "nn.Module") -> "nn.Module | None":
+    """What would be left of a denoiser without weights, also without weights; None where examples decide that.
+
+    Raises:
+        UserError: See :func:`prune_width`.
+    """
+    from compress.prune import widths
+    from compress.prune.proxy import weightless
+
+    unet: Any = _checked_class(denoiser)
+    widths.check_blocks(unet.config)
+    if _planner(unet, config) is not None:
+        return None
+    asked = widths.level_ratios(config.ratio, list(unet.config.block_out_channels))
+    changes = widths.choose_shape(unet.config, asked, config.heads, config.multiple).changes
+    time_embedding_dim = unet.time_embedding.linear_1.out_features
+    return weightless(type(unet), {**unet.config, **changes, "time_embedding_dim": time_embedding_dim})
+
+
+def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditionModel | UNet2DModel":
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
+    if not isinstance(denoiser, (UNet2DConditionModel, UNet2DModel)):
+        found = type(denoiser).__name__ if denoiser is not None else "no unet"
+        raise UserError(
+            f"prune method width needs a pipeline with a UNet2DConditionModel or UNet2DModel; {owner} has {found}"
+        )
+    return denoiser
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_width`."""
-    from diffusers import UNet2DConditionModel, UNet2DModel
-
-    unet = getattr(pipeline, "unet", None)
-    if not isinstance(unet, (UNet2DConditionModel, UNet2DModel)):
-        found = type(unet).__name__ if unet is not None else "no unet"
-        raise UserError(
-            f"prune method width needs a pipeline with a UNet2DConditionModel or UNet2DModel; "
-            f"{type(pipeline).__name__} has {found}"
-        )
+    unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
     planner = _planner(unet, config)  # before the examples are encoded: it may refuse
     calibration = None
     if needs_examples(config):

@@ -6,32 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compress.errors import UserError
 from compress.prune.blocks import Blocks
-
-
-def checked_weights(model: Any) -> dict[str, Tensor]:
-    """Parameters and buffers of a denoiser that is what its config says, in finite floats.
-
-    Raises:
-        UserError: It holds adapters, quantized weights, or NaN.
-    """
-    weights = dict(model.state_dict())
-    expected = empty(type(model), model.config).state_dict()
-    odd = sorted(weights.keys() ^ expected.keys())
-    odd += [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
-    if odd:
-        raise UserError(
-            f"this denoiser cannot be pruned: {len(odd)} of its weights are not those of its config (the first: "
-            f"{odd[0]}); merge adapters into it first"
-        )
-    for name, tensor in weights.items():
-        # The exact type: quantized tensors are subclasses that call themselves float.
-        if type(tensor) is not Tensor or not tensor.is_floating_point():
-            raise UserError(f"this denoiser cannot be pruned: {name} is not in float weights; prune before quantizing")
-        if not tensor.isfinite().all():
-            raise UserError(f"this denoiser cannot be pruned: {name} holds NaN or infinite values")
-    return {**dict(model.named_buffers()), **weights}
 
 
 def empty(model_class: Any, config: Mapping[str, Any]) -> Any:
@@ -47,7 +22,7 @@ def assemble(model_class: Any, blocks: Blocks, weights: Mapping[str, Tensor]) ->
     Args:
         model_class: Class of the denoiser.
         blocks: What is left of it.
-        weights: See :func:`checked_weights`.
+        weights: Its parameters and buffers.
     """
     model, names = empty(model_class, blocks.config()), blocks.names()
     model.load_state_dict({key: weights[source(key, names)] for key in model.state_dict()}, strict=True, assign=True)

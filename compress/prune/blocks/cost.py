@@ -18,14 +18,14 @@ class Costs:
     Leaving blocks out changes the cost of no other, so those of what is left add up.
 
     Attributes:
-        by_part: ``"params"`` and ``"macs"``, each module of :meth:`Blocks.names` to its own without those inside it;
-            ``""`` is all the rest.
+        by_part: ``"params"`` and, where counted, ``"macs"``, each module of :meth:`Blocks.names` to its own without
+            those inside it; ``""`` is all the rest.
     """
 
     by_part: Mapping[str, Mapping[str, int]]
 
     def of(self, blocks: Blocks) -> dict[str, int]:
-        """``params`` and ``macs`` of what is left."""
+        """``params`` and, where counted, ``macs`` of what is left."""
         parts = {"", *blocks.names().values()}
         return {
             unit: sum(count for part, count in counts.items() if part in parts) for unit, counts in self.by_part.items()
@@ -33,13 +33,13 @@ class Costs:
 
 
 @torch.no_grad()
-def count_costs(model: Any, blocks: Blocks, inputs: Inputs) -> Costs:
+def count_costs(model: Any, blocks: Blocks, inputs: Inputs | None) -> Costs:
     """Counts on the meta device.
 
     Args:
         model: The denoiser; its weights are not touched.
         blocks: All of its blocks.
-        inputs: Positional and keyword arguments of the pass to count.
+        inputs: Positional and keyword arguments of the pass to count; None: parameters alone.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,6 +47,8 @@ def count_costs(model: Any, blocks: Blocks, inputs: Inputs) -> Costs:
     params = dict.fromkeys(("", *parts), 0)
     for name, parameter in model.named_parameters():
         params[owner(name, parts)] += parameter.numel()
+    if inputs is None:
+        return Costs({"params": params})
     args, kwargs = map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
     with FlopCounterMode(display=False) as counter:
         empty(type(model), model.config).eval()(*args, **kwargs)

@@ -8,8 +8,9 @@ from torch import nn
 
 from compress.evaluate.cost.inputs import Inputs
 from compress.prune.blocks import Blocks, read_blocks
-from compress.prune.blocks.assemble import assemble, checked_weights
+from compress.prune.blocks.assemble import assemble
 from compress.prune.blocks.cost import count_costs
+from compress.prune.weights import checked_weights
 from compress.stage import StageReport
 
 
@@ -64,7 +65,7 @@ class Subject:
         self.denoiser = denoiser
         self.model_class = type(denoiser)
         self.blocks = read_blocks(self.model_class.__name__, dict(denoiser.config))
-        self.weights = checked_weights(denoiser)
+        self.weights = {**dict(denoiser.named_buffers()), **checked_weights(denoiser)}
         self.costs = count_costs(denoiser, self.blocks, inputs)
 
     def report(
