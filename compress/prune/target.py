@@ -10,8 +10,6 @@ from compress.errors import UserError, bad_value
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compress.evaluate.cost.inputs import Inputs
-
 TOLERANCE = 0.02
 """How far the share that is left may be from the target, relative to it."""
 
@@ -58,15 +56,24 @@ class Costs:
     is found from as many weightless models as it has coefficients and checked by one more for each plan.
 
     Args:
-        unet: Its config counts, not its weights.
-        inputs: Positional and keyword arguments of one pass, for ``"macs"``.
+        unet: Its config counts, not its weights: it may be on the meta device.
+        inputs: Keyword arguments of one pass, for ``"macs"``.
         unit: ``"params"``, ``"macs"`` or ``"bytes"``.
+        heads: What attention gives up, see :class:`compress.prune.width.Config`.
+        multiple: What new widths are multiples of, see there.
     """
 
-    def __init__(self, unet: Any, inputs: "Inputs", unit: str) -> None:
-        self.unet, self.inputs, self.unit = unet, inputs, unit
+    def __init__(
+        self, unet: Any, inputs: Mapping[str, Any], unit: str, heads: str = "auto", multiple: int | None = None
+    ) -> None:
+        from compress.prune.proxy import weightless
+
+        self.unet, self.unit, self.heads, self.multiple = unet, unit, heads, multiple
         self.widths = tuple(int(width) for width in unet.config.block_out_channels)
-        self._full = self._count(self.widths)
+        full = weightless(type(unet), unet.config).eval()
+        # In one precision, parameters are bytes.
+        self._times = _times_used(full, inputs) if unit == "macs" else None
+        self._full = self._cost(full)
 
     def exact(self, widths: Widths) -> float:
         """The share that is left at these widths."""
@@ -88,26 +95,58 @@ class Costs:
         return terms / scale @ fit
 
     def _count(self, widths: Widths) -> float:
-        import torch
+        from compress.prune.proxy import weightless
+        from compress.prune.widths import choose_shape
 
-        from compress.evaluate.cost.inputs import map_tensors
+        if widths == self.widths:
+            return self._full
+        ratios = [1 - new / old for new, old in zip(widths, self.widths, strict=True)]
+        changes = choose_shape(self.unet.config, ratios, self.heads, self.multiple).changes
+        if "time_embedding_dim" in self.unet.config:
+            changes["time_embedding_dim"] = self.unet.time_embedding.linear_1.out_features
+        return self._cost(weightless(type(self.unet), {**self.unet.config, **changes}))
 
-        config = {key: value for key, value in self.unet.config.items() if not key.startswith("_")}
-        config["block_out_channels"] = widths
-        if "time_embedding_dim" in config:
-            config["time_embedding_dim"] = self.unet.time_embedding.linear_1.out_features
-        with torch.device("meta"):
-            model = type(self.unet).from_config(config).eval()
-        if self.unit != "macs":  # in one precision, parameters are bytes
+    def _cost(self, model: Any) -> float:
+        if self._times is None:
             return sum(parameter.numel() for parameter in model.parameters())
-        from torch.utils.flop_counter import FlopCounterMode
+        total = 0.0
+        for name, module in model.named_modules():
+            if _is_attention(module):
+                total += self._times[name] * module.inner_dim
+            elif _is_layer(module):
+                # A shortcut that the UNet does not have yet works on what its resnet gives out.
+                like = name if name in self._times else f"{name.rpartition('.')[0]}.conv2"
+                total += self._times[like] * module.weight.numel()
+        return total
 
-        args, kwargs = map_tensors(
-            self.inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype)
-        )
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(*args, **kwargs)
-        return counter.get_total_flops()
+
+def _times_used(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
+    """How often one pass multiplies by each weight of a layer, and by each channel of an attention's queries.
+
+    That depends on the size of the inputs alone, not on the widths of the model.
+    """
+    import torch
+
+    from compress.evaluate.cost.inputs import map_tensors
+    from compress.prune.rebuild import attention_macs, module_macs
+
+    on_meta = map_tensors(dict(inputs), lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
+    macs = module_macs(model, on_meta)
+    times = {name: macs.get(name, 0) / m.weight.numel() for name, m in model.named_modules() if _is_layer(m)}
+    attentions = [(name, module) for name, module in model.named_modules() if _is_attention(module)]
+    return times | {name: attention_macs(name, module, macs) / module.inner_dim for name, module in attentions}
+
+
+def _is_layer(module: Any) -> bool:
+    from torch import nn
+
+    return isinstance(module, (nn.Conv2d, nn.Linear))
+
+
+def _is_attention(module: Any) -> bool:
+    from diffusers.models.attention_processor import Attention
+
+    return isinstance(module, Attention)
 
 
 def _terms(widths: "Tensor") -> "Tensor":

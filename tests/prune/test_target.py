@@ -5,6 +5,7 @@ from calibrated import calibration_of
 from tiny import tiny_unet
 
 from compress.errors import UserError
+from compress.evaluate.cost import count
 from compress.prune.importance.made_up import full_size
 from compress.prune.sensitivity.error import Error
 from compress.prune.sensitivity.levels import Narrowed, predicted_error
@@ -12,6 +13,7 @@ from compress.prune.sensitivity.plan import Planner
 from compress.prune.target import Costs, Target, possible_widths
 from compress.prune.width import Config, SensitivityConfig, prune_width
 from compress.prune.widths import level_steps
+from tests.prune.architectures import ARCHITECTURES, random_unet
 
 
 @pytest.fixture(autouse=True)
@@ -23,12 +25,25 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_costs_are_a_polynomial(unit: str) -> None:
     unet = tiny_unet(widths=(32, 48, 64))
     choices = possible_widths(unet.config, level_steps(unet.config))
-    costs = Costs(unet, ((), full_size(unet)), unit)
+    costs = Costs(unet, full_size(unet), unit)
     estimated = costs.estimate(choices)
     for index in (0, 7, len(choices) // 2, len(choices) - 1):
         if len(set(choices[index])) == 3:
             assert float(estimated[index]) == pytest.approx(costs.exact(choices[index]), rel=1e-6)
     assert costs.exact((32, 48, 64)) == 1
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_is_planned_is_what_pruning_leaves(name: str) -> None:
+    unet = random_unet(name, width=2)
+    heads = "narrow" if name == "ddpm" else "remove"  # a single head has to stay
+    report = prune_width(unet, Config(0.5, heads=heads))
+    counts = [count(model, ((), full_size(unet))) for model in (unet, report.unet)]
+    for unit in ("params", "macs"):
+        before, after = (getattr(one, unit) for one in counts)
+        planned = Costs(unet, full_size(unet), unit, heads).exact(tuple(report.widths_after))
+        assert planned < 0.5
+        assert planned == pytest.approx(after / before, rel=1e-9)
 
 
 def test_possible_widths_keep_shortcuts() -> None:

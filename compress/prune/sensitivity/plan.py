@@ -51,7 +51,7 @@ class Planner:
         assert target.goal is not None
         widths.check_blocks(unet.config)
         self.target = target
-        self.costs = Costs(unet, ((), full_size(unet)), target.goal[0])
+        self.costs = Costs(unet, full_size(unet), target.goal[0], heads, multiple)
         steps = widths.level_steps(unet.config, heads, multiple)
         self.choices = meeting(target, self.costs, possible_widths(unet.config, steps))
 
