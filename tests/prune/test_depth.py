@@ -27,7 +27,7 @@ from compress.evaluate.cost.inputs import Inputs
 from compress.prune import depth
 from compress.prune.bk_sdm import prune_bk_sdm
 from compress.prune.blocks.calls import Call, record_calls
-from compress.prune.blocks.greedy import prediction_error
+from compress.prune.blocks.effect import prediction_error
 from compress.prune.blocks.subject import DepthReport
 from compress.prune.depth import Calibration, Config, Target, prune_depth
 from compress.values import build

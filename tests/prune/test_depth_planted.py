@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from compress.prune.blocks.greedy import prediction_error
+from compress.prune.blocks.effect import prediction_error
 from compress.prune.depth import Config, Target, prune_depth
 from tests.prune.blocks_models import (
     calls_of,

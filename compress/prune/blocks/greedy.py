@@ -1,18 +1,14 @@
 """Removal of blocks one after another, each time the one whose loss is felt least in the denoiser's prediction."""
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
 
 from compress.errors import UserError
 from compress.progress import bar
 from compress.prune.blocks import Blocks
-from compress.prune.blocks.assemble import assemble
 from compress.prune.blocks.calls import Call
 from compress.prune.blocks.cost import Costs
+from compress.prune.blocks.effect import Effect
 from compress.prune.blocks.subject import Subject
 
 
@@ -22,7 +18,7 @@ class Removal:
 
     Attributes:
         name: What was removed.
-        error: Relative error of the prediction afterwards, see :func:`prediction_error`.
+        error: Relative error of the prediction afterwards, see :class:`compress.prune.blocks.effect.Effect`.
         params: Parameters left.
         macs: Multiply-accumulates left.
     """
@@ -97,6 +93,7 @@ def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shar
     known: dict[str, float] = {}
     sizes: dict[str, tuple[int, ...]] = {}
     options = _possible(left, kinds)
+    effect = Effect(subject, calls)
 
     def first() -> str:
         # Of blocks that matter equally little, the largest.
@@ -108,10 +105,11 @@ def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shar
             if not options:
                 reached = ", ".join(f"{costs.of(left)[unit] / full[unit]:.3f} of the {unit}" for unit in limits)
                 raise UserError(f"nothing more can be removed, and {reached} are left: ask for more than that")
+            effect.keep(left)
             fresh: set[str] = set()
             sizes = {name: tuple(costs.of(option).values()) for name, option in options.items()}
             while (name := first()) not in fresh:
-                known[name] = prediction_error(assemble(subject.model_class, options[name], subject.weights), calls)
+                known[name] = effect.error(options[name])
                 fresh.add(name)
                 progress.update(task, advance=1)
             left = options[name]
@@ -120,26 +118,6 @@ def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shar
             options = _possible(left, kinds)
             progress.update(task, description=f"measuring blocks ({len(removed)} removed)")
     return Found(left, removed, effects, impossible(blocks, kinds))
-
-
-@torch.no_grad()
-def prediction_error(model: Any, calls: Sequence[Call]) -> float:
-    """How far a denoiser's predictions are from those of the one given, relative to them.
-
-    Args:
-        model: Another denoiser of the same inputs and outputs.
-        calls: Calls of the one given.
-
-    Returns:
-        Root mean square of the difference over that of the prediction, the mean over the calls; at least 0.
-    """
-    errors = []
-    for call in calls:
-        args, kwargs = call.inputs
-        wanted = call.output.float()
-        errors.append((model(*args, **kwargs)[0].float() - wanted).norm() / wanted.norm().clamp(min=1e-30))
-    error = float(torch.stack(errors).mean())
-    return math.inf if math.isnan(error) else error
 
 
 def impossible(blocks: Blocks, kinds: Collection[str]) -> dict[str, str]:
