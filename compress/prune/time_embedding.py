@@ -5,6 +5,7 @@ all its frequencies, so there are no channels to select: the layers after it are
 """
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,11 @@ from compress.progress import bar
 
 TIMESTEPS = 1000
 EXACT = 1e-6  # relative error below which least squares on the first layer is the answer
-CUTOFF = 1e-5  # singular values below that share of the largest would only make the first layer's weights large
-RIDGES = (1e-6, 1e-8, 1e-10)  # shares of the largest eigenvalue; which is best depends on the precision of the weights
+# Singular values below that share of the largest would only make the first layer's weights large; large weights that
+# cancel each other are what half precision cannot add up.
+CUTOFF = 1e-5
+CUTOFF_HALF = 1e-2
+RIDGES = (1e-6, 1e-7, 1e-8, 1e-10)  # shares of the largest eigenvalue; which is best depends on the weights' precision
 ITERATIONS = 600  # of L-BFGS at most
 MOST_PASSES = ITERATIONS * 5 // 4  # its line searches included; that many where max_eval is not given
 
@@ -33,15 +37,20 @@ def _fit_first(fitted: nn.Module, sinusoid: Tensor, hidden: Tensor, cutoff: floa
 
 
 @torch.no_grad()
-def _fit_second(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor, ridge: float) -> None:
-    """The least change of ``linear_2`` (ridge regression) that makes up for what the first layer leaves."""
+def _fit_second(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor, ridges: Sequence[float]) -> list[nn.Module]:
+    """For each ridge the least change of ``linear_2`` (ridge regression) that makes up for what the first leaves."""
     hidden = fitted.act(fitted.linear_1(sinusoid))
     inputs = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
-    products = inputs @ inputs.T  # one row per timestep: fewer than hidden units
-    products.diagonal().add_(ridge * torch.linalg.eigvalsh(products)[-1])
-    change = inputs.T @ torch.linalg.solve(products, wanted - fitted.linear_2(hidden), left=True)
-    fitted.linear_2.weight.add_(change[:-1].T)
-    fitted.linear_2.bias.add_(change[-1])
+    values, vectors = torch.linalg.eigh(inputs @ inputs.T)  # one row per timestep: fewer than hidden units
+    left = vectors.T @ (wanted - fitted.linear_2(hidden))
+    found = []
+    for ridge in ridges:
+        change = inputs.T @ (vectors @ (left / (values + ridge * values[-1])[:, None]))
+        candidate = copy.deepcopy(fitted)
+        candidate.linear_2.weight.add_(change[:-1].T)
+        candidate.linear_2.bias.add_(change[-1])
+        found.append(candidate)
+    return found
 
 
 def _fit_both(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor) -> None:
@@ -69,8 +78,8 @@ def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, fl
     """Fit both layers of a diffusers ``TimestepEmbedding`` so that it maps ``new`` to what it mapped ``old`` to.
 
     The first layer is solved by least squares. Where that is not exact, the second is solved too if there are at least
-    as many hidden units as timesteps (Stable Diffusion has 1280); if there are fewer, both layers follow by L-BFGS,
-    which takes a few seconds.
+    as many hidden units as timesteps (Stable Diffusion has 1280), for the first as it is in the embedding's precision;
+    if there are fewer, both layers follow by L-BFGS, which takes a few seconds.
 
     Args:
         embedding: With layers ``linear_1`` and ``linear_2``; stays unchanged.
@@ -89,11 +98,10 @@ def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, fl
     _fit_first(fitted, new64, hidden, cutoff=1e-12)
     candidates = [fitted]
     if _error(fitted(new64), wanted) > EXACT:
-        _fit_first(fitted, new64, hidden, CUTOFF)
+        _fit_first(fitted, new64, hidden, CUTOFF if weight.dtype in (torch.float32, torch.float64) else CUTOFF_HALF)
         if weight.shape[0] >= len(old):
-            candidates = [copy.deepcopy(fitted) for _ in RIDGES]
-            for candidate, ridge in zip(candidates, RIDGES, strict=True):
-                _fit_second(candidate, new64, wanted, ridge)
+            fitted.linear_1.to(weight.dtype).double()
+            candidates = _fit_second(fitted, new64, wanted, RIDGES)
         else:
             fitted = fitted.float().to(weight.device).requires_grad_(True)
             _fit_both(fitted, new64.float().to(weight.device), wanted.float().to(weight.device))
