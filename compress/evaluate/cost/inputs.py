@@ -1,6 +1,7 @@
 """What a denoiser is called with."""
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,12 +34,19 @@ def denoiser_inputs(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> In
     handle = denoiser(pipeline).register_forward_pre_hook(capture, with_kwargs=True)
     try:
         generator = torch.Generator("cpu").manual_seed(0)
-        twin(prompt="", num_inference_steps=config.steps, guidance_scale=1.0, generator=generator, **size(config))
+        wanted = {"prompt": "", "num_inference_steps": config.steps, "guidance_scale": 1.0, "generator": generator}
+        twin(**accepted(twin, wanted | size(config)))
     except _Captured:
         pass
     finally:
         handle.remove()
     return captured[0]
+
+
+def accepted(pipeline: "DiffusionPipeline", wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some arguments that a pipeline takes: one without text takes no prompt and no guidance."""
+    known = inspect.signature(pipeline.__call__).parameters  # type: ignore[operator]
+    return {name: value for name, value in wanted.items() if name in known}
 
 
 def size(config: EvaluateConfig) -> dict[str, int]:

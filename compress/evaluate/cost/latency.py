@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.cost.inputs import Inputs, size
+from compress.evaluate.cost.inputs import Inputs, accepted, size
 from compress.evaluate.sample import sampler
 
 if TYPE_CHECKING:
@@ -67,15 +67,11 @@ def picture_latencies(
     twin = sampler(pipeline, config)
 
     def draw() -> None:
-        generator = torch.Generator("cpu").manual_seed(0)
-        twin(
-            prompt="a picture",
-            generator=generator,
-            num_inference_steps=config.steps,
-            guidance_scale=config.guidance,
-            output_type="np",
-            **size(config),
-        )
+        wanted = {
+            "prompt": "a picture", "generator": torch.Generator("cpu").manual_seed(0), "output_type": "np",
+            "num_inference_steps": config.steps, "guidance_scale": config.guidance, **size(config),
+        }  # fmt: skip
+        twin(**accepted(twin, wanted))
 
     return timed(draw, repeats, device, warm_up=1)
 
