@@ -1,0 +1,241 @@
+"""Unstructured and n:m pruning: the weights of least magnitude become zero, and every layer keeps its shape.
+
+Magnitude is the importance of Han et al. 2015, arXiv:1506.02626; 2:4 is what NVIDIA's sparse tensor cores take (Mishra
+et al. 2021, arXiv:2104.08378). Measures that look at examples, as Wanda's and SparseGPT's, are not here.
+
+The result is a stock checkpoint with zeros in it: as large on the disk and as fast as before. What it would take when
+only the other weights were stored is reported; where 2:4 is faster, see :mod:`compress.prune.semi_structured`.
+Distillation after it leaves the zeros zero.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from compress.errors import UserError, bad_value
+from compress.prune.masks import Layer, least_of_groups, set_zero, smallest
+from compress.stage import StageContext, StageReport
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
+
+VERSION = 1
+NEEDS_FLOAT = True
+LEAVES_FLOAT = True
+DISTRIBUTED = False
+
+UNSTRUCTURED = "unstructured"
+SHOWN = 5  # layers that the details name as the ones with most and least zeros, and the most weight lost
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which weights become zero.
+
+    Attributes:
+        pattern: ``unstructured``, or ``n:m`` such as ``2:4``: of m neighbors along a layer's inputs at most n stay.
+        sparsity: Share of the weights that become zero, in (0, 1); None: what n:m asks for, else a half.
+        scope: ``layer``: that share of each layer; ``global``: of all together, by one ranking; n:m is by layer.
+        include: Shell patterns of the names of layers that take part. The default are those inside of blocks: what
+            comes before, after and beside them (the first and last layer, time and text embeddings) is small, and
+            everything passes through it.
+        skip: Patterns of the names of those that do not.
+    """
+
+    pattern: str = UNSTRUCTURED
+    sparsity: float | None = None
+    scope: str = "layer"
+    include: list[str] = field(default_factory=lambda: ["*block*"])
+    skip: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        if self.pattern != UNSTRUCTURED and self.groups is None:
+            raise bad_value("pattern", self.pattern, f"{UNSTRUCTURED}, or n:m with 0 < n < m, such as 2:4")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise bad_value("sparsity", self.sparsity, "a number in (0, 1)")
+        if self.scope not in ("layer", "global"):
+            raise bad_value("scope", self.scope, "layer or global")
+        if self.groups is not None:
+            share = 1 - self.groups[0] / self.groups[1]
+            if self.sparsity is not None and abs(self.sparsity - share) > 1e-6:
+                raise bad_value(
+                    "sparsity", self.sparsity, f"null or {share:g}, which is what pattern={self.pattern} leaves"
+                )
+            if self.scope == "global":
+                raise bad_value("scope", self.scope, f"layer: pattern={self.pattern} is decided within each group")
+        for key in ("include", "skip"):
+            patterns = getattr(self, key)
+            if not all(isinstance(pattern, str) and pattern for pattern in patterns):
+                raise bad_value(key, patterns, 'a list of patterns of module names, such as ["mid_block.*"]')
+
+    @property
+    def groups(self) -> tuple[int, int] | None:
+        """``(n, m)`` of the pattern; None: it has no groups."""
+        found = re.fullmatch(r"(\d{1,2}):(\d{1,2})", self.pattern)
+        numbers = (int(found[1]), int(found[2])) if found else (0, 0)
+        return numbers if 0 < numbers[0] < numbers[1] else None
+
+    @property
+    def asked(self) -> float:
+        """The share of the weights that become zero."""
+        if self.groups is not None:
+            return 1 - self.groups[0] / self.groups[1]
+        return 0.5 if self.sparsity is None else self.sparsity
+
+
+@dataclass(frozen=True)
+class SparseReport:
+    """What :func:`prune_sparse` did.
+
+    Attributes:
+        layers: Those that took part, by name.
+        skipped: Conv2d and Linear that did not, with the reason.
+        params: Share of the denoiser's parameters that sit in the weights of layers that changed, in [0, 1].
+        macs: Share of the multiply-accumulates done there; None if the denoiser's inputs are not known.
+        sparsity: Share of zeros in the weights of the layers that took part.
+        sparsity_denoiser: Those zeros over all of the denoiser's parameters.
+        emptied: Layers that have no weight left but zero; what they give is their bias.
+        bytes: Of the denoiser's parameters and buffers as they are.
+        sparse_bytes: Of the same, with one bit for each weight and the values of the others alone, see
+            :func:`compress.evaluate.cost.sparsity.packed_bytes`.
+    """
+
+    layers: Mapping[str, Layer]
+    skipped: Mapping[str, str]
+    params: float
+    macs: float | None
+    sparsity: float
+    sparsity_denoiser: float
+    emptied: list[str]
+    bytes: int
+    sparse_bytes: int
+
+
+def prune_sparse(denoiser: "nn.Module", config: Config = Config()) -> SparseReport:
+    """Sets the weights of least magnitude to zero, in place, in plain weights without masks of their own.
+
+    Args:
+        denoiser: Any denoiser with float weights: Conv2d and Linear take part, whatever is around them.
+        config: See :class:`Config`.
+
+    Raises:
+        UserError: The weights are quantized or not finite, a pattern matches no Conv2d or Linear, or none is left. The
+            denoiser is unchanged then.
+    """
+    import torch
+
+    from compress.evaluate.cost.size import memory_bytes
+    from compress.evaluate.cost.sparsity import packed_bytes
+    from compress.models.probe import layer_macs, probe_inputs
+
+    if getattr(denoiser, "hf_quantizer", None) is not None:
+        raise UserError("the denoiser is quantized: prune its float weights, then quantize it; zeros stay zero")
+    chosen, skipped = _choose(denoiser, config)
+    inputs = probe_inputs(denoiser)
+    by_layer, all_macs = layer_macs(denoiser, inputs) if inputs is not None else ({}, 0)
+    layers = {}
+    with torch.no_grad():
+        for name, mask in zip(chosen, _masks(chosen, config), strict=True):
+            layers[name] = set_zero(chosen[name].weight, mask)
+    changed = [name for name, layer in layers.items() if layer.changed]
+    skipped |= {name: "already has as many zeros" for name in layers if name not in changed}
+    zeros = sum(layer.zeros for layer in layers.values())
+    total = sum(parameter.numel() for parameter in denoiser.parameters())
+    return SparseReport(
+        layers=layers,
+        skipped=skipped,
+        params=sum(layers[name].weights for name in changed) / total,
+        macs=sum(by_layer.get(name, 0) for name in changed) / all_macs if all_macs else None,
+        sparsity=zeros / sum(layer.weights for layer in layers.values()),
+        sparsity_denoiser=zeros / total,
+        emptied=[name for name, layer in layers.items() if layer.zeros == layer.weights],
+        bytes=memory_bytes(denoiser),
+        sparse_bytes=sum(packed_bytes(tensor) for tensor in (*denoiser.parameters(), *denoiser.buffers())),
+    )
+
+
+def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
+    """Zeroes weights of the pipeline's denoiser in place; see :func:`prune_sparse`."""
+    from compress.models import denoiser
+
+    report = prune_sparse(denoiser(pipeline), config)
+    layers = report.layers
+
+    def first(key: str, reverse: bool = True) -> dict[str, float]:
+        order = sorted(layers, key=lambda name: getattr(layers[name], key), reverse=reverse)
+        return {name: getattr(layers[name], key) for name in order[:SHOWN]}
+
+    return StageReport(
+        coverage={
+            "params": report.params,
+            "macs": report.macs,
+            "modules": sum(layer.changed > 0 for layer in layers.values()),
+            "skipped": dict(report.skipped),
+        },
+        details={
+            "pattern": config.pattern,
+            "scope": config.scope,
+            "sparsity_asked": config.asked,
+            "sparsity": report.sparsity,
+            "sparsity_denoiser": report.sparsity_denoiser,
+            "bytes": report.bytes,
+            "sparse_bytes": report.sparse_bytes,
+            "most_zeros": first("sparsity"),
+            "least_zeros": first("sparsity", reverse=False),
+            "most_lost": first("lost"),
+            "emptied": report.emptied,
+            "zeros": {name: [layer.zeros, layer.weights] for name, layer in layers.items()},
+        },
+    )
+
+
+def _choose(denoiser: "nn.Module", config: Config) -> tuple[dict[str, "nn.Module"], dict[str, str]]:
+    """The layers that take part, and the others with the reason.
+
+    Raises:
+        UserError: See :func:`prune_sparse`.
+    """
+    import torch
+    from torch import nn
+
+    every = {name: module for name, module in denoiser.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    for key in ("include", "skip"):
+        for pattern in getattr(config, key):
+            if not any(fnmatchcase(name, pattern) for name in every):
+                raise bad_value(key, pattern, f"a pattern of names of layers, such as {', '.join(list(every)[:3])}")
+    skipped: dict[str, str] = {}
+    for name, module in every.items():
+        asked = next((pattern for pattern in config.skip if fnmatchcase(name, pattern)), None)
+        if asked is not None:
+            skipped[name] = f"asked for by skip: {asked}"
+        elif not any(fnmatchcase(name, pattern) for pattern in config.include):
+            skipped[name] = "not in include"
+        elif config.groups is not None and module.weight.shape[1] % config.groups[1]:
+            skipped[name] = f"{module.weight.shape[1]} inputs, not a multiple of {config.groups[1]}"
+    chosen = {name: module for name, module in every.items() if name not in skipped}
+    if not chosen:
+        reasons = "; ".join(dict.fromkeys(skipped.values()))
+        raise bad_value("include", config.include, f"patterns that leave a Conv2d or Linear to prune ({reasons})")
+    for name, module in chosen.items():
+        if not torch.isfinite(module.weight).all():
+            raise UserError(f"{name} has weights that are NaN or infinite: a stage before diverged; lower its rate")
+    return chosen, skipped
+
+
+def _masks(chosen: "Mapping[str, nn.Module]", config: Config) -> "Iterator[Tensor]":
+    """For each layer in turn a mask that is true where its weight becomes zero."""
+    weights = [module.weight for module in chosen.values()]
+    if config.groups is not None:
+        yield from (least_of_groups(weight, *config.groups) for weight in weights)
+    elif config.scope == "global":
+        yield from smallest(weights, round(config.asked * sum(weight.numel() for weight in weights)))
+    else:
+        yield from (smallest([weight], round(config.asked * weight.numel()))[0] for weight in weights)
