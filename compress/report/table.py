@@ -28,6 +28,7 @@ class Column:
         ends: Keys of the interval's ends, for a cost; a metric has its own ``low`` and ``high``.
         paired: Whether it compares with the teacher's picture of the same prompt and noise.
         screen: Whether it is shown on the screen too, which is narrow.
+        needs: A cost that some row has to have for this one to be shown.
     """
 
     group: str
@@ -39,6 +40,7 @@ class Column:
     ends: tuple[str, str] = ("", "")
     paired: bool = False
     screen: bool = True
+    needs: str = ""
 
     @property
     def heading(self) -> str:
@@ -52,6 +54,8 @@ COST = (
     Column("cost", "macs", "MACs (G)", 1e-9),
     Column("cost", "macs_without_attention", "MACs without attention (G)", 1e-9, screen=False),
     Column("cost", "bytes", "on disk (MB)", 1e-6),
+    Column("cost", "sparsity", "zeros (%)", 100, digits=1, needs="sparse_bytes"),
+    Column("cost", "sparse_bytes", "stored sparse (MB)", 1e-6),
     Column("cost", "memory_bytes", "in memory (MB)", 1e-6, screen=False),
     Column("cost", "peak_memory_bytes", "peak memory (MB)", 1e-6),
     Column("cost", "latency_s", "latency (ms)", 1e3, ends=("latency_low_s", "latency_high_s")),
@@ -120,7 +124,12 @@ def columns(result: Mapping[str, Any]) -> list[Column]:
     names = list(dict.fromkeys(name for entry in entries for name in entry.get("metrics") or {}))
     others = [_unknown(name) for name in names if name not in known]
     every = (*COST, *SETS, *TEXT, *others, *PAIRED)
-    found = [column for column in every if any(number(entry, column) is not None for entry in entries)]
+    costs = {name for entry in entries for name, value in (entry.get("cost") or {}).items() if value is not None}
+    found = [
+        column
+        for column in every
+        if (not column.needs or column.needs in costs) and any(number(entry, column) is not None for entry in entries)
+    ]
     network = values(entries, "network", ("clip_score",))
     if network:  # a CLIP score means nothing without the name of its network
         found = [replace(c, title=f"{network[0]} score") if c.key == "clip_score" else c for c in found]

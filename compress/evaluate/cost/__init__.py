@@ -11,6 +11,7 @@ from compress.evaluate.cost.inputs import denoiser_inputs, map_tensors
 from compress.evaluate.cost.latency import compiled_latencies, latencies, picture_latencies, spread
 from compress.evaluate.cost.memory import peak_memory
 from compress.evaluate.cost.size import memory_bytes, weight_bytes
+from compress.evaluate.cost.sparsity import count_zeros
 from compress.models import denoiser, denoiser_name
 from compress.progress import bar
 from compress.report import environment
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 __all__ = [
-    "Count", "compiled_latencies", "count", "denoiser_inputs", "device_name", "latencies", "map_tensors",
+    "Count", "compiled_latencies", "count", "count_zeros", "denoiser_inputs", "device_name", "latencies", "map_tensors",
     "measure_cost", "memory_bytes", "peak_memory", "picture_latencies", "spread", "weight_bytes",
 ]  # fmt: skip
 
@@ -29,6 +30,10 @@ CONVENTIONS = {
     "attention, for one pass over one picture without guidance; norms, activations and sums do not count",
     "macs_without_attention": "macs without attention's two products",
     "bytes": "safetensors files of the denoiser",
+    "sparsity": "share of zeros among the weights of convolutions and linear layers",
+    "sparsity_2_4": "share of those weights that sit in layers where of four neighboring inputs at most two count",
+    "sparse_bytes": "bytes, if each tensor took a bit for each number and only those that are not zero, where that is "
+    "less: a size, not a file that diffusers reads",
     "memory_bytes": "weights and buffers of the loaded denoiser",
     "peak_memory_bytes": "loading the denoiser and one pass, above what Python and the libraries take",
     "latency_s": "median of one eager pass over one picture without guidance; low and high: 5th and 95th percentile",
@@ -56,7 +61,8 @@ def measure_cost(
         variant: Of the weight files, such as ``fp16``; None for those without one in their name.
 
     Returns:
-        ``params``, ``params_by_type``, ``macs``, ``macs_without_attention``, ``bytes``, ``memory_bytes``,
+        ``params``, ``params_by_type``, ``macs``, ``macs_by_type``, ``macs_without_attention``, ``bytes``, ``sparsity``,
+        ``sparsity_2_4``, ``sparse_bytes`` (None where there are too few zeros to gain from), ``memory_bytes``,
         ``peak_memory_bytes``, ``latency_s``, ``picture_latency_s`` and ``compiled_latency_s`` (None where it was not
         asked for or cannot be had; ``compiled_note`` says why). Each latency is a median in seconds, beside it its
         5th and 95th percentile: ``latency_low_s``, ``latency_high_s`` and so on. Beside them ``pipeline_params`` with
@@ -92,8 +98,10 @@ def measure_cost(
         "params": counted.params,
         "params_by_type": counted.params_by_type,
         "macs": counted.macs,
+        "macs_by_type": counted.macs_by_type,
         "macs_without_attention": counted.macs_without_attention,
         "bytes": size,
+        **count_zeros(model, folder / component, variant),
         "memory_bytes": memory_bytes(model),
         "peak_memory_bytes": memory["peak_memory_bytes"],
         **seconds,

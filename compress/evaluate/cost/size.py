@@ -8,8 +8,8 @@ import torch
 from compress.errors import UserError
 
 
-def weight_bytes(folder: Path, variant: str | None = None) -> tuple[int, dict[str, int]]:
-    """Bytes on disk of a model's safetensors files, one or several shards, and of their tensors by data type.
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """A model's safetensors files, one or several shards.
 
     Raises:
         UserError: There are none.
@@ -19,6 +19,16 @@ def weight_bytes(folder: Path, variant: str | None = None) -> tuple[int, dict[st
     files = [file for file in found if variant and f".{variant}." in file.name] or plain
     if not files:
         raise UserError(f"{folder}: no safetensors files; the checkpoint is not whole")
+    return files
+
+
+def weight_bytes(folder: Path, variant: str | None = None) -> tuple[int, dict[str, int]]:
+    """Bytes on disk of a model's safetensors files, one or several shards, and of their tensors by data type.
+
+    Raises:
+        UserError: There are none.
+    """
+    files = weight_files(folder, variant)
     by_dtype: dict[str, int] = {}
     for file in files:
         # The header alone: 8 bytes of its length, then JSON.
