@@ -63,8 +63,19 @@ def info(
         "seed": config.seed,
         "precision": config.precision,
         "model_file": model_file,
+        "before": stages_before(config.model),
         "stages": history,
     }
+
+
+def stages_before(config: "ModelConfig") -> list[dict[str, Any]]:
+    """What earlier runs did to the teacher, by its ``compress.json``: ``name``, ``kind``, ``method`` of each stage."""
+    folder = model_folder(config)
+    if not (folder / checkpoint.INFO).is_file():
+        return []
+    found = checkpoint.read_info(folder)
+    stages = [*found.get("before", []), *found.get("stages", [])]
+    return [{key: stage.get(key) for key in ("name", "kind", "method")} for stage in stages]
 
 
 def model_folder(config: "ModelConfig") -> Path:
@@ -124,6 +135,10 @@ def track_report(tracker: "Tracker", result: dict[str, Any], folder: Path) -> No
 def print_end(console: "Console", result: dict[str, Any], config: RunConfig) -> None:
     """The table, where things are, and how to use them."""
     compress.report.print_table(result, console)
+    console.print()
+    for stage in result["stages"]:
+        parts = [part for part in (compress.report.change(stage), compress.report.effort(stage)) if part]
+        console.print(f"{stage['name']:11}{'; '.join(parts)}", markup=False, highlight=False, soft_wrap=True)
     found = sum(stage["cached"] for stage in result["stages"])
     where = {
         "checkpoint": result["checkpoint"],

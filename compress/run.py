@@ -308,6 +308,7 @@ def _compute(
     context = StageContext(
         teacher=inputs.teacher, data=inputs.data, folder=inputs.store.work(step.key), history=history,
         seed=config.seed, device=inputs.device, dtype=inputs.dtype, log=log,
+        before=output.stages_before(config.model),
     )  # fmt: skip
     pipeline = inputs.student(step.parent)
     try:

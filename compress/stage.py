@@ -21,6 +21,8 @@ class StageContext:
         data: Training pictures and captions.
         folder: A folder of this stage alone that outlives a crash; training states go here.
         history: The entries of the stages before, as ``compress.json`` holds them.
+        before: What was done to the teacher by earlier runs, where its folder says so: ``name``, ``kind`` and
+            ``method`` of each stage.
         seed: Seed of everything random in the stage.
         device: Where to compute.
         dtype: The precision of the run.
@@ -35,6 +37,7 @@ class StageContext:
     device: "torch.device"
     dtype: "torch.dtype"
     log: Callable[[dict[str, float], int], None]
+    before: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
     from compress.distill.examples import cached_examples
     from compress.distill.losses import kept_channels
+    from compress.distill.zeros import made_sparse
     from compress.models import denoiser
 
     ours, theirs = (p.scheduler.config.get("prediction_type", "epsilon") for p in (pipeline, context.teacher))
@@ -146,6 +147,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         seed=context.seed,
         device=context.device,
         kept=kept_channels(context.history),
+        keep_zeros=made_sparse([*context.before, *context.history]),
         folder=context.folder,
         log=context.log,
     )
@@ -161,6 +163,7 @@ def distill(
     seed: int = 0,
     device: "torch.device | str" = "cpu",
     kept: Mapping[str, list[int]] | None = None,
+    keep_zeros: bool = False,
     folder: Path | None = None,
     log: Callable[[dict[str, float], int], None] | None = None,
 ) -> StageReport:
@@ -181,6 +184,7 @@ def distill(
         device: Where to train.
         kept: Block of the student -> channels of the teacher's block that the student's are, in their order. Blocks of
             other widths that are not in it are compared through a learned 1x1 convolution.
+        keep_zeros: Whether weights of Conv2d and Linear that are zero stay so, as after pruning to a sparsity.
         folder: Where training states go; None: nowhere.
         log: Takes metrics and the number of steps done.
 
@@ -204,6 +208,7 @@ def distill(
         seed=seed,
         device=torch.device(device),
         kept=dict(kept or {}),
+        keep_zeros=keep_zeros,
         folder=folder,
         log=log,
     )

@@ -18,6 +18,7 @@ from compress.distill.checks import check_pair, noise_schedule, warn_if_alone
 from compress.distill.examples import Batch, Examples, draw
 from compress.distill.losses import FeatureLoss, Objective, matching_blocks, tapped, target_of, weight_of
 from compress.distill.state import Record, held_interrupt, load_state, pack, save_state, unpack
+from compress.distill.zeros import Zeros
 from compress.errors import UserError, bad_value
 from compress.progress import bar
 from compress.stage import StageReport
@@ -38,6 +39,7 @@ def train(
     seed: int,
     device: torch.device,
     kept: dict[str, list[int]],
+    keep_zeros: bool,
     folder: Path | None,
     log: Callable[[dict[str, float], int], None] | None,
 ) -> StageReport:
@@ -73,11 +75,13 @@ def train(
         objective = Objective(student, ours, features, weights)
         parameters = list(objective.parameters())
         trained = list(student.parameters())
+        zeros = Zeros(student.modules() if keep_zeros else ())
         optimizer = torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay)
         ema = None
         if accelerator.is_main_process:
             ema = EMAModel(trained, config.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
         record = _resume(folder, objective, optimizer, ema, config.steps)
+        zeros.check()
         if accelerator.gather(torch.tensor([record.step], device=device)).unique().numel() > 1:
             raise UserError(f"the processes found different training states in {folder}; it must be one shared folder")
         model = accelerator.prepare_model(objective, device_placement=False)
@@ -121,6 +125,7 @@ def train(
                     values = losses_of(batch)
                     accelerator.backward(values[0] / len(parts))
                 losses += values.detach() / len(parts)
+            zeros.mask_gradients()
             norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
             # One message carries all: whether anybody pressed Ctrl-C too, so that all processes stop at the same step.
             message = torch.stack([*losses, torch.as_tensor(norm), losses.new_tensor(float(pressed()))])
@@ -159,9 +164,11 @@ def train(
         "autocast": "no" if isinstance(autocast(), nullcontext) else "bf16",
         "prediction_type": diffusion.config.prediction_type,
         "processes": accelerator.num_processes,
+        **({"zeros_kept": zeros.count()} if keep_zeros else {}),
     }
     modules = sum(1 for m in student.modules() if next(m.parameters(recurse=False), None) is not None)
-    coverage = {"params": 1.0, "macs": 1.0, "modules": modules, "skipped": {}}
+    total = sum(parameter.numel() for parameter in trained)
+    coverage = {"params": 1 - zeros.count() / total, "macs": 1.0, "modules": modules, "skipped": {}}
     return StageReport(coverage, details, record.curves)
 
 

@@ -1,6 +1,6 @@
 """A small distillation that tests run in this process, in one that gets killed, or in two at once.
 
-``python worker.py FOLDER OUT [--kill-at STEP]`` writes the student's weights to OUT.
+``python worker.py FOLDER OUT [--kill-at STEP] [--sparse]`` writes the student's weights to OUT.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from compress.distill.features import Config, run
+from compress.prune.sparse import prune_sparse
 from compress.stage import StageContext, StageReport
 from tests.tiny import tiny_pipeline
 
@@ -47,10 +48,13 @@ def distilled(
     folder: Path,
     config: Config = CONFIG,
     log: Callable[[dict[str, float], int], None] = lambda metrics, step: None,
+    sparse: bool = False,
     **changes: Any,
 ) -> tuple[StableDiffusionPipeline, StageReport]:
-    """Runs the stage on a narrower student and gives it with the report."""
+    """Runs the stage on a narrower student, half of whose weights may be zero, and gives it with the report."""
     student = tiny_pipeline(seed=1, widths=(16, 32))
+    if sparse:
+        prune_sparse(student.unet)
     context = StageContext(
         teacher=tiny_pipeline(seed=0),
         data=SimpleNamespace(train=pictures()),
@@ -72,6 +76,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--kill-at", type=int, default=-1)
+    parser.add_argument("--sparse", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -79,7 +84,8 @@ def main() -> None:
         if step == arguments.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    student, _ = distilled(arguments.folder, log=log)
+    changes = {"sparse": True, "history": [{"kind": "prune", "method": "sparse"}]} if arguments.sparse else {}
+    student, _ = distilled(arguments.folder, log=log, **changes)
     assert PartialState().num_processes == int(os.environ.get("WORLD_SIZE", "1"))
     rank = os.environ.get("RANK", "0")
     save_file(student.unet.state_dict(), arguments.out.with_suffix(f".{rank}.safetensors"))
