@@ -19,6 +19,7 @@ import compress.track
 from compress import checkpoint, output, processes
 from compress.config import RunConfig
 from compress.errors import UserError
+from compress.evaluate.cost.memory import watch_memory
 from compress.plan import Plan, Step
 from compress.stage import StageContext, StageReport
 from compress.store import Store
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from compress.data import Data
     from compress.evaluate.networks import Networks
 
+KEPT = ("kind", "method", "key", "seconds", "peak_memory_bytes", "peak_memory_of", "coverage", "curves")
+MOST_TEXT = 1000  # letters of a detail that the report repeats; longer ones stand in the checkpoint's compress.json
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -201,14 +204,15 @@ class _Run:
             subject = _Subject(self.plan.evaluation(step), step.key, folder, self.plan.teacher_evaluation)
             evaluation, _ = self._evaluated(stage.name, subject)
             run.finish(_numbers(evaluation), evaluation["grid"])
-        kept = {name: entry[name] for name in ("kind", "method", "key", "seconds", "coverage", "curves")}
+        kept = {name: entry[name] for name in KEPT if name in entry}
+        kept["details"] = {name: value for name, value in entry["details"].items() if len(str(value)) <= MOST_TEXT}
         place = {"checkpoint": str(folder), "model_file": about.get("model_file")}
         return {"name": stage.name, "cached": cached} | place | kept | _numbers(evaluation)
 
     def _make(self, step: Step, history: list[dict[str, Any]], run: StageRun) -> None:
         """Computes a stage and puts its checkpoint into the store."""
         stage = step.stage
-        begun = time.perf_counter()
+        begun, memory = time.perf_counter(), watch_memory(self.inputs.device)
         if stage.module.DISTRIBUTED:
             processes.send((self.config.stages.index(stage), (step.key, step.parent, step.cached)))
         pipeline, report = _compute(self.inputs, step, history, run)
@@ -220,7 +224,7 @@ class _Run:
         entry = {
             "name": stage.name, "kind": stage.kind, "method": stage.method, "key": step.key,
             "config": asdict(stage.config), "coverage": report.coverage, "details": report.details,
-            "curves": report.curves, "seconds": time.perf_counter() - begun,
+            "curves": report.curves, "seconds": time.perf_counter() - begun, **memory(),
         }  # fmt: skip
         model_file = checkpoint.model_file(pipeline)
         info = output.info(self.config, self.plan.teacher, self.plan.data, [*history, entry], model_file)
@@ -314,8 +318,7 @@ def _compute(
     try:
         report = stage.module.run(pipeline, stage.config, context)
     except UserError as error:
-        own = str(error).partition("=")[0].partition(".")[0] in asdict(stage.config)
-        raise UserError(f"stages.{stage.name}{'.' if own else ': '}{error}") from error
+        raise stage.explain(error) from error
     return pipeline, StageReport(report.coverage, report.details, report.curves or curves)
 
 

@@ -15,9 +15,12 @@ from typing import Any
 
 from compress.report.card import coverage_line, model_card, usage
 from compress.report.footer import how_to_load
+from compress.report.stages import change, effort, layer_types
 from compress.report.table import markdown_table, plain_rows, print_table
 
 __all__ = [
+    "change",
+    "effort",
     "environment",
     "how_to_load",
     "markdown_table",
@@ -190,16 +193,19 @@ def _markdown(result: Mapping[str, Any], links: Sequence[tuple[str, str]]) -> st
         lines = []
         for stage in stages:
             method = f"={stage['method']}" if stage.get("method") else ""
-            seconds = stage.get("seconds")
-            took = f"{seconds:.0f} s" if seconds is not None else "time unknown"
+            took = effort(stage) or "time unknown"
             origin = f"from the store (made in {took})" if stage.get("cached") else f"computed in {took}"
             coverage = coverage_line(stage.get("coverage") or {})
             lines.append(
                 f"- **{stage['name']}** ({stage.get('kind')}{method}), {origin}{f'; {coverage}' if coverage else ''}"
             )
+            if changed := change(stage):
+                lines.append(f"  - {changed}")
             if stage.get("checkpoint"):
                 lines.append(f"  - checkpoint: `{stage['checkpoint']}`")
         parts.append("\n".join(lines) + "\n")
+    if by_type := layer_types(result):
+        parts += ["## Layers by type\n", by_type]
     parts.append("## Run\n")
     wall = result.get("wall_seconds")
     facts = [f"- wall time: {wall:.0f} s"] if wall is not None else []

@@ -67,6 +67,9 @@ def test_attention_and_convolutions_are_counted():
         model(*inputs[0], **inputs[1])
     assert counted.macs_without_attention == sum(seen)
     assert counted.macs == sum(seen) + sum(products)
+    assert counted.macs_by_type["attention products"] == sum(products)
+    assert set(counted.macs_by_type) == {"Conv2d", "Linear", "attention products"}
+    assert sum(counted.macs_by_type.values()) == counted.macs
 
 
 def test_counts_of_stable_diffusion_are_the_published_ones():

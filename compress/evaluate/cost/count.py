@@ -1,6 +1,8 @@
 """Parameters and multiply-accumulates of the model that a denoiser's config describes."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -8,6 +10,7 @@ from compress.evaluate.cost.inputs import Inputs, map_tensors
 
 # Where torch's counter puts attention's products: batched matrix products, or one of the fused kernels.
 ATTENTION = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
+PRODUCTS = "attention products"
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,15 @@ class Count:
         params: Parameters.
         params_by_type: The same by the class of the module that holds them (``Conv2d``, ``Linear``, ...), most first.
         macs: Multiply-accumulates of one pass: products in convolutions, linear layers and attention.
+        macs_by_type: The same by the class of the module that does them, most first; ``"attention products"``
+            (queries with keys, scores with values) are no module's own.
         macs_without_attention: Without the two products (query with key, weights with value) of every attention.
     """
 
     params: int
     params_by_type: dict[str, int]
     macs: int
+    macs_by_type: dict[str, int]
     macs_without_attention: int
 
 
@@ -55,7 +61,8 @@ def count(model: torch.nn.Module, inputs: Inputs) -> Count:
     macs = {str(name).removeprefix("aten."): flops // 2 for name, flops in counter.get_flop_counts()["Global"].items()}
     attention = sum(value for name, value in macs.items() if name.lstrip("_").startswith(ATTENTION))
     total = sum(macs.values())
-    return Count(params, _by_type(empty), total, total - attention)
+    by_type = _macs_by_type(empty, counter.get_flop_counts(), total, attention)
+    return Count(params, _by_type(empty), total, by_type, total - attention)
 
 
 def _by_type(model: torch.nn.Module) -> dict[str, int]:
@@ -67,3 +74,16 @@ def _by_type(model: torch.nn.Module) -> dict[str, int]:
                 seen.add(parameter)
                 found[type(module).__name__] = found.get(type(module).__name__, 0) + parameter.numel()
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _macs_by_type(
+    model: torch.nn.Module, counts: Mapping[str, Mapping[Any, int]], total: int, attention: int
+) -> dict[str, int]:
+    """Those of the modules that hold no others, attention's products, and what else there is."""
+    macs = {str(name).partition(".")[2]: sum(ops.values()) // 2 for name, ops in counts.items()}
+    found: dict[str, int] = {PRODUCTS: attention}
+    for name, module in model.named_modules():
+        if macs.get(name) and not any(True for _ in module.children()):
+            found[type(module).__name__] = found.get(type(module).__name__, 0) + macs[name]
+    found["other"] = total - sum(found.values())
+    return dict(sorted(((kind, count) for kind, count in found.items() if count), key=lambda item: -item[1]))

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,27 @@ def process_peak() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def watch_memory(device: torch.device) -> Callable[[], dict[str, Any]]:
+    """Begins to watch the memory of this process.
+
+    Returns:
+        What gives ``peak_memory_bytes``, the most that was in use since, and ``peak_memory_of``: what was measured.
+    """
+    forgotten = forget_peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+    def found() -> dict[str, Any]:
+        if device.type == "cuda":
+            return {"peak_memory_bytes": torch.cuda.max_memory_allocated(device), "peak_memory_of": "CUDA memory"}
+        if device.type == "mps":
+            return {"peak_memory_bytes": torch.mps.driver_allocated_memory(), "peak_memory_of": "MPS memory at the end"}
+        what = "resident memory" if forgotten else "resident memory since the process began"
+        return {"peak_memory_bytes": process_peak(), "peak_memory_of": what}
+
+    return found
 
 
 def peak_since(baseline: int, device: torch.device) -> tuple[int, str]:
