@@ -71,7 +71,7 @@ class Calibration:
 
     examples: int = 2
     steps: int = 3
-    side: int | None = 128
+    side: int | None = 64
     guidance: float | None = None
     seed: int | None = None
 
