@@ -1,0 +1,262 @@
+"""Low-rank pruning: the weights of Conv2d and Linear become products of two smaller ones.
+
+A Linear becomes one to r channels and one from there. A Conv2d, as a matrix of outputs by everything else, becomes a
+convolution with its kernel to r channels and a 1x1 convolution from there (Zhang et al. 2016, arXiv:1505.06798). That
+keeps the shape of the kernel, and of all matrices of that rank it is the nearest; the other known way, a vertical and a
+horizontal convolution (Jaderberg et al. 2014, arXiv:1405.3866), assumes that kernels are separable.
+
+No stock config can express the result: its checkpoint carries a small model file, see
+:mod:`compress.models.shaped_unet`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+from compress.errors import UserError, bad_value
+from compress.prune.patterns import check_patterns, choose_layers
+from compress.prune.target import TOLERANCE, Target
+from compress.stage import StageContext, StageReport
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+    from torch import nn
+
+    from compress.models.shapes import Shaped
+    from compress.prune.ranks import Matrix
+
+VERSION = 1
+NEEDS_FLOAT = True
+LEAVES_FLOAT = True
+DISTRIBUTED = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which layers, and to which rank.
+
+    Attributes:
+        energy: Share of the energy of its weight, the sum of its squared singular values, that each layer keeps at
+            least, in (0, 1]. Counts where ``target`` gives nothing.
+        target: How much is to be left, met within 2 % by the ranks that together lose the least sum of the layers'
+            shares of energy: one threshold for all on the energy lost per cost saved.
+        multiple: What every rank is a multiple of, at least 1.
+        include: Shell patterns of the names of layers that take part. The default are those inside of blocks: what
+            comes before, after and beside them (the first and last layer, time and text embeddings) is small, and
+            everything passes through it.
+        skip: Patterns of the names of those that do not.
+    """
+
+    energy: float = 0.9
+    target: Target = Target()
+    multiple: int = 1
+    include: list[str] = field(default_factory=lambda: ["*block*"])
+    skip: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        if not 0 < self.energy <= 1:
+            raise bad_value("energy", self.energy, "a number in (0, 1]")
+        if self.multiple < 1:
+            raise bad_value("multiple", self.multiple, "a whole number of at least 1")
+        for key in ("include", "skip"):
+            check_patterns(key, getattr(self, key))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What became of a layer.
+
+    Attributes:
+        rank: Of the product.
+        of: The rank that it could have had.
+        energy: Share of the energy of its weight that is kept.
+        params: Parameters of its weight before and after.
+    """
+
+    rank: int
+    of: int
+    energy: float
+    params: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class LowRankReport:
+    """A UNet with factored layers and what was done to get it.
+
+    Attributes:
+        unet: The new model; the one given is left as it was.
+        layers: The factored ones, by name.
+        skipped: Other Conv2d and Linear, with the reason.
+        params_before: Number of parameters of the model given.
+        params_after: Number of parameters of the new one.
+        share_params: Share of the old parameters that sit in factored weights, in [0, 1].
+        share_macs: Share of the old multiply-accumulates done by them; None if the denoiser's inputs are not known.
+        left: Share of what the target counts that is left; None without a target.
+    """
+
+    unet: "Shaped"
+    layers: Mapping[str, Layer]
+    skipped: Mapping[str, str]
+    params_before: int
+    params_after: int
+    share_params: float
+    share_macs: float | None
+    left: float | None
+
+
+def prune_low_rank(unet: "UNet2DConditionModel | UNet2DModel", config: Config = Config()) -> LowRankReport:
+    """Factor the weights of Conv2d and Linear where that saves something.
+
+    Args:
+        unet: Any float weights; stays unchanged. Layers that are products already stay as they are.
+        config: See :class:`Config`.
+
+    Raises:
+        UserError: For another denoiser, weights that are quantized or not finite, a pattern that matches nothing, a
+            target that no ranks meet, and where no layer is left to factor.
+    """
+    from compress.models.shapes import SHAPEABLE, shaped
+    from compress.prune import ranks
+
+    if type(unet) not in SHAPEABLE:
+        raise UserError(
+            f"prune method low_rank factors the layers of UNet2DConditionModel and UNet2DModel; this denoiser is a "
+            f"{type(unet).__name__}"
+        )
+    if getattr(unet, "hf_quantizer", None) is not None:
+        raise UserError("the denoiser is quantized: factor its float weights, then quantize them")
+    products = {name for name, shape in unet.config.get("layers", {}).items() if "rank" in shape}
+    chosen, skipped = choose_layers(unet, config.include, config.skip, partial(_unfit, products))
+    macs = _macs(unet)
+    total = sum(parameter.numel() for parameter in unet.parameters())
+    matrices, saving, whole = _matrices(chosen, macs, total, config)
+    lost = {name: ranks.lost_energy(layer.weight) for name, layer in chosen.items()}
+    if saving is None:
+        found, left_alone = ranks.by_energy(matrices, lost, config.energy, config.multiple)
+    else:
+        found, left_alone = ranks.by_cost(matrices, lost, saving, config.multiple)
+    if not found:
+        raise UserError(_nothing(left_alone, config))
+    layers, shapes, weights = {}, {}, dict(unet.state_dict())
+    for name, rank in found.items():
+        weight = weights.pop(f"{name}.weight")
+        weights[f"{name}.reduce.weight"], weights[f"{name}.expand.weight"] = ranks.factors(weight, rank)
+        if f"{name}.bias" in weights:
+            weights[f"{name}.expand.bias"] = weights.pop(f"{name}.bias")
+        shapes[name] = {"in": weight.shape[1], "out": weight.shape[0], "rank": rank}
+        matrix = matrices[name]
+        after = rank * (matrix.inputs + matrix.outputs)
+        layers[name] = Layer(rank, matrix.full, 1 - float(lost[name][rank]), (weight.numel(), after))
+    new = shaped(unet, shapes, {name: weight.clone() for name, weight in weights.items()})
+    left = None
+    if saving is not None:
+        left = 1 - sum(matrices[name].cost - matrices[name].at(rank) for name, rank in found.items()) / whole
+        _check_met(left, config.target)
+    return LowRankReport(
+        unet=new,
+        layers=layers,
+        skipped=skipped | left_alone,
+        params_before=total,
+        params_after=sum(parameter.numel() for parameter in new.parameters()),
+        share_params=sum(layer.params[0] for layer in layers.values()) / total,
+        share_macs=None if macs is None else sum(macs[name] for name in layers) / macs[""],
+        left=left,
+    )
+
+
+def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
+    """Replace the pipeline's denoiser by one of factored layers; see :func:`prune_low_rank`."""
+    from compress.models import denoiser, set_denoiser
+
+    report = prune_low_rank(denoiser(pipeline), config)  # type: ignore[arg-type]
+    set_denoiser(pipeline, report.unet)
+    ranks = {name: [layer.rank, layer.of, round(layer.energy, 6)] for name, layer in report.layers.items()}
+    energies = [layer.energy for layer in report.layers.values()]
+    return StageReport(
+        coverage={
+            "params": report.share_params,
+            "macs": report.share_macs,
+            "modules": len(report.layers),
+            "skipped": dict(report.skipped),
+        },
+        details={
+            "config": asdict(config),
+            "params_before": report.params_before,
+            "params_after": report.params_after,
+            "left": report.left,
+            "energy": {"least": min(energies), "mean": sum(energies) / len(energies)},
+            "ranks": ranks,
+        },
+    )
+
+
+def _unfit(products: set[str], name: str, layer: "nn.Module") -> str | None:
+    if name.rpartition(".")[0] in products:
+        return "half of a product already"
+    return "a convolution in groups" if getattr(layer, "groups", 1) > 1 else None
+
+
+def _macs(unet: "UNet2DConditionModel | UNet2DModel") -> "Mapping[str, float] | None":
+    """Multiply-accumulates at the model's own size, by module; ``""`` is the whole. None: its inputs are not known."""
+    from compress.evaluate.cost.inputs import map_tensors
+    from compress.prune.importance.made_up import full_size
+    from compress.prune.proxy import weightless
+    from compress.prune.rebuild import module_macs
+
+    try:
+        inputs = full_size(unet)
+    except UserError:
+        return None
+    return module_macs(
+        weightless(type(unet), unet.config).eval(), map_tensors(inputs, lambda tensor: tensor.to("meta"))
+    )
+
+
+def _matrices(
+    chosen: "Mapping[str, nn.Module]", macs: "Mapping[str, float] | None", params: int, config: Config
+) -> "tuple[dict[str, Matrix], float | None, float]":
+    """The layers with what they cost in the target's unit, what is to be saved of it, and what the whole costs.
+
+    Raises:
+        UserError: Not even the least ranks of all save so much.
+    """
+    from compress.prune.ranks import Matrix, most_saved
+
+    unit, share = config.target.goal or ("params", None)
+    if unit == "macs" and macs is None:
+        raise bad_value("target.macs", share, "null: it is not known what this denoiser takes besides latents")
+    counts = macs if unit == "macs" and macs is not None else {n: m.weight.numel() for n, m in chosen.items()}
+    whole = counts[""] if unit == "macs" else params
+    matrices = {
+        name: Matrix(len(module.weight), module.weight[0].numel(), counts[name]) for name, module in chosen.items()
+    }
+    if share is None:
+        return matrices, None, whole
+    least = 1 - most_saved(matrices, config.multiple) / whole
+    if least > share * (1 + TOLERANCE):
+        raise bad_value(
+            f"target.{unit}",
+            share,
+            f"at least {math.ceil(1000 * least) / 1000}: with the rank {config.multiple} in each of the "
+            f"{len(matrices)} layers that take part, {least:.3f} of this denoiser's {unit} are left",
+        )
+    return matrices, (1 - share) * whole, whole
+
+
+def _check_met(left: float, target: Target) -> None:
+    assert target.goal is not None
+    unit, share = target.goal
+    if abs(left / share - 1) > TOLERANCE:
+        raise bad_value(f"target.{unit}", share, f"about {left:.3f}, the nearest that ranks of this multiple leave")
+
+
+def _nothing(left_alone: Mapping[str, str], config: Config) -> str:
+    reasons = "; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3])
+    return f"energy={config.energy:g}: no layer can be factored so that it saves something ({reasons}, ...)"

@@ -1,0 +1,64 @@
+"""Layers chosen by patterns of their names."""
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from compress.errors import UserError, bad_value
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def check_patterns(key: str, patterns: Sequence[str]) -> None:
+    """Checks that patterns are texts.
+
+    Raises:
+        UserError: One is not, or is empty.
+    """
+    if not all(isinstance(pattern, str) and pattern for pattern in patterns):
+        raise bad_value(key, patterns, 'a list of patterns of module names, such as ["mid_block.*"]')
+
+
+def choose_layers(
+    denoiser: "nn.Module",
+    include: Sequence[str],
+    skip: Sequence[str],
+    unfit: "Callable[[str, nn.Module], str | None]",
+) -> "tuple[dict[str, nn.Module], dict[str, str]]":
+    """The Conv2d and Linear that take part, and the others with the reason.
+
+    Args:
+        denoiser: In float weights.
+        include: Shell patterns of the names of those that take part.
+        skip: Of those that do not, whatever ``include`` says.
+        unfit: Why a layer cannot take part; None: it can.
+
+    Raises:
+        UserError: A pattern matches no layer, none is left, or one that is has weights that are not finite.
+    """
+    import torch
+    from torch import nn
+
+    every = {name: module for name, module in denoiser.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    for key, patterns in (("include", include), ("skip", skip)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in every):
+                raise bad_value(key, pattern, f"a pattern of names of layers, such as {', '.join(list(every)[:3])}")
+    skipped: dict[str, str] = {}
+    for name, module in every.items():
+        asked = next((pattern for pattern in skip if fnmatchcase(name, pattern)), None)
+        if asked is not None:
+            skipped[name] = f"asked for by skip: {asked}"
+        elif not any(fnmatchcase(name, pattern) for pattern in include):
+            skipped[name] = "not in include"
+        elif (why := unfit(name, module)) is not None:
+            skipped[name] = why
+    chosen = {name: module for name, module in every.items() if name not in skipped}
+    if not chosen:
+        reasons = "; ".join(dict.fromkeys(skipped.values()))
+        raise bad_value("include", list(include), f"patterns that leave a Conv2d or Linear ({reasons})")
+    for name, module in chosen.items():
+        if not torch.isfinite(module.weight).all():
+            raise UserError(f"{name} has weights that are NaN or infinite: a stage before diverged; lower its rate")
+    return chosen, skipped
