@@ -1,29 +1,66 @@
 """How often the 95 % intervals hold what they are of, by simulation: ``python benchmarks/coverage.py``.
 
 Draws sets of n features again and again from a known distribution, the reference held fixed, and counts how many
-intervals hold the statistic's expectation, estimated by the mean over all draws. Prints a Markdown table: the share in
-percent and, in brackets, the mean width over that of 3.92 standard deviations. All of it takes about half an hour on
-two cores; ``--repetitions``, ``--sizes 64x16,64x256`` and ``--kinds`` take less, and ``--resampled`` adds what
-resampling pictures with replacement would give for the Fréchet distance.
+intervals hold the statistic's expectation, estimated by the mean over all draws. ``--pictures DIR`` (with
+``--reference DIR`` and ``--captions FILE``) or ``--pictures embedded`` draw from a pool of real features instead.
+
+Prints a Markdown table: the share in percent and, in brackets, the mean width over that of 3.92 standard deviations.
+``const``: the statistic is the same in every draw, and every interval holds it. ``*``: it is the same in four draws of
+five or more, so that a share between 90 and 99 % is a matter of luck. ``refused``: the share of the draws in which the
+code gives no interval; of the others the first number is. All of it takes about half an hour on two idle cores.
+``--repetitions``, ``--sizes 64x16,64x256``, ``--kinds`` and ``--metrics`` take less, ``--results FILE`` keeps every
+draw and goes on where it was, and ``--resampled`` adds what resampling pictures with replacement would give for the
+Fréchet distance.
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from compress.evaluate.intervals import mean_interval
-from compress.evaluate.metrics import KernelDistance, MaximumMeanDiscrepancy, PrecisionRecall, Retrieval
+from compress.evaluate.metrics import CLIPScore, KernelDistance, MaximumMeanDiscrepancy, PrecisionRecall, Retrieval
 from compress.evaluate.metrics.frechet import frechet_interval
 
 REFERENCE = 300  # pictures
 RESAMPLES = 100  # of pictures, where they are resampled for comparison
 KINDS = ("same", "gaussian", "rectified", "skewed", "heavy", "clustered")
+KEPT_APART = ("laplace", "uneven", "bounded")  # distributions that no choice in the intervals was made on
 SIZES = ("64x16", "64x256", "256x64", "256x512", "1000x32")
-Interval = tuple[float, float, float]
+METRICS = ("frechet", "paired", "kid", "cmmd", "manifold", "retrieval", "means", "clip_score")
+Interval = tuple[float, float | None, float | None]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of n pictures, and what they are compared with.
+
+    Attributes:
+        fake: Features ``(n, d)``, float64.
+        reference: Features ``(m, d)``.
+        clip: The same of another network, for CMMD.
+        clip_reference: Of the same network.
+        images: Embeddings of the pictures, and
+        texts: of their captions, both ``(n, e)``.
+        ids: Which caption each has, ``(n,)``.
+        student: Features that belong to ``fake`` one by one; None where there are none.
+    """
+
+    fake: torch.Tensor
+    reference: torch.Tensor
+    clip: torch.Tensor
+    clip_reference: torch.Tensor
+    images: torch.Tensor
+    texts: torch.Tensor
+    ids: torch.Tensor
+    student: torch.Tensor | None = None
 
 
 def draw(kind: str, n: int, d: int, generator: torch.Generator) -> torch.Tensor:
@@ -31,7 +68,8 @@ def draw(kind: str, n: int, d: int, generator: torch.Generator) -> torch.Tensor:
 
     ``same`` and ``gaussian`` are normal; ``rectified`` is a mixed normal above a threshold, like a network's features;
     ``skewed`` log-normal of sigma 0.5; ``heavy`` Student's t of 10 degrees of freedom over whole rows, so that all
-    features of a picture are large together; ``clustered`` six modes, the rarest with 10 %.
+    features of a picture are large together; ``clustered`` six modes, the rarest with 10 %; ``laplace`` differences of
+    exponentials; ``uneven`` twelve modes, the r-th in proportion to 1 / r; ``bounded`` logistic functions of normals.
     """
     z = torch.randn(n, d, generator=generator, dtype=torch.float64)
     fixed = torch.Generator().manual_seed(d)
@@ -45,50 +83,95 @@ def draw(kind: str, n: int, d: int, generator: torch.Generator) -> torch.Tensor:
         centers = 2 * torch.randn(6, d, generator=fixed, dtype=torch.float64)
         shares = torch.tensor([0.3, 0.2, 0.15, 0.15, 0.1, 0.1])
         z = centers[torch.multinomial(shares, n, replacement=True, generator=generator)] + 0.5 * z
+    elif kind == "laplace":
+        z = z.sign() * -torch.rand(n, d, generator=generator, dtype=torch.float64).clamp(min=1e-12).log() / 2**0.5
+    elif kind == "uneven":
+        centers = torch.randn(12, d, generator=fixed, dtype=torch.float64)
+        z = centers[torch.multinomial(1 / torch.arange(1.0, 13), n, replacement=True, generator=generator)] + z
+    elif kind == "bounded":
+        z = 4 * (2 * z @ torch.randn(d, d, generator=fixed, dtype=torch.float64) / d**0.5).sigmoid()
     return z * torch.logspace(0, -1, d, dtype=torch.float64)
 
 
-def statistics(kind: str, n: int, d: int, seeds: range, resampled: bool) -> list[dict[str, Interval]]:
-    """Value and interval of every metric for one draw after another."""
-    torch.set_num_threads(1)
-    # What is compared with: the distribution itself ("same"), or one that is shifted and narrower.
+def synthetic(kind: str, size: str, seed: int) -> Draw:
+    """A draw from a known distribution; its pictures come in twos with one caption.
+
+    What it is compared with is of the distribution itself (``same``), or of one that is shifted and narrower.
+    """
+    n, d = (int(number) for number in size.split("x"))
     reference = draw(kind, REFERENCE, d, torch.Generator().manual_seed(10**6))
     if kind != "same":
         reference = 0.9 * reference + 0.3 * reference.std(dim=0)
-    return [_one(kind, n, d, torch.Generator().manual_seed(seed), reference, resampled) for seed in seeds]
-
-
-def _one(
-    kind: str, n: int, d: int, generator: torch.Generator, reference: torch.Tensor, resampled: bool
-) -> dict[str, Interval]:
+    generator = torch.Generator().manual_seed(seed)
     fake = draw(kind, n, d, generator)
     noise = torch.randn(n, d, generator=generator, dtype=torch.float64) * reference.std(dim=0)
-    student = fake + 0.5 * noise
-    found = {"Fréchet": frechet_interval(fake, reference), "Fréchet, paired": frechet_interval(student, fake, True)}
-    for name, metric in (("KID", KernelDistance()), ("CMMD", MaximumMeanDiscrepancy()), ("", PrecisionRecall())):
-        metric.update(reference, real=True)
-        metric.update(fake, real=False)
-        result = metric.compute()
-        found |= {name: result} if name else result
-    retrieval = Retrieval()
-    captions = torch.arange(n) // 2  # two pictures a caption
-    retrieval.update(fake[captions * 2] + 0.175 * d**0.5 * noise, fake[captions * 2], captions)
-    found |= {name.replace("r_at_", "R@"): result for name, result in retrieval.compute().items()}
-    found["mean"] = mean_interval((fake - student).square().mean(dim=1))
-    found["mean of one feature"] = mean_interval(fake[:, 0])
-    intervals = {name: (row["value"], row["low"], row["high"]) for name, row in found.items()}
+    ids = torch.arange(n) // 2
+    images = fake[ids * 2] + 0.175 * d**0.5 * noise
+    return Draw(fake, reference, fake, reference, images, fake[ids * 2], ids, fake + 0.5 * noise)
+
+
+@cache
+def _pool(*where: Any) -> Any:
+    """The pool of this process; see ``pool.py`` beside this file."""
+    import pool
+
+    return pool.load(*where)
+
+
+def pooled(where: tuple[Any, ...], size: str, seed: int) -> Draw:
+    """A draw of different pictures of a pool."""
+    found = _pool(*where)
+    rows = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[: int(size)]
+    pictures = {key: features[rows].double() for key, features in found.pictures.items()}
+    real = {key: features.double() for key, features in found.reference.items()}
+    texts = pictures["clip"] if found.texts is None else found.texts[rows].double()
+    of_inception = (pictures["inception"], real["inception"])
+    return Draw(*of_inception, pictures["clip"], real["clip"], pictures["clip"], texts, found.ids[rows])
+
+
+def intervals(found: Draw, metrics: Sequence[str], resampled: bool) -> dict[str, Interval]:
+    """Value and interval by the metric's title."""
+    rows: dict[str, Any] = {}
+    if "frechet" in metrics:
+        rows["Fréchet"] = frechet_interval(found.fake, found.reference)
+    if "paired" in metrics and found.student is not None:
+        rows["Fréchet, paired"] = frechet_interval(found.student, found.fake, True)
+    sets = (found.fake, found.reference)
+    if "kid" in metrics:
+        rows["KID"] = _compared(KernelDistance(), *sets)
+    if "cmmd" in metrics:
+        rows["CMMD"] = _compared(MaximumMeanDiscrepancy(), found.clip, found.clip_reference)
+    if "manifold" in metrics:
+        rows |= _compared(PrecisionRecall(), *sets)
+    if "retrieval" in metrics:
+        retrieval = Retrieval()
+        retrieval.update(found.images, found.texts, found.ids)
+        rows |= {name.replace("r_at_", "R@"): result for name, result in retrieval.compute().items()}
+    if "means" in metrics and found.student is not None:
+        rows["mean"] = mean_interval((found.fake - found.student).square().mean(dim=1))
+        rows["mean of one feature"] = mean_interval(found.fake[:, 0])
+    if "clip_score" in metrics and found.student is None:
+        score = CLIPScore()
+        score.update(found.images, found.texts)
+        rows["CLIP score"] = score.compute()
+    named: dict[str, Interval] = {name: (row["value"], row["low"], row["high"]) for name, row in rows.items()}
     if resampled:
-        intervals |= _resampled(fake, reference, intervals["Fréchet"][0], generator)
-    return intervals
+        named |= _resampled(*sets)
+    return named
 
 
-def _resampled(
-    fake: torch.Tensor, reference: torch.Tensor, value: float, generator: torch.Generator
-) -> dict[str, Interval]:
+def _compared(metric: Any, fake: torch.Tensor, reference: torch.Tensor) -> dict[str, Any]:
+    metric.update(reference, real=True)
+    metric.update(fake, real=False)
+    return metric.compute()
+
+
+def _resampled(fake: torch.Tensor, reference: torch.Tensor) -> dict[str, Interval]:
     """The percentile bootstrap of whole pictures, as it is and moved so that its mean is the value."""
+    generator = torch.Generator().manual_seed(0)
     real = reference - reference.mean(dim=0)
     factor = torch.linalg.qr(real).R if real.shape[0] > real.shape[1] else real
-    values = []
+    value, values = frechet_interval(fake, reference)["value"], []
     for _ in range(RESAMPLES):
         chosen = fake[torch.randint(len(fake), (len(fake),), generator=generator)]
         a = chosen - chosen.mean(dim=0)
@@ -103,51 +186,83 @@ def _resampled(
     }
 
 
-def coverage(rows: list[Interval]) -> tuple[float, float]:
-    """The share of intervals that hold the mean of the values, and their mean width over that of 3.92 deviations."""
-    values, lows, highs = torch.tensor(rows, dtype=torch.float64).T
-    mean, spread = values.mean(), values.std()
-    inside = (lows <= mean + 1e-12) & (mean - 1e-12 <= highs)
-    width = float((highs - lows).mean() / (3.92 * spread)) if spread > 0 else float("nan")
-    return float(inside.double().mean()), width
+def coverage(rows: Sequence[Interval]) -> str:
+    """How many intervals hold the mean of the values, and their mean width over that of 3.92 deviations, as written."""
+    values = torch.tensor([value for value, _, _ in rows], dtype=torch.float64)
+    mean, spread = float(values.mean()), float(values.std())
+    if spread <= 1e-12 * abs(mean):
+        return "const"
+    kept = [(low, high) for _, low, high in rows if low is not None and high is not None]
+    refused = f"refused {100 - 100 * len(kept) / len(rows):.1f}" if len(kept) < len(rows) else ""
+    if not kept:
+        return refused
+    inside = sum(low <= mean <= high for low, high in kept) / len(kept)
+    width = sum(high - low for low, high in kept) / len(kept) / (3.92 * spread)
+    mark = "*" if Counter(values.tolist()).most_common(1)[0][1] >= 0.8 * len(rows) else ""
+    return f"{100 * inside:.1f} ({width:.2f}){mark}" + (f", {refused}" if refused else "")
 
 
-def run(
-    sizes: list[str], kinds: list[str], repetitions: int, workers: int, resampled: bool
-) -> Iterator[tuple[str, str, dict[str, tuple[float, float]]]]:
-    """Coverage and relative width by metric for every size and kind."""
-    with ProcessPoolExecutor(workers) as pool:
-        for size in sizes:
-            n, d = (int(number) for number in size.split("x"))
-            for kind in kinds:
-                task: Callable[[range], Any] = partial(_task, kind, n, d, resampled)
-                parts = [range(start, repetitions, 4 * workers) for start in range(4 * workers)]
-                draws = [draw for part in pool.map(task, parts) for draw in part]
-                yield size, kind, {name: coverage([row[name] for row in draws]) for name in draws[0]}
+def run(cells: Sequence[tuple[str, str]], arguments: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """What :func:`coverage` says by metric for every size and kind."""
+    known: dict[tuple[str, str, int], dict[str, Interval]] = {}
+    results = None if arguments.results is None else Path(arguments.results)
+    if results is not None and results.exists():
+        for line in results.read_text(encoding="utf-8").splitlines():
+            *cell, found = json.loads(line)
+            known[tuple(cell)] = found
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.repetitions)
+    with ProcessPoolExecutor(arguments.workers) as processes:
+        for size, kind in cells:
+            wanted = [seed for seed in seeds if (size, kind, seed) not in known]
+            task = partial(_task, kind, size, arguments)
+            for seed, found in zip(wanted, processes.map(task, wanted, chunksize=4), strict=True):
+                known[size, kind, seed] = found
+                if results is not None:
+                    with results.open("a", encoding="utf-8") as stream:
+                        stream.write(json.dumps([size, kind, seed, found]) + "\n")
+            draws = [known[size, kind, seed] for seed in seeds]
+            yield size, kind, {name: coverage([row[name] for row in draws]) for name in draws[0]}
 
 
-def _task(kind: str, n: int, d: int, resampled: bool, seeds: range) -> list[dict[str, Interval]]:
-    return statistics(kind, n, d, seeds, resampled)
+def _task(kind: str, size: str, arguments: argparse.Namespace, seed: int) -> dict[str, Interval]:
+    torch.set_num_threads(1)
+    found = synthetic(kind, size, seed) if arguments.pictures is None else pooled(_where(arguments), size, seed)
+    return intervals(found, arguments.metrics.split(","), arguments.resampled)
+
+
+def _where(arguments: argparse.Namespace) -> tuple[Any, ...]:
+    return arguments.pictures, arguments.reference, arguments.captions, Path(arguments.cache), arguments.clip
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=300)
-    parser.add_argument("--sizes", default=",".join(SIZES), help="number of pictures x number of features")
-    parser.add_argument("--kinds", default=",".join(KINDS))
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--sizes", help="pictures x features, such as 64x16; with --pictures, pictures alone")
+    parser.add_argument("--kinds", default=",".join(KINDS), help=f"also {', '.join(KEPT_APART)}")
+    parser.add_argument("--metrics", default=",".join(METRICS))
+    parser.add_argument("--pictures", help="a folder, or embedded: a pool of real pictures to draw from")
+    parser.add_argument("--reference", help="folder of the pictures that those of --pictures are compared with")
+    parser.add_argument("--captions", help="csv or jsonl file with the captions of --pictures")
+    parser.add_argument("--clip", help="folder or hub id of the CLIP model; emoji-clip if not given")
+    parser.add_argument("--cache", default="runs/coverage", help="folder for the features of --pictures")
+    parser.add_argument("--results", help="file that keeps every draw, to go on with")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--resampled", action="store_true")
     arguments = parser.parse_args()
-    sizes, kinds = arguments.sizes.split(","), arguments.kinds.split(",")
+    kinds = arguments.kinds.split(",")
+    sizes = (arguments.sizes or ",".join(SIZES)).split(",")
+    if arguments.pictures is not None:
+        kinds, sizes = [Path(arguments.pictures).name], (arguments.sizes or "64,256").split(",")
+        _pool(*_where(arguments))  # once, before the processes share its cache
     names: list[str] = []
-    for size, kind, found in run(sizes, kinds, arguments.repetitions, arguments.workers, arguments.resampled):
+    for size, kind, found in run([(size, kind) for size in sizes for kind in kinds], arguments):
         if not names:
             names = list(found)
             print("| n x d | distribution | " + " | ".join(names) + " |")
             print("|---|---|" + "---|" * len(names))
-        cells = [f"{100 * share:.1f} ({width:.2f})" for share, width in found.values()]
-        print(f"| {size} | {kind} | " + " | ".join(cells) + " |", flush=True)
+        print(f"| {size} | {kind} | " + " | ".join(found.values()) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,8 @@ def table(
 
 
 def _cell(metric: dict[str, Any], digits: int) -> str:
-    return f"{metric['value']:.{digits}f} [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+    ends = "no interval" if metric["low"] is None else f"{metric['low']:.{digits}f}, {metric['high']:.{digits}f}"
+    return f"{metric['value']:.{digits}f} [{ends}]"
 
 
 def _moved(found: Sequence[dict[str, Any]], name: str, still: bool) -> tuple[str, bool]:
@@ -123,7 +124,8 @@ def _moved(found: Sequence[dict[str, Any]], name: str, still: bool) -> tuple[str
         same = max(values) - min(values) <= 1e-9
         return ("not at all, rightly" if same else "**wrongly**"), same
     steady = all(b > a for a, b in zip(values, values[1:], strict=False))
-    beyond = values[-1] - values[0] > difference(found[0], found[-1])
+    known = all(metric["low"] is not None for metric in (found[0], found[-1]))
+    beyond = known and values[-1] - values[0] > difference(found[0], found[-1])
     way = "up" if sign > 0 else "down"
     if values[-1] <= values[0]:
         return "**the wrong way**", False

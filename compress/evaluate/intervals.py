@@ -79,34 +79,29 @@ def logarithm(value: float, low: float, high: float) -> tuple[float, float]:
     return value * math.exp(low / value), value * math.exp(high / value)
 
 
-def near_zero(fixed: float, growing: float, shift: float = 0.0) -> Scale:
-    """The logarithm where a distance is clearly above 0, and near 0 those expectations that it is not too far from.
+def steady(variance: float, fixed: float, slope: float) -> Scale:
+    """The expectations that the value is not too far from by the spread that *they* would have.
 
-    Too far by the spread that *they* would have, which falls with the distance; at the spread of the value hardly any
-    interval would leave out 0 (so does Wilson's interval of a share differ from Wald's).
+    The variance of a squared distance grows with it, so a draw that happens to be near has a small variance too and
+    seems sure. At the spread of the value hardly any interval would leave out 0 near 0, nor, further away, what most
+    draws give (so does Wilson's interval of a share differ from Wald's).
 
     Args:
-        fixed: What of the variance would be there at a distance of 0.
-        growing: The rest, in proportion to the distance.
-        shift: What the expectation, which may be below 0, is to be raised by to be the distance.
+        variance: Of the value.
+        fixed: What of it would be there at any expectation.
+        slope: By how much it grows with the expectation, at least 0.
     """
-    variance = fixed + growing
 
     def scale(value: float, low: float, high: float) -> tuple[float, float]:
-        value = value + shift
-        if variance == 0 or value > max(-low, high):
-            low, high = logarithm(value, low, high)
-            return low - shift, high - shift
-        slope = growing / max(value, variance**0.5)
-        least = variance - slope * max(value, 0.0)
+        if variance <= 0:
+            return value + low, value + high
 
         def end(offset: float) -> float:
-            """The expectation t with ``(t - value)^2 = offset^2 (least + slope t) / variance``."""
+            """The t with ``(t - value)^2 = offset^2 (variance + slope (t - value)) / variance``, relative to it."""
             ratio = offset**2 / variance
-            half = max((ratio * slope / 2) ** 2 + ratio * (least + slope * value), 0.0) ** 0.5
-            return value + ratio * slope / 2 + math.copysign(half, offset) - shift
+            return ratio * slope / 2 + math.copysign(((ratio * slope / 2) ** 2 + offset**2) ** 0.5, offset)
 
-        return end(low), end(high)
+        return value + min(end(low), low * (fixed / variance) ** 0.5), value + end(high)
 
     return scale
 
@@ -132,23 +127,46 @@ def pair_corrected_variance(value: float, one: torch.Tensor, two: torch.Tensor, 
     return float(jackknife - torch.minimum(surplus, jackknife / 2) / 2)
 
 
-def share_interval(share: float, variance: float, n: int) -> dict[str, Any]:
-    """A share of pictures with Wilson's interval (1927), which holds near 0 and 1, where every resample is the same.
+def share_interval(share: float, variance: float, n: int, freedom: float = math.inf) -> dict[str, Any]:
+    """A share of pictures with Jeffreys' interval, which holds near 0 and 1, where every resample is the same.
+
+    Brown, Cai and DasGupta 2001, https://doi.org/10.1214/ss/1009213286: the middle 95 % of what the share may be after
+    the draw, at none and all up to the end and as far as Clopper and Pearson's.
 
     Args:
         share: In [0, 1].
         variance: Over fresh draws: that of independent pictures is ``share (1 - share) / n``.
         n: Number of pictures.
+        freedom: Degrees of freedom of the variance, if it was estimated.
 
     Returns:
         ``{"value", "low", "high", "n", "interval_of"}``.
     """
     spread = share * (1 - share)
+    variance = variance * (_student(freedom) / Z) ** 2
     effective = min(spread / variance, 100.0 * n) if variance > 0 and spread > 0 else float(n)
-    ratio = Z**2 / effective
-    center = (share + ratio / 2) / (1 + ratio)
-    half = Z / (1 + ratio) * (spread / effective + ratio / (4 * effective)) ** 0.5
-    return _row(share, max(0.0, min(center - half, share)), min(1.0, max(center + half, share)), n)
+    hits, farthest = share * effective, 1 - 0.025 ** (1 / effective)
+    low, high = _middle(hits, effective)
+    low = 0.0 if share <= 0 else min(low, 1 - farthest, share)
+    high = 1.0 if share >= 1 else max(high, farthest, share)
+    return _row(share, low, high, n)
+
+
+def no_interval(value: float, n: int, why: str) -> dict[str, Any]:
+    """A row without an interval.
+
+    Returns:
+        ``{"value", "low", "high", "n", "interval_of", "why"}``, both ends None.
+    """
+    return {**_row(value, value, value, n), "low": None, "high": None, "why": why}
+
+
+def freedom(contributions: torch.Tensor) -> float:
+    """Degrees of freedom of the variance of contributions: ``2 n / (kurtosis - 1)``, n for a normal distribution."""
+    centered = contributions - contributions.mean()
+    spread = centered.square().mean()
+    kurtosis = float(centered.pow(4).mean() / spread.square()) if spread > 0 else 1.0
+    return 2 * len(contributions) / max(kurtosis - 1, 1e-3)
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> float:
@@ -179,16 +197,32 @@ def _offsets(contributions: torch.Tensor, variance: float, resamples: int, seed:
     counts = [min(resamples - start, max(1, CHUNK // n)) for start in range(0, resamples, max(1, CHUNK // n))]
     means = torch.cat([centered[torch.randint(n, (count, n), generator=generator)].mean(dim=1) for count in counts])
     quantiles = torch.quantile(means / (spread / n).sqrt(), torch.tensor([0.025, 0.975], dtype=torch.float64))
-    kurtosis = centered.pow(4).mean() / spread.square()
-    low, high = (quantiles * variance**0.5 * _student(2 * n / max(float(kurtosis) - 1, 1e-3)) / Z).tolist()
+    low, high = (quantiles * variance**0.5 * _student(freedom(centered)) / Z).tolist()
     return min(low, 0.0), max(high, 0.0)
+
+
+def _middle(hits: float, n: float) -> tuple[float, float]:
+    """The 2.5 and 97.5 % quantiles of the beta distribution of ``hits + 1/2`` and ``n - hits + 1/2``.
+
+    By its density over the angle whose squared sine the share is, ``sin^(2 hits) cos^(2 (n - hits))``, which has no
+    poles and nearly one width.
+    """
+    center, width = math.asin(((hits + 0.5) / (n + 1)) ** 0.5), 0.5 / (n + 1) ** 0.5
+    ends = max(0.0, center - 14 * width), min(math.pi / 2, center + 14 * width)
+    angles = torch.linspace(*ends, 4001, dtype=torch.float64)
+    powers = torch.tensor([2 * hits, 2 * (n - hits)], dtype=torch.float64)
+    logarithms = torch.xlogy(powers[0], angles.sin()) + torch.xlogy(powers[1], angles.cos().clamp(min=0))
+    density = (logarithms - logarithms.max()).exp()
+    below = torch.cumulative_trapezoid(density, angles)
+    places = torch.searchsorted(below / below[-1], torch.tensor([0.025, 0.975], dtype=torch.float64))
+    low, high = angles[places + 1].sin().square().tolist()
+    return low, high
 
 
 def _student(freedom: float) -> float:
     """The 97.5 % quantile of Student's t, to 4 % at 2 degrees of freedom and far better above.
 
-    Cornish and Fisher's expansion. An estimated variance has ``2 n / (kurtosis - 1)`` degrees of freedom, n for a
-    normal distribution.
+    Cornish and Fisher's expansion.
     """
     v = max(freedom, 2.0)
     terms = (

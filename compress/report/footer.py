@@ -48,6 +48,8 @@ def footer(
         level, of = values(entries, "interval"), values(entries, "interval_of", [k for k in titles if k not in PAIRED])
         share = f"{100 * float(level[0]):g} % interval" if len(level) == 1 else "interval"
         lines.append(f"[low, high] is the {share} of a metric{f': {of[0]}' if of else ''}.")
+    for key, title in titles.items():
+        lines += [f"{title} without an interval: {why}." for why in values(entries, "why", (key,))]
     if noise:
         lines.append(
             f"{NOISE} marks a difference from the teacher that lies inside the noise: no larger than half the 95 % "

@@ -43,7 +43,7 @@ def print_scores(result: Mapping[str, Any], console: "Console") -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, metric in result["metrics"].items():
         title, digits, better = described(name, metric["network"])
-        ends = f"[{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+        ends = "–" if metric["low"] is None else f"[{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
         far = metric.get("infinite")
         table.add_row(
             f"{title} {better}", f"{metric['value']:.{digits}f}", ends, "" if far is None else f"{far:.{digits}f}"
@@ -74,6 +74,9 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         + ("with the reference held fixed." if manifest["reference"] is not None else "captions drawn with them.")
     )
     lines += _networks(metrics)
+    for name, metric in metrics.items():
+        if metric.get("why"):
+            lines.append(f"{described(name, metric['network'])[0]} has no interval: {metric['why']}.")
     if "fid" in metrics:
         fid = metrics["fid"]
         lines.append(f"Pictures come to Inception's size by the resize {fid['preprocessing']} (evaluate.fid_resize).")

@@ -9,12 +9,14 @@ import torch
 from compress.evaluate.intervals import (
     _student,
     difference,
+    freedom,
     jackknife_interval,
     logarithm,
     mean_interval,
-    near_zero,
+    no_interval,
     pair_corrected_variance,
     share_interval,
+    steady,
 )
 
 
@@ -88,26 +90,62 @@ def test_scales():
     low, high = logarithm(10.0, -2.0, 2.0)
     assert (low, high) == pytest.approx((10 * math.exp(-0.2), 10 * math.exp(0.2)))
     assert logarithm(1.0, -2.0, 3.0) == (0, 4)
-    assert near_zero(1.0, 1.0)(10.0, -2.8, 2.8) == logarithm(10.0, -2.8, 2.8)
-    # With no growing part it adds; with one the ends solve (t - v)^2 = z^2 (fixed + slope t).
-    assert near_zero(1.0, 0.0)(0.5, -2.0, 2.0) == pytest.approx((-1.5, 2.5))
-    low, high = near_zero(1.0, 3.0)(2.0, -4.0, 4.0)
-    slope = 3 / 2
+
+
+def test_expectations_are_held_against_their_own_spread():
+    # Without a slope it adds; with one the ends solve (t - v)^2 = z^2 (variance + slope (t - v)).
+    assert steady(4.0, 1.0, 0.0)(0.5, -4.0, 4.0) == pytest.approx((-3.5, 4.5))
+    low, high = steady(4.0, 0.0, 1.5)(2.0, -4.0, 4.0)
     for end in (low, high):
-        assert (end - 2) ** 2 == pytest.approx(4 * (4 - 2 * slope + slope * end))
-    assert low < 2 < high
-    low, high = near_zero(1.0, 3.0)(-1.0, -4.0, 4.0)
-    assert low < -1 < high
+        assert (end - 2) ** 2 == pytest.approx(4 * (4 + 1.5 * (end - 2)))
+    assert 2 - low < 4 < high - 2
+    # What of the variance is there anyway, is there below the value too.
+    assert steady(4.0, 3.9, 100.0)(2.0, -4.0, 4.0)[0] == pytest.approx(2 - 4 * (3.9 / 4) ** 0.5)
+    assert steady(0.0, 0.0, 0.0)(2.0, 0.0, 0.0) == (2.0, 2.0)
 
 
-@pytest.mark.parametrize(("hits", "n"), [(3, 20), (50, 100), (0, 30), (30, 30)])
-def test_shares_are_wilsons(hits, n):
+@pytest.mark.parametrize(("hits", "n"), [(3, 20), (50, 100), (1, 64), (29_990, 30_000)])
+def test_shares_are_jeffreys(hits, n):
     share = hits / n
     found = share_interval(share, share * (1 - share) / n, n)
-    expected = scipy.stats.binomtest(hits, n).proportion_ci(method="wilson")
-    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high), abs=1e-7)
-    wide = share_interval(0.5, 0.01, 100)
-    assert wide["high"] - wide["low"] > share_interval(0.5, 0.0025, 100)["high"] - 0.5
+    low, high = scipy.stats.beta(hits + 0.5, n - hits + 0.5).ppf([0.025, 0.975])
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.005 * (high - low))
+
+
+def test_shares_of_none_and_all():
+    exact = scipy.stats.binomtest(0, 30).proportion_ci(method="exact")
+    none, every = share_interval(0.0, 0.0, 30), share_interval(1.0, 0.0, 30)
+    assert (none["low"], none["high"]) == pytest.approx((0, exact.high))
+    assert (every["low"], every["high"]) == pytest.approx((1 - exact.high, 1))
+
+
+def test_shares_of_what_varies_more_are_less_sure():
+    few, many = share_interval(0.5, 0.01, 100), share_interval(0.5, 0.0025, 100)
+    assert few["high"] - few["low"] == pytest.approx(2 * (many["high"] - many["low"]), rel=0.05)
+    unsure = share_interval(0.5, 0.0025, 100, freedom=5)
+    assert (unsure["high"] - unsure["low"]) / (many["high"] - many["low"]) == pytest.approx(2.571 / 1.96, rel=0.02)
+
+
+@pytest.mark.parametrize("n", [16, 64, 400])
+def test_shares_are_covered(n):
+    """At every share, but where fewer than one draw in a hundred has a hit at all."""
+    hits = torch.arange(n + 1, dtype=torch.float64)
+    rows = [share_interval(x / n, x / n * (1 - x / n) / n, n) for x in range(n + 1)]
+    for share in [0.011 / n, 0.1 / n, 0.17 / n, 0.4 / n, 1 / n, 2.4 / n, 3.7 / n, 0.2, 0.5]:
+        chances = scipy.stats.binom.pmf(hits.numpy(), n, share)
+        covered = sum(chances[x] for x, row in enumerate(rows) if row["low"] <= share <= row["high"])
+        assert 0.895 < covered < 0.995, (share, covered)
+
+
+def test_degrees_of_freedom():
+    normal = torch.randn(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert freedom(normal) == pytest.approx(20_000, rel=0.05)
+    assert freedom(normal.pow(3)) < 2000
+
+
+def test_no_interval():
+    row = no_interval(0.5, 20, "reason")
+    assert (row["value"], row["low"], row["high"], row["n"], row["why"]) == (0.5, None, None, 20, "reason")
 
 
 def test_difference():

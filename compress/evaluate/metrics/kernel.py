@@ -1,14 +1,35 @@
 """Kernel distances: squared maximum mean discrepancies of two sets of features."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from compress.evaluate.intervals import jackknife_interval, near_zero
+from compress.evaluate.intervals import jackknife_interval, steady
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # rows of a kernel matrix at once
 LEAST = 4  # pictures, below which the variance cannot be estimated
+SLOPE = 0.7  # of how the variance grows with the distance that is taken, it being as unsure as the variance itself
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A distance, but for the reference's own part, and what it would be with other pictures.
+
+    Attributes:
+        value: Of all n pictures.
+        one: Without each, ``(n,)``.
+        fixed: The part of the variance that comes from pairs, which is there at a distance of 0 too.
+        growing: The part that comes from single pictures.
+        slope: By how much the variance grows with the distance.
+    """
+
+    value: float
+    one: torch.Tensor
+    fixed: float
+    growing: float
+    slope: float
 
 
 class KernelDistance(RowMetric):
@@ -59,41 +80,56 @@ class KernelDistance(RowMetric):
         every = float(torch.stack([self.kernel(chunk, real).sum() for chunk in real.split(CHUNK)]).sum())
         own = sum(float(self.kernel(chunk, chunk).trace()) for chunk in real.split(CHUNK))
         within, biased = (every - own) / (m * (m - 1)), every / m**2
-        value, one, fixed, growing = self._left_out(fake, across)
-        value, one = self.scale * (float(value) + within), self.scale * (one + within)
-        fixed, growing = self.scale**2 * fixed, self.scale**2 * growing
-        # To the very pictures of the reference, rather than to what they were drawn from, the distance is at least 0.
-        bounded = near_zero(fixed, growing, self.scale * (biased - within))
-        found = jackknife_interval(value, one, fixed + growing, self.resamples, self.seed, bounded)
-        return {**found, "std": (fixed + growing) ** 0.5, "n_reference": m}
+        left = self._left_out(fake, across)
+        value, one = self.scale * (left.value + within), self.scale * (left.one + within)
+        fixed, variance = self.scale**2 * left.fixed, self.scale**2 * (left.fixed + left.growing)
+        # To the very pictures of the reference, rather than to what they were drawn from, the distance is at least 0,
+        # and at 0 nothing of the growing part is left.
+        distance = max(value + self.scale * (biased - within), variance**0.5)
+        least = (variance - fixed) / distance if variance > 0 else 0.0
+        scale = steady(variance, fixed, max(SLOPE * self.scale * left.slope, least))
+        found = jackknife_interval(value, one, variance, self.resamples, self.seed, scale)
+        return {**found, "std": variance**0.5, "n_reference": m}
 
-    def _left_out(self, fake: torch.Tensor, across: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float, float]:
+    def _left_out(self, fake: torch.Tensor, across: torch.Tensor) -> LeftOut:
         """The distance without the reference's own part, the same without each picture, and its variance.
 
-        The variance in two parts: that of pairs, which is there at a distance of 0 too, and that of single pictures.
         It is a U-statistic, the mean of ``h(x, y) = k(x, y) - g(x) - g(y)`` over pairs, with g a picture's mean kernel
         with the reference; sums over pairs, over pairs that share one picture and over those that share none give the
-        unbiased estimate of its variance (Hoeffding 1948).
+        unbiased estimate of its variance (Hoeffding 1948). How that variance moves with the distance is the slope of
+        what each picture adds to the one over what it adds to the other.
         """
         n, offset = len(fake), across.mean()  # a constant taken off h, so that no digits are lost
-        sums, squares = [], torch.zeros((), dtype=fake.dtype, device=fake.device)
-        for start in range(0, n, CHUNK):
-            rows = slice(start, start + CHUNK)
-            h = self.kernel(fake[rows], fake) - across[rows, None] - across + offset
+
+        def rows(start: int) -> torch.Tensor:
+            """Some rows of h."""
+            chosen = slice(start, start + CHUNK)
+            h = self.kernel(fake[chosen], fake) - across[chosen, None] - across + offset
             h[torch.arange(len(h)), torch.arange(start, start + len(h))] = 0
+            return h
+
+        sums, each = [], []
+        for start in range(0, n, CHUNK):
+            h = rows(start)
             sums.append(h.sum(dim=1))
-            squares += h.square().sum()
-        row = torch.cat(sums)
+            each.append(h.square().sum(dim=1))
+        row, each_square = torch.cat(sums), torch.cat(each)
         mean = row.sum() / (n * (n - 1))
-        row, squares = row - (n - 1) * mean, squares - n * (n - 1) * mean**2  # of h without its mean
+        weighted = torch.cat([rows(start) @ row for start in range(0, n, CHUNK)])
+        # From here on of h without its mean; the diagonal stays 0.
+        weighted = weighted - mean * (row.sum() - row) - (n - 1) * mean * (row - (n - 1) * mean)
+        each_square = each_square - 2 * mean * row + (n - 1) * mean**2
+        row, squares = row - (n - 1) * mean, each_square.sum()
         sharing = row.square().sum() - squares
-        apart = -2 * squares - 4 * sharing
-        apart = apart / (n * (n - 1) * (n - 2) * (n - 3))
+        apart = (-2 * squares - 4 * sharing) / (n * (n - 1) * (n - 2) * (n - 3))
         first = (sharing / (n * (n - 1) * (n - 2)) - apart).clamp(min=0)
         second = (squares / (n * (n - 1)) - apart).clamp(min=0)
+        adds = (row.square() - each_square + 2 * (weighted - each_square)) / ((n - 1) * (n - 2))
+        slope = 2 / n * (n - 1) * (adds - adds.mean()) @ row / row.square().sum() if squares > 0 else 0.0
         value, all_pairs = mean - offset, n * (n - 1)
         one = value - 2 * row / ((n - 1) * (n - 2))
-        return value, one, float(2 * second / all_pairs), float(4 * (n - 2) * first / all_pairs)
+        fixed, growing = float(2 * second / all_pairs), float(4 * (n - 2) * first / all_pairs)
+        return LeftOut(float(value), one, fixed, growing, max(float(slope), 0.0))
 
 
 class MaximumMeanDiscrepancy(KernelDistance):

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from compress.evaluate.intervals import mean_interval, share_interval
+from compress.evaluate.intervals import freedom, mean_interval, share_interval
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # pictures at once
@@ -96,25 +96,34 @@ class Retrieval(RowMetric):
 def _retrieved(images: torch.Tensor, pool: torch.Tensor, own: torch.Tensor, k: int) -> dict[str, Any]:
     """The share of pictures ``(n, d)`` whose caption, row ``own`` of ``pool``, is among the k nearest of the pool.
 
-    The variance comes from leaving out each caption in turn with its pictures, which also lets others move up.
+    What varies are the captions, each with its pictures: whether these are hits, and which others it pushes out. The
+    first alone gives the variance of independent captions. The second is how many more would be hits without it; of
+    its square over one draw only what comes from different captions together is due to it, the rest to chance.
     """
     n, captions = len(images), len(pool)
-    hits, without = 0, torch.zeros(captions, dtype=torch.float64, device=images.device)
-    for start in range(0, n, CHUNK):
-        mine = own[start : start + CHUNK]
-        cosines = images[start : start + CHUNK] @ pool.T
-        before = cosines > cosines.gather(1, mine[:, None])
-        rank = before.sum(dim=1, keepdim=True)
-        found = ((rank - before.long()) < k).double()
-        found.scatter_(1, mine[:, None], 0)
-        hits += int((rank < k).sum())
-        without += found.sum(dim=0)
+    order = own.argsort(stable=True)
+    images, own = images[order], own[order]
     pictures = own.bincount(minlength=captions)
-    if captions == 1:
-        return {**share_interval(hits / n, 0.0, 1), "n": n, "among": captions}
-    one = without / (n - pictures)
-    variance = (captions - 1) / captions * float((one - one.mean()).square().sum())
-    share = hits / n
-    if share in (0.0, 1.0):
-        variance = 0.0
-    return {**share_interval(share, variance, captions), "n": n, "among": captions}
+    ends = [0, *pictures.cumsum(dim=0).tolist()]
+    hits = torch.zeros(captions, dtype=torch.float64, device=images.device)
+    pushed, chance = hits.clone(), hits.clone()
+    for first in range(0, captions, CHUNK):
+        last = min(first + CHUNK, captions)
+        mine = own[ends[first] : ends[last]]
+        cosines = images[ends[first] : ends[last]] @ pool.T
+        before = cosines > cosines.gather(1, mine[:, None])
+        rank = before.sum(dim=1)
+        hits.index_add_(0, mine, (rank < k).double())
+        out = (before & (rank == k)[:, None]).double()  # who pushes it out: without any of them it would be a hit
+        of_caption = out.new_zeros(last - first, captions).index_add_(0, mine - first, out)
+        pushed += of_caption.sum(dim=0)
+        chance += of_caption.square().sum(dim=0)
+    share = float(hits.sum()) / n
+    more = {"n": n, "among": captions}
+    if captions == 1 or share in (0.0, 1.0):
+        return {**share_interval(share, 0.0, captions), **more}
+    own_part = hits - share * pictures
+    whole = own_part - (pushed - pushed.mean())
+    independent = float(own_part.square().sum())
+    variance = max(float(whole.square().sum() - chance.sum()), independent) * captions / (captions - 1) / n**2
+    return {**share_interval(share, variance, captions, freedom(whole)), **more}

@@ -71,6 +71,25 @@ def test_deviation_and_interval_are_those_of_other_draws(metric):
         assert covered > 0.88
 
 
+@pytest.mark.parametrize(("metric", "kernel"), METRICS)
+def test_the_slope_is_how_the_variance_moves_with_the_distance(metric, kernel):
+    """Leaving pictures out moves distance and variance together, by the slope."""
+    fake, real = draw(60, 3, 1, 0.5), draw(70, 3, 2)
+    if metric is MaximumMeanDiscrepancy:
+        fake, real = (torch.nn.functional.normalize(rows) for rows in (fake, real))
+
+    def left_out(rows):
+        return metric()._left_out(rows, metric().kernel(rows, real).mean(dim=1))
+
+    every = left_out(fake)
+    few = [left_out(torch.cat([fake[:i], fake[i + 1 :]])) for i in range(60)]
+    values = torch.tensor([found.value for found in few]).double()
+    assert values.tolist() == pytest.approx(every.one.tolist())
+    growing = torch.tensor([found.growing for found in few]).double()
+    centered = values - values.mean()
+    assert every.slope == pytest.approx(float(growing @ centered / centered.square().sum()), rel=0.15)
+
+
 def test_unbiased_where_both_are_the_same():
     rows = [computed(KernelDistance(resamples=10), draw(20, 5, 2 * i), draw(20, 5, 2 * i + 1)) for i in range(150)]
     values = torch.tensor([row["value"] for row in rows])

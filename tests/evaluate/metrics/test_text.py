@@ -72,6 +72,20 @@ def test_retrieval_at_the_ends_has_an_interval():
     assert (single.compute()["r_at_1"]["value"], single.compute()["r_at_1"]["among"]) == (1, 1)
 
 
+def test_variance_of_retrieval_is_that_of_other_draws():
+    rows = []
+    for seed in range(150):
+        texts = draw(60, 6, 2 * seed, rectified=False)
+        metric = Retrieval()
+        metric.update(texts + 0.6 * draw(60, 6, 2 * seed + 1, rectified=False), texts, torch.arange(60))
+        rows.append(metric.compute()["r_at_1"])
+    values = torch.tensor([row["value"] for row in rows], dtype=torch.float64)
+    width = sum(row["high"] - row["low"] for row in rows) / len(rows) / 3.92
+    assert 0.85 < width / float(values.std()) < 1.35
+    covered = sum(row["low"] <= values.mean() <= row["high"] for row in rows)
+    assert 0.88 < covered / len(rows) < 0.995
+
+
 def test_mean_score():
     metric = MeanScore()
     metric.update(torch.tensor([1.0, 2.0]))

@@ -1,0 +1,121 @@
+"""Real features to draw from: a large pool of pictures, seen through Inception and CLIP once, and their captions.
+
+``embedded`` stands for the training pictures of the embedded model that are not in its reference, two of each: turned
+by up to 8 degrees, shifted by up to 4 px, blurred by up to 1.5 px and with another hue, as a generator's pictures are
+not quite right. Anything else is a folder of pictures.
+"""
+
+import csv
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageFilter
+
+from compress.data import Data, DataConfig, load_data
+from compress.errors import UserError
+from compress.evaluate.captions import read_captions
+from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.networks import Networks
+from compress.evaluate.pictures import on_white, picture_files
+from compress.evaluate.reference import data_reference, folder_reference
+from compress.progress import track
+
+EMBEDDED = "embedded"
+DATA = DataConfig(
+    "embedded:emoji/emoji.parquet", split_column="split", reference="embedded:emoji/inception.safetensors"
+)
+SIZE = (64, 64)
+VIEWS = 2  # of every embedded picture
+WHITE = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Features of N pictures and of a reference.
+
+    Attributes:
+        pictures: float32 ``(N, d)`` by network, ``"inception"`` and ``"clip"``.
+        reference: float32 ``(m, d)`` by the same networks.
+        texts: Embeddings of the captions, ``(N, d)``; None without captions.
+        ids: Which distinct caption each picture has, ``(N,)``.
+    """
+
+    pictures: dict[str, torch.Tensor]
+    reference: dict[str, torch.Tensor]
+    texts: torch.Tensor | None
+    ids: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def load(pictures: str, reference: str | None, captions: str | None, cache: Path, clip: str | None) -> Pool:
+    """The pool of a folder, or the embedded one.
+
+    Args:
+        pictures: Folder, or ``"embedded"``.
+        reference: Folder of the pictures to compare with; not with ``"embedded"``, which has its own.
+        captions: File with ``file_name`` and ``text``; not with ``"embedded"``.
+        cache: Folder that keeps the features, and the embedded pool's pictures.
+        clip: Folder or hub id of the CLIP model; None is emoji-clip.
+
+    Raises:
+        UserError: A folder or file is missing or wrong.
+    """
+    config = EvaluateConfig(reference_images=None) if clip is None else EvaluateConfig(reference_images=None, clip=clip)
+    networks = Networks(config)
+    if pictures == EMBEDDED:
+        if reference is not None or captions is not None:
+            raise UserError("--pictures embedded has a reference and captions of its own: leave both out")
+        data = load_data(DATA)
+        real = data_reference(data, EvaluateConfig(), SIZE, networks, cache)
+        folder = cache / "pictures"
+        captions = str(_draw(data, folder))
+    elif reference is None:
+        raise UserError("--pictures DIR needs --reference DIR, the pictures to compare with")
+    else:
+        folder = Path(pictures).expanduser()
+        real = folder_reference(reference, config, networks, cache, key="--reference")
+    found = folder_reference(folder, config, networks, cache, key="--pictures")
+    texts, ids = None, torch.arange(len(found.features["inception"]))
+    if captions is not None:
+        names = [file.relative_to(folder).as_posix() for file in picture_files(folder, "--pictures")]
+        written = read_captions(captions, names, "--captions")
+        numbers = {text: number for number, text in enumerate(dict.fromkeys(written))}
+        ids = torch.tensor([numbers[text] for text in written])
+        texts = networks.clip.text(list(numbers))[ids]
+    return Pool(found.features, real.features, texts, ids)
+
+
+def _draw(data: Data, folder: Path) -> Path:
+    """Writes the embedded pool's pictures, if they are not there; returns the file of their captions."""
+    from safetensors import safe_open
+
+    written = folder / "captions.csv"
+    if written.is_file():
+        return written
+    with safe_open(Path(data.reference or ""), "pt") as file:
+        used = set(file.get_tensor("indices").tolist())
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [(index, view) for index in range(len(data.text)) if index not in used for view in range(VIEWS)]
+    captions = []
+    for index, view in track(rows, f"drawing {len(rows)} pictures"):
+        name = f"{index:05d}-{view}.png"
+        picture = on_white(data.train[index]["image"]).resize(SIZE[::-1], Image.Resampling.LANCZOS)
+        _changed(picture, random.Random(VIEWS * index + view)).save(folder / name)
+        captions.append((name, data.text[index]))
+    with written.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([("file_name", "text"), *captions])
+    return written
+
+
+def _changed(picture: Image.Image, chance: random.Random) -> Image.Image:
+    """A picture turned, shifted, blurred and with another hue, all a little."""
+    shift = (chance.randint(-4, 4), chance.randint(-4, 4))
+    picture = picture.rotate(chance.uniform(-8, 8), Image.Resampling.BICUBIC, translate=shift, fillcolor=WHITE)
+    picture = picture.filter(ImageFilter.GaussianBlur(chance.uniform(0, 1.5)))
+    hue, saturation, value = picture.convert("HSV").split()
+    turn = chance.randint(-20, 20)
+    return Image.merge("HSV", (hue.point(lambda h: (h + turn) % 256), saturation, value)).convert("RGB")

@@ -1,0 +1,159 @@
+"""Recall of a reference by the balls around pictures, and how much it varies over fresh draws of the pictures.
+
+A picture moves its neighbors' balls as well as its own, so recall is no share of independent draws. The jackknife
+counts what several pictures do together more than once. How much too large that makes it shows on smaller sets: two
+halves of the pictures that share none are two draws of their own, and half of their squared difference is an unbiased
+estimate of the variance at half the number; the jackknife of the halves over that is its surplus.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 1024  # rows of a distance matrix at once
+MOST = 4096  # pictures from which the halves come
+SPLITS = 32  # into halves
+LEAP = 5.0  # how many times as much as the jackknife says recall may vary where a quarter is left out
+WORTH = 8.0  # how many times as much as a share of independent pictures recall may vary, of halves or of all
+WHY = (
+    "recall leaps where some pictures are left out, so that this one draw does not tell how much it varies: "
+    "take more pictures"
+)
+
+
+@dataclass(frozen=True)
+class Balls:
+    """The balls around n pictures that reach to their k-th neighbors.
+
+    Attributes:
+        reach: Radii, ``(n,)``.
+        further: Distances to the next neighbor, ``(n,)``.
+        nearest: The k neighbors, ``(n, k)``.
+    """
+
+    reach: Tensor
+    further: Tensor
+    nearest: Tensor
+
+    @classmethod
+    def of(cls, distances: Tensor, indices: Tensor) -> "Balls":
+        """From the k + 1 nearest."""
+        return cls(distances[:, -2], distances[:, -1], indices[:, :-1])
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Recall by n pictures.
+
+    Attributes:
+        value: The share of the reference inside a ball.
+        one: Without each picture, ``(n,)``.
+    """
+
+    value: float
+    one: Tensor
+
+    @property
+    def jackknife(self) -> float:
+        """The variance that leaving out each picture gives."""
+        n = len(self.one)
+        return (n - 1) / n * float((self.one - self.one.mean()).square().sum())
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How recall varies over fresh draws.
+
+    Attributes:
+        variance: Of recall by as many pictures.
+        why: Why no interval can be had; empty where it can.
+    """
+
+    variance: float
+    why: str = ""
+
+
+def nearest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Distances to the k nearest other rows, ascending, and which they are: both ``(n, k)``."""
+    distances, indices = [], []
+    for start in range(0, len(rows), CHUNK):
+        apart = torch.cdist(rows[start : start + CHUNK], rows)
+        apart[torch.arange(len(apart)), torch.arange(start, start + len(apart))] = torch.inf
+        found = apart.topk(k, dim=1, largest=False)
+        distances.append(found.values)
+        indices.append(found.indices)
+    return torch.cat(distances), torch.cat(indices)
+
+
+def recall(fake: Tensor, real: Tensor, k: int) -> Recall:
+    """Recall of ``real`` ``(m, d)`` by ``fake`` ``(n, d)``, n at least k + 2."""
+    return _recalls(fake, real, [(torch.arange(len(fake), device=fake.device), Balls.of(*nearest(fake, k + 1)))])[0]
+
+
+def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.Generator) -> Spread:
+    """The variance of recall: the jackknife's, less half of its surplus (in logarithms), which is as unsure as itself.
+
+    No variance can be had where few pictures in a mode have to reach for the next mode's as soon as one or two are
+    missing: recall leaps then, which leaving out one picture does not show, but leaving out a quarter does.
+
+    Args:
+        whole: From :func:`recall` of the same.
+        fake: Features ``(n, d)``; under 4 (k + 1) of them the jackknife is taken as it is.
+        real: Features ``(m, d)``.
+        k: See :class:`Balls`.
+        generator: Chooses the halves.
+    """
+    if len(fake) < 4 * (k + 1):
+        return Spread(whole.jackknife)
+    n = min(len(fake), MOST) // 2 * 2
+    some = fake[torch.randperm(len(fake), generator=generator)[:n].to(fake.device)]
+    apart = torch.cdist(some, some)
+    apart.fill_diagonal_(torch.inf)
+    shuffled = [torch.randperm(n, generator=generator).to(fake.device) for _ in range(2 * SPLITS)]
+    halves = [half for order in shuffled[:SPLITS] for half in order.split(n // 2)]
+    sets = [torch.arange(n, device=fake.device), *halves, *(order[n // 4 :] for order in shuffled[SPLITS:])]
+    balls = [Balls.of(*apart[part][:, part].topk(k + 1, dim=1, largest=False)) for part in sets]
+    every, *parts = _recalls(some, real, list(zip(sets, balls, strict=True)))
+
+    values = torch.tensor([part.value for part in parts], dtype=torch.float64)
+    pairs, most = values[: 2 * SPLITS].view(-1, 2), values[2 * SPLITS :]
+    of_half = float((pairs[:, 0] - pairs[:, 1]).square().mean() / 2)
+    jackknife = sum(part.jackknife for part in parts[: 2 * SPLITS]) / (2 * SPLITS)
+    surplus = min(max(jackknife / of_half, 1.0), k + 1.0) if of_half > 0 else 1.0
+    variance = whole.jackknife / surplus**0.5
+    leaps = (
+        3 * float(most.var()) > LEAP * max(every.jackknife, _independent(every.value, n))
+        or of_half > WORTH * _independent(float(pairs.mean()), n // 2)
+        or variance > WORTH * _independent(whole.value, len(fake))
+    )
+    return Spread(variance, WHY if leaps else "")
+
+
+def _independent(share: float, n: int) -> float:
+    """The variance of a share of n independent pictures, above 0 for shares of 0 and 1 too."""
+    share = (n * share + 0.5) / (n + 1)
+    return share * (1 - share) / n
+
+
+def _recalls(fake: Tensor, real: Tensor, sets: Sequence[tuple[Tensor, Balls]]) -> list[Recall]:
+    """Recall by some of the pictures at a time, given which and their balls.
+
+    Without picture i its ball is gone, and the balls of those that had it among their k nearest reach to the next.
+    """
+    covered = [0] * len(sets)
+    without = [torch.zeros(len(part), dtype=torch.float64, device=fake.device) for part, _ in sets]
+    for chunk in real.split(CHUNK):
+        across = torch.cdist(chunk, fake)
+        for number, (part, balls) in enumerate(sets):
+            apart = across[:, part]
+            inside = apart <= balls.reach
+            gained = ((apart <= balls.further) & ~inside).float()
+            left = inside.sum(dim=1, keepdim=True) - inside.float()
+            for rank in range(balls.nearest.shape[1]):
+                left.index_add_(1, balls.nearest[:, rank], gained)
+            covered[number] += int(inside.any(dim=1).sum())
+            without[number] += (left > 0).sum(dim=0)
+    m = len(real)
+    return [Recall(count / m, one / m) for count, one in zip(covered, without, strict=True)]
