@@ -19,6 +19,7 @@ from compress.evaluate.cost import (
     picture_latencies,
     weight_bytes,
 )
+from compress.evaluate.cost.latency import timed
 from tests.tiny import TOKENS, tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -70,6 +71,25 @@ def test_attention_and_convolutions_are_counted():
     assert counted.macs_by_type["attention products"] == sum(products)
     assert set(counted.macs_by_type) == {"Conv2d", "Linear", "attention products"}
     assert sum(counted.macs_by_type.values()) == counted.macs
+
+
+def test_what_is_slow_is_repeated_less(monkeypatch):
+    calls = []
+
+    def clock():
+        return sum(calls)
+
+    monkeypatch.setattr("compress.evaluate.cost.latency.time.perf_counter", clock)
+    assert timed(lambda: calls.append(10.0), 20, CPU) == [10.0] * 5
+    assert len(calls) == 6
+    calls.clear()
+    assert timed(lambda: calls.append(100.0), 20, CPU) == [100.0]
+    assert len(calls) == 2
+    calls.clear()
+    assert timed(lambda: calls.append(0.5), 20, CPU) == [0.5] * 20
+    assert len(calls) == 23
+    config = EvaluateConfig(steps=20, guidance=4.0)
+    assert picture_latencies(None, config, 5, CPU, step=3.1) == []
 
 
 def test_counts_of_stable_diffusion_are_the_published_ones():

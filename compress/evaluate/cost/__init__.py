@@ -1,5 +1,6 @@
 """What a denoiser costs: parameters, multiply-accumulates, bytes, seconds and memory."""
 
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,9 +82,11 @@ def measure_cost(
         task = progress.add_task("measuring cost", total=4 + config.compiled)
         counted = count(model, inputs)
         progress.advance(task)
-        seconds = spread("latency", latencies(model, inputs, config.latency_repeats, device))
+        passes = latencies(model, inputs, config.latency_repeats, device)
+        seconds = spread("latency", passes)
         progress.advance(task)
-        seconds |= spread("picture_latency", picture_latencies(pipeline, config, pictures, device))
+        drawn = picture_latencies(pipeline, config, pictures, device, statistics.median(passes))
+        seconds |= spread("picture_latency", drawn)
         progress.advance(task)
         memory = peak_memory(folder, component, inputs, device, dtype, variant)
         progress.advance(task)
@@ -115,8 +118,8 @@ def measure_cost(
             "dtype": str(dtype).removeprefix("torch."),
             "device": device_name(device),
             "threads": torch.get_num_threads(),
-            "latency_repeats": config.latency_repeats,
-            "picture_repeats": pictures,
+            "latency_repeats": len(passes),
+            "picture_repeats": len(drawn),
             "memory": memory["method"],
         },
         "conventions": CONVENTIONS,

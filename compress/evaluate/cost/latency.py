@@ -16,21 +16,29 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 WARM_UP = 3
+# What is slow varies little from call to call: where all calls would take longer than that, fewer are made.
+MOST_SECONDS = 60.0
+MOST_PICTURE_SECONDS = 120.0
 # Largest difference that a compiled denoiser may have from the eager one, as a share of the largest output.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 def timed(call: Callable[[], Any], repeats: int, device: torch.device, warm_up: int = WARM_UP) -> list[float]:
-    """Seconds of each of ``repeats`` calls, after ``warm_up`` that are not timed."""
-    seconds = []
-    for index in range(warm_up + repeats):
+    """Seconds of each of ``repeats`` calls, after ``warm_up`` that are not timed.
+
+    Fewer, but one of each at least, where all would take longer than :data:`MOST_SECONDS`.
+    """
+    seconds: list[float] = []
+    while len(seconds) < warm_up + repeats:
         _synchronize(device)
         start = time.perf_counter()
         call()
         _synchronize(device)
-        if index >= warm_up:
-            seconds.append(time.perf_counter() - start)
-    return seconds
+        seconds.append(time.perf_counter() - start)
+        if len(seconds) == 1 and seconds[0] * (warm_up + repeats) > MOST_SECONDS:
+            warm_up = min(warm_up, 1)
+            repeats = max(1, min(repeats, int(MOST_SECONDS / seconds[0]) - warm_up))
+    return seconds[warm_up:]
 
 
 def _synchronize(device: torch.device) -> None:
@@ -48,22 +56,28 @@ def spread(name: str, seconds: list[float]) -> dict[str, float | None]:
 
 @torch.no_grad()
 def latencies(model: torch.nn.Module, inputs: Inputs, repeats: int, device: torch.device) -> list[float]:
-    """Seconds of each of ``repeats`` passes, after some that are not timed."""
+    """Seconds of each of ``repeats`` passes, after some that are not timed; see :func:`timed`."""
     args, kwargs = inputs
     return timed(lambda: model(*args, **kwargs), repeats, device)
 
 
 def picture_latencies(
-    pipeline: "DiffusionPipeline", config: EvaluateConfig, repeats: int, device: torch.device
+    pipeline: "DiffusionPipeline", config: EvaluateConfig, repeats: int, device: torch.device, step: float = 0.0
 ) -> list[float]:
     """Seconds of each of ``repeats`` pictures from prompt to pixels, one at a time, after one that is not timed.
+
+    Fewer of slow ones, see :func:`timed`, and none where a picture's passes of the denoiser alone would take longer
+    than :data:`MOST_PICTURE_SECONDS`.
 
     Args:
         pipeline: On ``device``.
         config: Size, scheduler, steps and guidance of the picture.
         repeats: Timed pictures.
         device: Where they are made.
+        step: Seconds of one pass of the denoiser.
     """
+    if step * config.steps * (2 if config.guidance > 1 else 1) > MOST_PICTURE_SECONDS:
+        return []
     twin = sampler(pipeline, config)
 
     def draw() -> None:
