@@ -16,6 +16,7 @@ from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
+    from torch import nn
 
     from compress.models.shapes import Shaped
     from compress.prune.importance.calibration import Calibration
@@ -170,34 +171,46 @@ def prune_free(
             examples that are missing.
     """
     from compress.prune.free_form.remove import Subject
+    from compress.prune.weights import checked_weights
 
     if calibration is None and needs_calibration(config.importance):
         raise UserError(f"importance={config.importance.name}: examples are needed: give calibration=calibrate(...)")
     subject = Subject(unet, config)
-    return subject.prune(make_scorer(config.importance, calibration, seed))
+    return subject.prune(checked_weights(unet), make_scorer(config.importance, calibration, seed))
+
+
+def check(config: Config, denoiser: "nn.Module") -> None:
+    """Refuses what cannot be done with a denoiser, whatever its weights are; what would be left of it they decide.
+
+    Raises:
+        UserError: See :func:`prune_free`.
+    """
+    from compress.prune.free_form.remove import Subject
+
+    Subject(_checked_class(denoiser), config)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_free`."""
-    from diffusers import UNet2DConditionModel, UNet2DModel
-
+    from compress.prune.blocks.calls import full_size_inputs
     from compress.prune.free_form.remove import Subject
+    from compress.prune.weights import checked_weights
 
-    unet = getattr(pipeline, "unet", None)
-    if not isinstance(unet, (UNet2DConditionModel, UNet2DModel)):
-        found = type(unet).__name__ if unet is not None else "no unet"
-        raise UserError(
-            f"prune method free needs a pipeline with a UNet2DConditionModel or UNet2DModel; "
-            f"{type(pipeline).__name__} has {found}"
-        )
-    subject = Subject(unet, config)  # before examples are encoded: it may refuse
+    unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
+    subject = Subject(unet, config, full_size_inputs(pipeline))  # before examples are encoded: it may refuse
+    weights = checked_weights(unet)
     calibration = None
     if needs_calibration(config.importance):
         calibration = calibrate(pipeline, context.data.train, config.calibration, context.seed)
-    report = subject.prune(make_scorer(config.importance, calibration, context.seed))
+    report = subject.prune(weights, make_scorer(config.importance, calibration, context.seed))
     set_denoiser(pipeline, report.unet)
     details = {key: value for key, value in vars(report).items() if key not in ("unet", "skipped", "widths")}
     details["widths"] = [asdict(width) for width in report.widths]
+    for key in ("before", "after"):
+        details[f"config_{key}"] = {
+            f"{kind} channels": sum(getattr(width, key) for width in report.widths if width.kind == kind)
+            for kind in config.scope
+        }
     if calibration is not None:
         details["calibration"] = calibration.source
     coverage = {
@@ -207,3 +220,14 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         "skipped": report.skipped,
     }
     return StageReport(coverage=coverage, details={"config": asdict(config), **details})
+
+
+def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditionModel | UNet2DModel":
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
+    if not isinstance(denoiser, (UNet2DConditionModel, UNet2DModel)):
+        found = type(denoiser).__name__ if denoiser is not None else "no unet"
+        raise UserError(
+            f"prune method free needs a pipeline with a UNet2DConditionModel or UNet2DModel; {owner} has {found}"
+        )
+    return denoiser

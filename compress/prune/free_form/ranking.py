@@ -149,7 +149,9 @@ def check_reachable(widths: Sequence[Width], costs: Costs, unit: str, share: flo
             break
     costs.set([width.steps for width in widths])
     if found is None:
-        near = sorted({round(value, 4) for value in seen if value < 1}, key=lambda value: abs(value - share))[:2]
-        listed = " or ".join(f"{value:g}" for value in near)
-        raise UserError(f"{key}: no widths of this UNet leave that share of the {unit} within 2 %; nearest: {listed}")
+        near = [max((s for s in seen if s < share), default=None), min((s for s in seen if s > share), default=None)]
+        listed = " or ".join(f"{value:.4g}" for value in near if value not in (None, 1))
+        raise UserError(
+            f"{key}: no widths in scope leave that share of the {unit} within 2 %; nearest found: {listed} is left"
+        )
     return found

@@ -1,12 +1,14 @@
 """Takes the channels that rank lowest out of a UNet and puts what is left together."""
 
+import inspect
 import math
+from collections.abc import Mapping
 
 import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from compress.evaluate.cost.inputs import map_tensors
+from compress.evaluate.cost.inputs import Inputs, map_tensors
 from compress.models.shapes import shaped
 from compress.prune import channels
 from compress.prune.channels import Axis, Group
@@ -17,7 +19,7 @@ from compress.prune.free_form.widths import find_widths, group_name
 from compress.prune.importance.made_up import full_size
 from compress.prune.importance.score import Scorer
 from compress.prune.proxy import UNet, weightless
-from compress.prune.rebuild import checked_weights, kept_outputs, mark, module_macs, narrow, share_of_macs
+from compress.prune.rebuild import kept_outputs, mark, module_macs, narrow, share_of_macs
 from compress.prune.target import TOLERANCE
 
 
@@ -25,34 +27,41 @@ class Subject:
     """A UNet whose widths are to become smaller.
 
     Args:
-        unet: Stays unchanged.
+        unet: Stays unchanged; may be without weights as long as nothing is pruned.
         config: See :class:`compress.prune.free.Config`.
+        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the model's own size.
 
     Raises:
         UserError: It cannot be pruned, or no widths meet the target.
     """
 
-    def __init__(self, unet: UNet, config: Config) -> None:
+    def __init__(self, unet: UNet, config: Config, inputs: Inputs | None = None) -> None:
         self.unet, self.config = unet, config
         found = find_widths(unet, config.heads, config.multiple, config.min_share)
         self.in_scope = [width for width in found if width.kind in config.scope]
         self.widths = [width for width in self.in_scope if len(width.allowed) > 1]
-        self.weights = checked_weights(unet)
         self.empty = weightless(type(unet), unet.config)
-        inputs = map_tensors(
-            full_size(unet), lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype)
+        args, kwargs = map_tensors(
+            inputs or ((), full_size(unet)),
+            lambda tensor: tensor.to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype),
         )
-        self.macs = module_macs(self.empty, {**inputs, "return_dict": False})
+        names = list(inspect.signature(type(unet).forward).parameters)[1:]
+        self.macs = module_macs(self.empty, {**dict(zip(names, args, strict=False)), **kwargs, "return_dict": False})
         self.costs = Costs(self.empty, self.macs, self.widths)
         self.full = self.costs.total
         unit, share = config.goal
         key = f"target.{unit}={share:g}" if config.target.goal else f"ratio={config.ratio:g}"
         self.fallback = check_reachable(self.widths, self.costs, unit, share, key)
 
-    def prune(self, scorer: Scorer) -> FreeReport:
-        """Removes what an importance ranks lowest."""
+    def prune(self, weights: Mapping[str, Tensor], scorer: Scorer) -> FreeReport:
+        """Removes what an importance ranks lowest.
+
+        Args:
+            weights: The UNet's; stay as they are.
+            scorer: Scores the channels of a group.
+        """
         unit, share = self.config.goal
-        scores = [[scorer(group, self.weights) for group in width.groups] for width in self.widths]
+        scores = [[scorer(group, dict(weights)) for group in width.groups] for width in self.widths]
         self.costs.set([width.steps for width in self.widths])
         follow(self._ranking(scores), self.costs, unit, share)
         ranked = abs(self._left(unit) / share - 1) <= TOLERANCE
@@ -63,7 +72,7 @@ class Subject:
             for group, values in zip(width.groups, of_groups, strict=True):
                 if left < width.steps:
                     mark(keep, group, channels.choose(group, values, width.size(group, left)), self.unet)
-        return self._report(keep, ranked)
+        return self._report(keep, weights, ranked)
 
     def _ranking(self, scores: list[list[Tensor]]) -> list[Slice]:
         compared = [
@@ -95,14 +104,15 @@ class Subject:
     def _left(self, unit: str) -> float:
         return self.costs.total[UNITS[unit]] / self.full[UNITS[unit]]
 
-    def _report(self, keep: dict[Axis, Tensor], ranked: bool) -> FreeReport:
-        weights = {name: tensor.clone() for name, tensor in self.weights.items()}
+    def _report(self, keep: dict[Axis, Tensor], given: Mapping[str, Tensor], ranked: bool) -> FreeReport:
+        weights = dict(given)
         narrow(weights, keep)
         layers = {name: _shape(self.unet.get_submodule(name), weights[f"{name}.weight"]) for name, _ in keep}
         for name, module in self.unet.named_modules():
             if isinstance(module, Attention) and (f"{name}.to_q", "out") in keep:
                 layers |= self._heads(name, module, weights)
-        pruned = shaped(self.unet, layers, weights)
+        own = {name: tensor.clone() if tensor is given[name] else tensor for name, tensor in weights.items()}
+        pruned = shaped(self.unet, layers, own)
         touched = {name: self.unet.get_submodule(name) for name, _ in keep}
         params = sum(p.numel() for p in self.unet.parameters())
         return FreeReport(
@@ -132,7 +142,7 @@ class Subject:
             return {name: {"heads": new // width}}
         for key in (f"{name}.to_q.weight", f"{name}.to_q.bias"):
             if key in weights:  # attention divides by the square root of a head's width
-                weights[key] *= math.sqrt(new / attention.inner_dim)
+                weights[key] = weights[key] * math.sqrt(new / attention.inner_dim)
         return {}
 
     def _widths(self) -> list[Narrowed]:
