@@ -64,14 +64,15 @@ def check_stages(config: RunConfig) -> None:
 
 
 def _weightless_denoiser(folder: Path) -> Any:
-    """The denoiser that a pipeline's folder describes; None where its class is none of diffusers'."""
+    """The denoiser that a pipeline's folder describes; None where its class is none of diffusers' and ours."""
     import diffusers
     import torch
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     name = next(name for name in DENOISERS if name in index)
     library, class_name = index[name]
-    model_class = getattr(diffusers, str(class_name), None) if library == "diffusers" else None
+    owner = diffusers if library == "diffusers" else getattr(diffusers.pipelines, str(library), None)
+    model_class = getattr(owner, str(class_name), None)
     if model_class is None:
         return None
     settings = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))

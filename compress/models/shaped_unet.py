@@ -4,8 +4,11 @@ A checkpoint with such a UNet carries this file beside the weights, so that diff
 
     pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=True)
 
-Nothing but torch and diffusers is needed. ``config.json`` holds the keys of the stock class, which describe the UNet
-that this one was made from, and ``layers``: the name of every layer that is another now, and what it is::
+Nothing but torch and diffusers is needed. The stock class must not be asked for it, as by
+``UNet2DConditionModel.from_pretrained``: that ignores ``layers`` and may start from random weights after a warning.
+
+``config.json`` holds the keys of the stock class, which describe the UNet that this one was made from, and ``layers``:
+the name of every layer that is another now, and what it is::
 
     Conv2d, Linear  {"in": 320, "out": 256}              channels of its input and output
                     {"in": 320, "out": 256, "rank": 64}  a product of two: "reduce" to 64 channels, which has the kernel

@@ -81,7 +81,7 @@ def check(config: Config, denoiser: "nn.Module") -> "nn.Module":
 def _check_class(denoiser: object) -> None:
     from diffusers import UNet2DConditionModel
 
-    if not isinstance(denoiser, UNet2DConditionModel):
+    if type(denoiser) is not UNet2DConditionModel:  # a subclass may have layers of other shapes
         found = type(denoiser).__name__
         raise UserError(f"BK-SDM is an architecture of UNet2DConditionModel; this denoiser is a {found}")
 

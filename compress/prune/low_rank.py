@@ -13,10 +13,10 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
-from compress.prune.patterns import check_patterns, choose_layers
+from compress.prune.patterns import check_finite, check_patterns, choose_layers
 from compress.prune.target import TOLERANCE, Target
 from compress.stage import StageContext, StageReport
 
@@ -122,18 +122,11 @@ def prune_low_rank(unet: "UNet2DConditionModel | UNet2DModel", config: Config = 
         UserError: For another denoiser, weights that are quantized or not finite, a pattern that matches nothing, a
             target that no ranks meet, and where no layer is left to factor.
     """
-    from compress.models.shapes import SHAPEABLE, shaped
+    from compress.models.shapes import shaped
     from compress.prune import ranks
 
-    if type(unet) not in SHAPEABLE:
-        raise UserError(
-            f"prune method low_rank factors the layers of UNet2DConditionModel and UNet2DModel; this denoiser is a "
-            f"{type(unet).__name__}"
-        )
-    if getattr(unet, "hf_quantizer", None) is not None:
-        raise UserError("the denoiser is quantized: factor its float weights, then quantize them")
-    products = {name for name, shape in unet.config.get("layers", {}).items() if "rank" in shape}
-    chosen, skipped = choose_layers(unet, config.include, config.skip, partial(_unfit, products))
+    chosen, skipped = _layers(unet, config)
+    check_finite(chosen)
     macs = _macs(unet)
     total = sum(parameter.numel() for parameter in unet.parameters())
     matrices, saving, whole = _matrices(chosen, macs, total, config)
@@ -171,6 +164,16 @@ def prune_low_rank(unet: "UNet2DConditionModel | UNet2DModel", config: Config = 
     )
 
 
+def check(config: Config, denoiser: "nn.Module") -> None:
+    """Refuses what cannot be done with a denoiser, whatever its weights are; what would be left of it they decide.
+
+    Raises:
+        UserError: See :func:`prune_low_rank`.
+    """
+    chosen, _ = _layers(denoiser, config)
+    _matrices(chosen, _macs(denoiser), sum(parameter.numel() for parameter in denoiser.parameters()), config)
+
+
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace the pipeline's denoiser by one of factored layers; see :func:`prune_low_rank`."""
     from compress.models import denoiser, set_denoiser
@@ -197,13 +200,29 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     )
 
 
+def _layers(unet: "nn.Module", config: Config) -> "tuple[dict[str, nn.Module], dict[str, str]]":
+    """The layers that take part, and the others with the reason."""
+    from compress.models.shapes import SHAPEABLE
+
+    if type(unet) not in SHAPEABLE:
+        raise UserError(
+            f"prune method low_rank factors the layers of UNet2DConditionModel and UNet2DModel; this denoiser is a "
+            f"{type(unet).__name__}"
+        )
+    if getattr(unet, "hf_quantizer", None) is not None:
+        raise UserError("the denoiser is quantized: factor its float weights, then quantize them")
+    shapes: Any = unet.config.get("layers", {})  # type: ignore[union-attr, operator]
+    products = {name for name, shape in shapes.items() if "rank" in shape}
+    return choose_layers(unet, config.include, config.skip, partial(_unfit, products))
+
+
 def _unfit(products: set[str], name: str, layer: "nn.Module") -> str | None:
     if name.rpartition(".")[0] in products:
         return "half of a product already"
     return "a convolution in groups" if getattr(layer, "groups", 1) > 1 else None
 
 
-def _macs(unet: "UNet2DConditionModel | UNet2DModel") -> "Mapping[str, float] | None":
+def _macs(unet: Any) -> "Mapping[str, float] | None":
     """Multiply-accumulates at the model's own size, by module; ``""`` is the whole. None: its inputs are not known."""
     from compress.evaluate.cost.inputs import map_tensors
     from compress.prune.importance.made_up import full_size

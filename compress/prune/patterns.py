@@ -1,6 +1,6 @@
 """Layers chosen by patterns of their names."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -35,9 +35,8 @@ def choose_layers(
         unfit: Why a layer cannot take part; None: it can.
 
     Raises:
-        UserError: A pattern matches no layer, none is left, or one that is has weights that are not finite.
+        UserError: A pattern matches no layer, or none is left.
     """
-    import torch
     from torch import nn
 
     every = {name: module for name, module in denoiser.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
@@ -58,7 +57,17 @@ def choose_layers(
     if not chosen:
         reasons = "; ".join(dict.fromkeys(skipped.values()))
         raise bad_value("include", list(include), f"patterns that leave a Conv2d or Linear ({reasons})")
-    for name, module in chosen.items():
-        if not torch.isfinite(module.weight).all():
-            raise UserError(f"{name} has weights that are NaN or infinite: a stage before diverged; lower its rate")
     return chosen, skipped
+
+
+def check_finite(layers: "Mapping[str, nn.Module]") -> None:
+    """Checks weights.
+
+    Raises:
+        UserError: One is NaN or infinite.
+    """
+    import torch
+
+    for name, layer in layers.items():
+        if not torch.isfinite(layer.weight).all():
+            raise UserError(f"{name} has weights that are NaN or infinite: a stage before diverged; lower its rate")

@@ -107,7 +107,15 @@ def level_steps(config: Mapping[str, Any], heads: str = "auto", multiple: int | 
         heads: ``"narrow"``: by the number of heads, which stays. ``"remove"``: by the width of a head, which stays.
             ``"auto"``: whichever allows more widths, the first where both do.
         multiple: A divisor beyond those and the norm groups; None: :func:`default_multiple`.
+
+    Raises:
+        UserError: The levels have no widths: the layers of the UNet have shapes of their own.
     """
+    if config.get("layers"):
+        raise UserError(
+            "this UNet cannot be pruned by level: its layers have shapes of their own, which a stage before gave them; "
+            "methods free and low_rank can go on with it"
+        )
     if heads == "auto":
         modes = _modes(config, heads)
         return min((level_steps(config, mode, multiple) for mode in modes), key=lambda steps: -_number(config, steps))

@@ -11,10 +11,13 @@ from compress.checkpoint import load_checkpoint, save_checkpoint
 from compress.errors import UserError
 from compress.evaluate.cost.count import count
 from compress.models.probe import probe_inputs, probe_output
+from compress.prune import depth
+from compress.prune.bk_sdm import prune_bk_sdm
 from compress.prune.importance.made_up import full_size
-from compress.prune.low_rank import Config, prune_low_rank, run
+from compress.prune.low_rank import Config, check, prune_low_rank, run
 from compress.prune.ranks import Matrix, by_cost, factors, lost_energy
 from compress.prune.target import Target
+from compress.prune.width import prune_width
 from compress.quantize.torchao import quantize_weights
 from tests.models.test_shaped_unet import difference
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
@@ -186,6 +189,21 @@ def test_what_cannot_be_done_is_refused_before_any_work(monkeypatch: pytest.Monk
     unet.mid_block.resnets[0].conv1.weight.data[0] = torch.nan
     with pytest.raises(UserError, match=r"mid_block\.resnets\.0\.conv1 has weights that are NaN"):
         prune_low_rank(unet)
+
+
+def test_a_check_needs_no_weights_and_methods_for_stock_unets_refuse_what_comes_out() -> None:
+    with torch.device("meta"):
+        empty = tiny_unet()
+    assert check(Config(target=Target(macs=0.5)), empty) is None
+    with pytest.raises(UserError, match=r"target\.macs=0\.01: expected at least"):
+        check(Config(target=Target(macs=0.01)), empty)
+    new = prune_low_rank(tiny_unet(), Config(target=Target(params=0.8))).unet
+    with pytest.raises(UserError, match="its layers have shapes of their own"):
+        prune_width(new)
+    with pytest.raises(UserError, match="BK-SDM is an architecture of UNet2DConditionModel"):
+        prune_bk_sdm(new, "small")
+    with pytest.raises(UserError, match="blocks cannot be removed from ShapedUNet2DConditionModel"):
+        depth.check(depth.Config(), new)
 
 
 def test_nothing_that_saves_something_is_an_error() -> None:
