@@ -64,9 +64,14 @@ class Inputs:
         return Networks(self.config.evaluate, self.device)
 
     def student(self, parent: str | None) -> "DiffusionPipeline":
-        """A pipeline of its own: the teacher again, or a checkpoint of the store."""
+        """A pipeline of its own: the teacher again, or a checkpoint of the store.
+
+        The teacher in memory is handed over if there is one, and loaded again when it is needed next: two large models
+        at a time may be one too many.
+        """
         if parent is None:
-            return compress.models.load_teacher(self.config.model, self.device, self.dtype)
+            loaded = self.__dict__.pop("teacher", None)
+            return loaded or compress.models.load_teacher(self.config.model, self.device, self.dtype)
         return checkpoint.load_checkpoint(self.store.path(parent), self.device, self.dtype)
 
 
@@ -310,7 +315,7 @@ def _compute(
 
     set_seed(config.seed)
     context = StageContext(
-        teacher=inputs.teacher, data=inputs.data, folder=inputs.store.work(step.key), history=history,
+        load_teacher=lambda: inputs.teacher, data=inputs.data, folder=inputs.store.work(step.key), history=history,
         seed=config.seed, device=inputs.device, dtype=inputs.dtype, log=log,
         before=output.stages_before(config.model),
     )  # fmt: skip

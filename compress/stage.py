@@ -17,7 +17,7 @@ class StageContext:
     """What a stage may use besides the pipeline it changes.
 
     Attributes:
-        teacher: The uncompressed pipeline, frozen, on ``device``.
+        load_teacher: Gives the uncompressed pipeline, frozen, on ``device``; the same one each time.
         data: Training pictures and captions.
         folder: A folder of this stage alone that outlives a crash; training states go here.
         history: The entries of the stages before, as ``compress.json`` holds them.
@@ -29,7 +29,7 @@ class StageContext:
         log: Takes metrics and a step; they become curves.
     """
 
-    teacher: "DiffusionPipeline"
+    load_teacher: "Callable[[], DiffusionPipeline]"
     data: "Data"
     folder: Path
     history: list[dict[str, Any]]
@@ -38,6 +38,11 @@ class StageContext:
     dtype: "torch.dtype"
     log: Callable[[dict[str, float], int], None]
     before: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def teacher(self) -> "DiffusionPipeline":
+        """The uncompressed pipeline, which takes memory from when it is asked for."""
+        return self.load_teacher()
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,7 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     other = tiny_pipeline()
     other.scheduler = DDPMScheduler.from_config(other.scheduler.config, prediction_type="v_prediction")
     with pytest.raises(UserError, match="prediction_type differs"):
-        distilled(tmp_path, replace(CONFIG, steps=1), teacher=other)
+        distilled(tmp_path, replace(CONFIG, steps=1), load_teacher=lambda: other)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,9 @@ def distilled(
     student = tiny_pipeline(seed=1, widths=(16, 32))
     if sparse:
         prune_sparse(student.unet)
+    teacher = tiny_pipeline(seed=0)
     context = StageContext(
-        teacher=tiny_pipeline(seed=0),
+        load_teacher=lambda: teacher,
         data=SimpleNamespace(train=pictures()),
         folder=folder,
         history=[{"kind": "prune", "details": {"kept": {"down_blocks.0": list(range(0, 32, 2))}}}],

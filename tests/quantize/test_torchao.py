@@ -126,7 +126,7 @@ def test_the_config_checks_its_ranges(keys):
 def test_the_stage_reports(tmp_path):
     pipeline = tiny_pipeline()
     context = StageContext(
-        teacher=tiny_pipeline(),
+        load_teacher=tiny_pipeline,
         data=None,
         folder=tmp_path,
         history=[],
