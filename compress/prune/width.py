@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from compress.prune.importance.score import Scorer
     from compress.prune.sensitivity.plan import Plan, Planner
 
-VERSION = 1
+VERSION = 2
 NEEDS_FLOAT = True
 LEAVES_FLOAT = True
 DISTRIBUTED = False
@@ -37,9 +37,11 @@ class SensitivityConfig:
 
     Attributes:
         ratios: Shares of a level's channels that are removed from it alone, each in (0, 1).
+        examples: How many of the calibration's examples the prediction is looked at for, at least 1.
     """
 
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
+    examples: int = 8
 
     def __post_init__(self) -> None:
         """Checks the range.
@@ -49,6 +51,8 @@ class SensitivityConfig:
         """
         if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
             raise bad_value("ratios", list(self.ratios), "numbers in (0, 1), at least one")
+        if self.examples < 1:
+            raise bad_value("examples", self.examples, "a whole number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,8 @@ def _prune(
     from compress.prune.sensitivity.error import Reference
 
     assert calibration is not None
-    plan = planner.plan(prune, Reference(calibration), config.sensitivity.ratios)
+    sensitivity = config.sensitivity
+    plan = planner.plan(prune, Reference(calibration.spread(sensitivity.examples)), sensitivity.ratios)
     return replace(prune(plan.ratios), plan=plan)
 
 

@@ -1,6 +1,7 @@
 """Importances: planted twins, hand-made groups, gradients against finite differences, and bad input."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -224,3 +225,36 @@ def test_bad_calibrations(values: dict[str, object], text: str) -> None:
     with pytest.raises(UserError) as caught:
         CalibrationConfig(**values)
     assert str(caught.value).startswith(text)
+
+
+@pytest.mark.parametrize("name", ["taylor", "diff_pruning"])
+def test_a_large_denoiser_s_gradients_are_taken_example_by_example(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = small_unet()
+    calibration = calibration_of(unet, 4, 4)
+    settings = {"name": name, **({"timesteps": 3} if name == "diff_pruning" else {})}
+    together = prune_unet(unet, [0, 0.5], make_scorer(parse(settings), calibration, 0))
+    monkeypatch.setattr("compress.prune.importance.calibration.LARGE", 1000)
+    rows: list[int] = []
+    forward = type(unet).forward
+
+    def counted(self: Any, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows.append(len(sample))
+        return forward(self, sample, *args, **kwargs)
+
+    monkeypatch.setattr(type(unet), "forward", counted)
+    alone = prune_unet(unet, [0, 0.5], make_scorer(parse(settings), calibration, 0))
+    assert set(rows) == {1}
+    assert alone.kept == together.kept
+
+
+def test_examples_are_spread_over_the_timesteps() -> None:
+    calibration = calibration_of(small_unet(), 6, 3)
+    some = calibration.spread(3)
+    ordered = calibration.timesteps.sort().values
+    assert some.timesteps.tolist() == [int(ordered[0]), int(ordered[2]), int(ordered[5])]
+    place = calibration.timesteps.tolist().index(int(ordered[5]))
+    assert torch.equal(some.latents[2], calibration.latents[place])
+    assert torch.equal(
+        some.conditions["encoder_hidden_states"][2], calibration.conditions["encoder_hidden_states"][place]
+    )
+    assert calibration.spread(6) is calibration

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from diffusers import DDPMScheduler, DiffusionPipeline
     from torch import Tensor, nn
+
+
+LARGE = 200_000_000  # parameters
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,29 @@ class Calibration:
         size = size or self.batch_size
         for start in range(0, len(self.latents), size):
             yield slice(start, min(start + size, len(self.latents)))
+
+    def gradient_parts(self) -> Iterator[slice]:
+        """The batches to take gradients of: single examples of a large denoiser, whose layers' outputs are all kept."""
+        large = sum(parameter.numel() for parameter in self.denoiser.parameters()) > LARGE
+        return self.parts(1 if large else None)
+
+    def spread(self, count: int) -> "Calibration":
+        """As many of the examples, with timesteps from one end to the other; all where there are no more."""
+        import torch
+
+        from compress.evaluate.cost.inputs import map_tensors
+
+        if count >= len(self.latents):
+            return self
+        places = torch.linspace(0, len(self.latents) - 1, count).round().long()
+        chosen = self.timesteps.argsort()[places.to(self.timesteps.device)]
+        return replace(
+            self,
+            latents=self.latents[chosen],
+            noise=self.noise[chosen],
+            timesteps=self.timesteps[chosen],
+            conditions=map_tensors(dict(self.conditions), lambda t: t[chosen.to(t.device)]),
+        )
 
     def predict(self, denoiser: "nn.Module", part: slice, timesteps: "Tensor | None" = None) -> "Tensor":
         """What a denoiser of the same inputs predicts for a batch, ``(b, c, h, w)``.

@@ -62,14 +62,21 @@ def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Sco
     total = calibration.schedule.config.num_train_timesteps
     steps = [index * total // config.timesteps for index in range(min(config.timesteps, total))]
     part = next(calibration.parts())
+    pieces = [piece for piece in calibration.gradient_parts() if piece.start < part.stop]
     largest = 0.0
+
+    def loss(piece: slice, times: "torch.Tensor") -> "torch.Tensor":
+        return calibration.losses(model, piece, times[piece]).sum() / part.stop
+
     with differentiable(calibration.denoiser) as model:
         for step in track(steps, "gradients, timestep by timestep"):
             times = torch.full((part.stop,), step, device=calibration.latents.device)
-            loss = calibration.losses(model, part, times).mean()
-            value = float(loss.detach())
+            with torch.set_grad_enabled(len(pieces) == 1):
+                whole = sum(loss(piece, times) for piece in pieces)
+            value = float(whole)
             largest = max(largest, value)
             if value < config.threshold * largest:
                 break
-            loss.backward()
+            for piece in pieces:
+                (whole if len(pieces) == 1 else loss(piece, times)).backward()
         return product_scorer(products(model), config.per, config.combine)

@@ -52,12 +52,10 @@ def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Sco
             calibration.losses(model, part).sum().backward()
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
-                    square = parameter.grad.square().div_(len(calibration.latents))
+                    square = parameter.grad.square_().div_(len(calibration.latents))
                     squares[name] = squares[name].add_(square) if name in squares else square
                     parameter.grad = None
-        saliency = {
-            name: parameter.detach().square() * squares[name]
-            for name, parameter in model.named_parameters()
-            if name in squares
-        }
-    return product_scorer(saliency, "weight", config.combine)
+        for name, parameter in model.named_parameters():
+            if name in squares:
+                squares[name].mul_(parameter.detach().square())
+    return product_scorer(squares, "weight", config.combine)

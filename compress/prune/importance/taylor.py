@@ -60,20 +60,21 @@ def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Sco
 
     assert calibration is not None
     with differentiable(calibration.denoiser) as model:
-        for part in track(list(calibration.parts()), "gradients of the diffusion loss"):
+        for part in track(list(calibration.gradient_parts()), "gradients of the diffusion loss"):
             (calibration.losses(model, part).sum() / len(calibration.latents)).backward()
         return product_scorer(products(model), config.per, config.combine)
 
 
 def products(model: "nn.Module") -> "dict[str, Tensor]":
-    """Every weight times its gradient, by name.
+    """Every weight times its gradient, by name; the gradients are used up.
 
     Raises:
         UserError: A gradient is not finite.
     """
     from compress.errors import UserError
 
-    found = {name: p.detach() * p.grad for name, p in model.named_parameters() if p.grad is not None}
+    # In place: a large model's gradients take as much memory as its weights.
+    found = {name: p.grad.mul_(p.detach()) for name, p in model.named_parameters() if p.grad is not None}
     for name, values in found.items():
         if not values.isfinite().all():
             raise UserError(f"the gradient of {name} holds NaN or infinite values: use an importance of weights alone")
@@ -91,9 +92,10 @@ def product_scorer(saliency: "dict[str, Tensor]", per: str, combine: str) -> "Sc
     """
     from compress.prune.importance.score import score
 
-    values = {name: value.abs() for name, value in saliency.items()} if per == "weight" else saliency
+    def of_weight(key: str) -> "Tensor | None":
+        return saliency[key].abs() if key in saliency else None
 
     def by_products(group: "Group", weights: "dict[str, Tensor]") -> "Tensor":
-        return score(group, values.get, combine)
+        return score(group, of_weight if per == "weight" else saliency.get, combine)
 
     return by_products
