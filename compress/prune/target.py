@@ -176,18 +176,18 @@ def _spread(choices: Sequence[Widths], count: int) -> list[Widths]:
     return [choices[index] for index in chosen]
 
 
-def possible_widths(config: Mapping[str, Any], steps: Sequence[int]) -> list[Widths]:
+def choices_of(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> list[Widths]:
     """All widths that a stock UNet of this config can be narrowed to, its own among them.
 
     Args:
         config: Of the UNet.
-        steps: What each level's width must be divisible by.
+        heads: What attention gives up, see :class:`compress.prune.width.Config`.
+        multiple: What new widths are multiples of, see there.
     """
-    full = [int(width) for width in config["block_out_channels"]]
-    each = [sorted({*range(step, width, step), width}) for width, step in zip(full, steps, strict=True)]
-    # A stock UNet has a learned shortcut only between levels of different widths: equal ones would throw it away.
-    differ = [i for i in range(len(full) - 1) if full[i] != full[i + 1]]
-    return [choice for choice in itertools.product(*each) if all(choice[i] != choice[i + 1] for i in differ)]
+    from compress.prune.widths import keeps_shortcuts, possible_widths
+
+    each = possible_widths(config, heads, multiple)
+    return [choice for choice in itertools.product(*each) if keeps_shortcuts(config["block_out_channels"], choice)]
 
 
 def meeting(target: Target, costs: Costs, choices: Sequence[Widths]) -> list[Widths]:

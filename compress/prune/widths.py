@@ -1,7 +1,7 @@
 """Which widths a UNet's levels can have, and which are nearest to the ratios asked for; needs the config alone."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -180,6 +180,7 @@ def choose_shape(
 
     Raises:
         UserError: If no level would become narrower; it names the nearest ratios that work, or the possible widths.
+            If level 0 would and must stay as it is.
     """
     multiple = default_multiple(config) if multiple is None else multiple
     modes = _modes(config, heads)
@@ -192,15 +193,20 @@ def choose_shape(
 
     nearest = {mode: _nearest_first(possible_widths(config, mode, multiple), wanted, ratios) for mode in modes}
     best = {
-        mode: min((c for c in product(*near) if _keeps_shortcuts(widths, c)), key=error, default=tuple(widths))
+        mode: min((c for c in product(*near) if keeps_shortcuts(widths, c)), key=error, default=tuple(widths))
         for mode, near in nearest.items()
     }
     mode = min(modes, key=lambda mode: error(best[mode])[0])
     chosen = list(best[mode])
     if chosen == widths:
-        smaller = [c for near in nearest.values() for c in product(*near) if _keeps_shortcuts(widths, c)]
+        smaller = [c for near in nearest.values() for c in product(*near) if keeps_shortcuts(widths, c)]
         smaller = [c for c in smaller if list(c) != widths]
         raise _impossible(config, ratios, modes, multiple, min(smaller, key=error, default=None))
+    if chosen[0] != widths[0] and config.get("class_embed_type") == "timestep":
+        raise UserError(
+            "this UNet cannot be pruned so: class_embedding.linear_1.weight reads as many channels as level 0 has; "
+            "leave that level as it is (a ratio of 0 in the list)"
+        )
     return Shape(chosen, mode, multiple, {"block_out_channels": tuple(chosen), **_head_changes(config, mode, chosen)})
 
 
@@ -213,7 +219,8 @@ def _nearest_first(possible: list[list[int]], wanted: list[float], ratios: list[
     return near
 
 
-def _keeps_shortcuts(old: list[int], new: tuple[int, ...]) -> bool:
+def keeps_shortcuts(old: Sequence[int], new: Sequence[int]) -> bool:
+    """Whether levels of different widths stay different: only between those a stock UNet has a learned shortcut."""
     return all(old[i] == old[i + 1] or new[i] != new[i + 1] for i in range(len(old) - 1))
 
 

@@ -10,9 +10,8 @@ from compress.prune.importance.made_up import full_size
 from compress.prune.sensitivity.error import Error
 from compress.prune.sensitivity.levels import Narrowed, predicted_error
 from compress.prune.sensitivity.plan import Planner
-from compress.prune.target import Costs, Target, possible_widths
+from compress.prune.target import Costs, Target, choices_of
 from compress.prune.width import Config, SensitivityConfig, prune_width
-from compress.prune.widths import level_steps
 from tests.prune.architectures import ARCHITECTURES, random_unet
 
 
@@ -24,7 +23,7 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("unit", ["params", "macs"])
 def test_costs_are_a_polynomial(unit: str) -> None:
     unet = tiny_unet(widths=(32, 48, 64))
-    choices = possible_widths(unet.config, level_steps(unet.config))
+    choices = choices_of(unet.config)
     costs = Costs(unet, full_size(unet), unit)
     estimated = costs.estimate(choices)
     for index in (0, 7, len(choices) // 2, len(choices) - 1):
@@ -46,12 +45,11 @@ def test_what_is_planned_is_what_pruning_leaves(name: str) -> None:
         assert planned == pytest.approx(after / before, rel=1e-9)
 
 
-def test_possible_widths_keep_shortcuts() -> None:
+def test_choices_keep_shortcuts() -> None:
     config = tiny_unet(widths=(16, 16, 24)).config
-    assert possible_widths(config, [8, 8, 12]) == [
-        (8, 8, 12), (8, 8, 24), (8, 16, 12), (8, 16, 24), (16, 8, 12), (16, 8, 24), (16, 16, 12), (16, 16, 24),
+    assert choices_of(config, multiple=8) == [
+        (8, 8, 16), (8, 8, 24), (8, 16, 8), (8, 16, 24), (16, 8, 16), (16, 8, 24), (16, 16, 8), (16, 16, 24),
     ]  # fmt: skip
-    assert (16, 8, 8) not in possible_widths(config, [8, 8, 8])
 
 
 @pytest.mark.parametrize("unit", ["params", "macs", "bytes"])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compress.prune.target import Costs, Target, Widths, best, meeting, possible_widths
+from compress.prune.target import Costs, Target, Widths, best, choices_of, meeting
 
 if TYPE_CHECKING:
     from compress.prune.sensitivity.error import Reference
@@ -52,8 +52,7 @@ class Planner:
         widths.check_blocks(unet.config)
         self.target = target
         self.costs = Costs(unet, full_size(unet), target.goal[0], heads, multiple)
-        steps = widths.level_steps(unet.config, heads, multiple)
-        self.choices = meeting(target, self.costs, possible_widths(unet.config, steps))
+        self.choices = meeting(target, self.costs, choices_of(unet.config, heads, multiple))
 
     def plan(self, prune: "Pruner", reference: "Reference", ratios: Sequence[float]) -> Plan:
         """Measures every level and chooses.
