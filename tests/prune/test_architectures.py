@@ -109,7 +109,10 @@ def test_a_step_of_training_moves_every_weight(pruned: dict[str, UNet], name: st
     assert [key for key, weight in unet.named_parameters() if weight.grad is None] == []
 
 
-@pytest.mark.parametrize("name", ["sdxl", "ddpm"])
+QUICK = ("sdxl", "ddpm")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ARCHITECTURES])
 def test_quantized_and_loaded(pruned: dict[str, UNet], name: str, tmp_path: Path) -> None:
     unet = type(pruned[name]).from_config(pruned[name].config).eval()
     unet.load_state_dict(pruned[name].state_dict())

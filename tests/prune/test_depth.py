@@ -30,6 +30,7 @@ from compress.prune.blocks.calls import Call, record_calls
 from compress.prune.blocks.effect import prediction_error
 from compress.prune.blocks.subject import DepthReport
 from compress.prune.depth import Calibration, Config, Target, prune_depth
+from compress.quantize.torchao import quantize_weights
 from compress.values import build
 from tests.prune.blocks_models import calls_of, flux, pixart, sd3, sdxl_like, transformer_inputs, unet_inputs, unet_of
 from tests.tiny import tiny_pipeline, tiny_unet
@@ -123,6 +124,27 @@ def test_results_train(case: str, pruned: dict[str, Pruned]) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c == "SDXL" else pytest.mark.slow) for c in RESULTS])
+@torch.no_grad()
+def test_results_quantize(case: str, pruned: dict[str, Pruned], tmp_path: Path) -> None:
+    model, (args, kwargs) = copy.deepcopy(pruned[case].report.denoiser), pruned[case].inputs
+    assert quantize_weights(model).modules > 0
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(loaded(*args, **kwargs)[0], model(*args, **kwargs)[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RESULTS)
+@torch.no_grad()
+def test_results_compile(case: str, pruned: dict[str, Pruned]) -> None:
+    model, (args, kwargs) = pruned[case].report.denoiser, pruned[case].inputs
+    wanted = model(*args, **kwargs)[0]
+    torch.compiler.reset()
+    found = torch.compile(model)(*args, **kwargs)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
 
 def test_everything_that_can_go_goes() -> None:
