@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel
 
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig
@@ -20,6 +20,7 @@ from compress.evaluate.cost import (
     weight_bytes,
 )
 from compress.evaluate.cost.latency import timed
+from tests.prune.architectures import random_unet
 from tests.tiny import TOKENS, tiny_pipeline
 
 CPU = torch.device("cpu")
@@ -231,3 +232,12 @@ def test_quantized_weights_count_as_what_they_stand_for(tmp_path):
     whole = memory_bytes(pipeline.unet)
     linear = sum(m.weight.nbytes for m in pipeline.unet.modules() if isinstance(m, torch.nn.Linear))
     assert whole - 0.75 * linear <= memory_bytes(quantized) < whole - 0.6 * linear  # a byte a weight, and its scales
+
+
+def test_a_pipeline_that_takes_no_prompt_has_costs_too():
+    pipeline = DDPMPipeline(random_unet("ddpm"), DDPMScheduler())
+    config = EvaluateConfig(steps=2)
+    args, kwargs = denoiser_inputs(pipeline, config)
+    assert args[0].shape == (1, 3, 8, 8)
+    assert count(pipeline.unet, (args, kwargs)).macs > 0
+    assert len(picture_latencies(pipeline, config, 2, CPU)) == 2
