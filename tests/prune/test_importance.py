@@ -245,6 +245,7 @@ def test_a_large_denoiser_s_gradients_are_taken_example_by_example(name: str, mo
     alone = prune_unet(unet, [0, 0.5], make_scorer(parse(settings), calibration, 0))
     assert set(rows) == {1}
     assert alone.kept == together.kept
+    assert not unet.is_gradient_checkpointing
 
 
 def test_examples_are_spread_over_the_timesteps() -> None:

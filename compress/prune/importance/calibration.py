@@ -79,9 +79,8 @@ class Calibration:
             yield slice(start, min(start + size, len(self.latents)))
 
     def gradient_parts(self) -> Iterator[slice]:
-        """The batches to take gradients of: single examples of a large denoiser, whose layers' outputs are all kept."""
-        large = sum(parameter.numel() for parameter in self.denoiser.parameters()) > LARGE
-        return self.parts(1 if large else None)
+        """The batches to take gradients of: single examples where the denoiser is large."""
+        return self.parts(1 if _is_large(self.denoiser) else None)
 
     def spread(self, count: int) -> "Calibration":
         """As many of the examples, with timesteps from one end to the other; all where there are no more."""
@@ -228,12 +227,17 @@ def _encoded(
     return found.latents.float(), {"encoder_hidden_states": text}
 
 
+def _is_large(denoiser: "nn.Module") -> bool:
+    return sum(parameter.numel() for parameter in denoiser.parameters()) > LARGE
+
+
 @contextmanager
 def differentiable(denoiser: "nn.Module") -> "Iterator[nn.Module]":
     """The denoiser so that its weights take gradients: in float32, evaluation mode, and with plain attention.
 
     One in float32 is used as it is and left as it was; one in half precision is copied. The fused kernels of attention
-    have no second way back on some devices, and a slow one on CPUs.
+    have no second way back on some devices, and a slow one on CPUs. A large one computes its layers' outputs twice
+    rather than keep them.
     """
     import copy
 
@@ -247,6 +251,9 @@ def differentiable(denoiser: "nn.Module") -> "Iterator[nn.Module]":
     plain = bool(processors) and all(isinstance(processor, AttnProcessor2_0) for processor in processors.values())
     before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     training = model.training
+    again = _is_large(model) and not getattr(model, "is_gradient_checkpointing", True)
+    if again:
+        model.enable_gradient_checkpointing()
     if plain:
         model.set_attn_processor(AttnProcessor())
     model.eval().requires_grad_(True)
@@ -254,6 +261,8 @@ def differentiable(denoiser: "nn.Module") -> "Iterator[nn.Module]":
         with torch.enable_grad():
             yield model
     finally:
+        if again:
+            model.disable_gradient_checkpointing()
         if plain:
             model.set_attn_processor(processors)
         model.train(training)
