@@ -6,9 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TINY = 16
-"""Singular values below this many machine epsilons of the weights' dtype are rounding (their squares are counted)."""
-
 
 @dataclass(frozen=True)
 class Matrix:
@@ -52,7 +49,8 @@ def lost_energy(weight: Tensor) -> Tensor:
         weight: (outputs, inputs, ...), float.
 
     Returns:
-        Shares at the ranks 0, 1, ..., n, with n the full one: ``(n + 1,)``, float64 on the CPU, falling from 1 to 0.
+        Shares at the ranks 0, 1, ..., n, with n the full one: ``(n + 1,)``, float64 on the CPU, falling from 1 to 0,
+        which stands also for what cannot be told from the rounding of the weight.
     """
     matrix = as_matrix(weight)
     wide = matrix.shape[0] <= matrix.shape[1]
@@ -61,8 +59,8 @@ def lost_energy(weight: Tensor) -> Tensor:
     total = energies.sum()
     left = torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])
     lost = left / total if total else torch.zeros_like(left)
-    floor = TINY * torch.finfo(weight.dtype).eps ** 2
-    return torch.where(lost > floor, lost, 0.0)
+    # No more than this is what rounding to its dtype adds to a weight that is of lower rank.
+    return torch.where(lost > torch.finfo(weight.dtype).eps ** 2, lost, 0.0)
 
 
 def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
