@@ -29,6 +29,7 @@ class Column:
         paired: Whether it compares with the teacher's picture of the same prompt and noise.
         screen: Whether it is shown on the screen too, which is narrow.
         needs: A cost that some row has to have for this one to be shown.
+        ratio: Whether a cost is written as a multiple of the teacher's too.
     """
 
     group: str
@@ -41,6 +42,7 @@ class Column:
     paired: bool = False
     screen: bool = True
     needs: str = ""
+    ratio: bool = True
 
     @property
     def heading(self) -> str:
@@ -54,7 +56,7 @@ COST = (
     Column("cost", "macs", "MACs (G)", 1e-9),
     Column("cost", "macs_without_attention", "MACs without attention (G)", 1e-9, screen=False),
     Column("cost", "bytes", "on disk (MB)", 1e-6),
-    Column("cost", "sparsity", "zeros (%)", 100, digits=1, needs="sparse_bytes"),
+    Column("cost", "sparsity", "zeros (%)", 100, digits=1, needs="sparse_bytes", ratio=False),
     Column("cost", "sparse_bytes", "stored sparse (MB)", 1e-6),
     Column("cost", "memory_bytes", "in memory (MB)", 1e-6, screen=False),
     Column("cost", "peak_memory_bytes", "peak memory (MB)", 1e-6),
@@ -183,7 +185,7 @@ def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any]) 
     interval = ratio = ""
     if low is not None and high is not None:
         interval = f"[{_written(low, column)}, {_written(high, column)}]"
-    if column.group == "cost" and reference and entry is not teacher:
+    if column.group == "cost" and column.ratio and reference and entry is not teacher:
         ratio = f"{value / reference:.2f}x"
     return Cell(_written(value, column), interval, ratio, entry is not teacher and _noise(entry, teacher, column))
 
