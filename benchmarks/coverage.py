@@ -45,21 +45,21 @@ class Draw:
     Attributes:
         fake: Features ``(n, d)``, float64.
         reference: Features ``(m, d)``.
-        clip: The same of another network, for CMMD.
+        clip: The same of another network, for CMMD; None without one, like those below.
         clip_reference: Of the same network.
         images: Embeddings of the pictures, and
         texts: of their captions, both ``(n, e)``.
         ids: Which caption each has, ``(n,)``.
-        student: Features that belong to ``fake`` one by one; None where there are none.
+        student: Features that belong to ``fake`` one by one.
     """
 
     fake: torch.Tensor
     reference: torch.Tensor
-    clip: torch.Tensor
-    clip_reference: torch.Tensor
-    images: torch.Tensor
-    texts: torch.Tensor
-    ids: torch.Tensor
+    clip: torch.Tensor | None = None
+    clip_reference: torch.Tensor | None = None
+    images: torch.Tensor | None = None
+    texts: torch.Tensor | None = None
+    ids: torch.Tensor | None = None
     student: torch.Tensor | None = None
 
 
@@ -124,9 +124,10 @@ def pooled(where: tuple[Any, ...], size: str, seed: int) -> Draw:
     rows = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[: int(size)]
     pictures = {key: features[rows].double() for key, features in found.pictures.items()}
     real = {key: features.double() for key, features in found.reference.items()}
-    texts = pictures["clip"] if found.texts is None else found.texts[rows].double()
-    of_inception = (pictures["inception"], real["inception"])
-    return Draw(*of_inception, pictures["clip"], real["clip"], pictures["clip"], texts, found.ids[rows])
+    seen = "inception" if "inception" in pictures else "clip"
+    clip = pictures.get("clip")
+    texts = None if found.texts is None else found.texts[rows].double()
+    return Draw(pictures[seen], real[seen], clip, real.get("clip"), clip, texts, found.ids[rows])
 
 
 def intervals(found: Draw, metrics: Sequence[str], resampled: bool) -> dict[str, Interval]:
@@ -139,18 +140,18 @@ def intervals(found: Draw, metrics: Sequence[str], resampled: bool) -> dict[str,
     sets = (found.fake, found.reference)
     if "kid" in metrics:
         rows["KID"] = _compared(KernelDistance(), *sets)
-    if "cmmd" in metrics:
+    if "cmmd" in metrics and found.clip is not None:
         rows["CMMD"] = _compared(MaximumMeanDiscrepancy(), found.clip, found.clip_reference)
     if "manifold" in metrics:
         rows |= _compared(PrecisionRecall(), *sets)
-    if "retrieval" in metrics:
+    if "retrieval" in metrics and found.texts is not None:
         retrieval = Retrieval()
         retrieval.update(found.images, found.texts, found.ids)
         rows |= {name.replace("r_at_", "R@"): result for name, result in retrieval.compute().items()}
     if "means" in metrics and found.student is not None:
         rows["mean"] = mean_interval((found.fake - found.student).square().mean(dim=1))
         rows["mean of one feature"] = mean_interval(found.fake[:, 0])
-    if "clip_score" in metrics and found.student is None:
+    if "clip_score" in metrics and found.texts is not None and found.student is None:
         score = CLIPScore()
         score.update(found.images, found.texts)
         rows["CLIP score"] = score.compute()
@@ -231,7 +232,8 @@ def _task(kind: str, size: str, arguments: argparse.Namespace, seed: int) -> dic
 
 
 def _where(arguments: argparse.Namespace) -> tuple[Any, ...]:
-    return arguments.pictures, arguments.reference, arguments.captions, Path(arguments.cache), arguments.clip
+    where = (arguments.pictures, arguments.reference, arguments.captions, Path(arguments.cache), arguments.clip)
+    return *where, arguments.network, arguments.pool
 
 
 def main() -> None:
@@ -246,6 +248,13 @@ def main() -> None:
     parser.add_argument("--reference", help="folder of the pictures that those of --pictures are compared with")
     parser.add_argument("--captions", help="csv or jsonl file with the captions of --pictures")
     parser.add_argument("--clip", help="folder or hub id of the CLIP model; emoji-clip if not given")
+    parser.add_argument(
+        "--network",
+        choices=("inception", "clip", "stored"),
+        default="inception",
+        help="what the sets are compared through",
+    )
+    parser.add_argument("--pool", type=int, default=5000, help="at most so many of the embedded pictures")
     parser.add_argument("--cache", default="runs/coverage", help="folder for the features of --pictures")
     parser.add_argument("--results", help="file that keeps every draw, to go on with")
     parser.add_argument("--workers", type=int, default=2)

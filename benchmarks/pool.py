@@ -2,12 +2,13 @@
 
 ``embedded`` stands for the training pictures of the embedded model that are not in its reference, two of each: turned
 by up to 8 degrees, shifted by up to 4 px, blurred by up to 1.5 px and with another hue, as a generator's pictures are
-not quite right. Anything else is a folder of pictures.
+not quite right. The network ``stored`` stands for the Inception features of training pictures that come with the
+embedded data, without any network: 256 to compare with, 512 to draw from. Anything else is a folder of pictures.
 """
 
 import csv
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from compress.data import Data, DataConfig, load_data
 from compress.errors import UserError
 from compress.evaluate.captions import read_captions
 from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.networks import Networks
+from compress.evaluate.networks import OF_INCEPTION, Networks
 from compress.evaluate.pictures import on_white, picture_files
 from compress.evaluate.reference import data_reference, folder_reference
 from compress.progress import track
@@ -29,6 +30,7 @@ DATA = DataConfig(
 SIZE = (64, 64)
 VIEWS = 2  # of every embedded picture
 WHITE = (255, 255, 255)
+OF_REFERENCE = 256  # of the stored features
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Pool:
         return len(self.ids)
 
 
-def load(pictures: str, reference: str | None, captions: str | None, cache: Path, clip: str | None) -> Pool:
+def load(
+    pictures: str, reference: str | None, captions: str | None, cache: Path, clip: str | None, network: str, most: int
+) -> Pool:
     """The pool of a folder, or the embedded one.
 
     Args:
@@ -60,26 +64,32 @@ def load(pictures: str, reference: str | None, captions: str | None, cache: Path
         captions: File with ``file_name`` and ``text``; not with ``"embedded"``.
         cache: Folder that keeps the features, and the embedded pool's pictures.
         clip: Folder or hub id of the CLIP model; None is emoji-clip.
+        network: ``"inception"``, ``"clip"`` for the CLIP model alone, which is far quicker, or ``"stored"``.
+        most: How many pictures of the embedded pool, a random choice of them.
 
     Raises:
         UserError: A folder or file is missing or wrong.
     """
-    config = EvaluateConfig(reference_images=None) if clip is None else EvaluateConfig(reference_images=None, clip=clip)
+    if network == "stored":
+        return _stored()
+    config = EvaluateConfig(reference_images=None, leave_out=OF_INCEPTION if network == "clip" else ())
+    if clip is not None:
+        config = replace(config, clip=clip)
     networks = Networks(config)
     if pictures == EMBEDDED:
         if reference is not None or captions is not None:
             raise UserError("--pictures embedded has a reference and captions of its own: leave both out")
         data = load_data(DATA)
-        real = data_reference(data, EvaluateConfig(), SIZE, networks, cache)
-        folder = cache / "pictures"
-        captions = str(_draw(data, folder))
+        real = data_reference(data, replace(config, reference_images=768), SIZE, networks, cache)
+        folder = cache / f"pictures-{most}"
+        captions = str(_draw(data, folder, most))
     elif reference is None:
         raise UserError("--pictures DIR needs --reference DIR, the pictures to compare with")
     else:
         folder = Path(pictures).expanduser()
         real = folder_reference(reference, config, networks, cache, key="--reference")
     found = folder_reference(folder, config, networks, cache, key="--pictures")
-    texts, ids = None, torch.arange(len(found.features["inception"]))
+    texts, ids = None, torch.arange(len(found.features["clip"]))
     if captions is not None:
         names = [file.relative_to(folder).as_posix() for file in picture_files(folder, "--pictures")]
         written = read_captions(captions, names, "--captions")
@@ -89,7 +99,20 @@ def load(pictures: str, reference: str | None, captions: str | None, cache: Path
     return Pool(found.features, real.features, texts, ids)
 
 
-def _draw(data: Data, folder: Path) -> Path:
+def _stored() -> Pool:
+    """The Inception features that come with the embedded data: some to compare with, the others to draw from."""
+    from safetensors.torch import load_file
+
+    features = load_file(load_data(DATA).reference or "")["features"].float()
+    return Pool(
+        {"inception": features[OF_REFERENCE:]},
+        {"inception": features[:OF_REFERENCE]},
+        None,
+        torch.arange(len(features) - OF_REFERENCE),
+    )
+
+
+def _draw(data: Data, folder: Path, most: int) -> Path:
     """Writes the embedded pool's pictures, if they are not there; returns the file of their captions."""
     from safetensors import safe_open
 
@@ -100,6 +123,7 @@ def _draw(data: Data, folder: Path) -> Path:
         used = set(file.get_tensor("indices").tolist())
     folder.mkdir(parents=True, exist_ok=True)
     rows = [(index, view) for index in range(len(data.text)) if index not in used for view in range(VIEWS)]
+    rows = sorted(random.Random(0).sample(rows, min(most, len(rows))))
     captions = []
     for index, view in track(rows, f"drawing {len(rows)} pictures"):
         name = f"{index:05d}-{view}.png"

@@ -1,10 +1,13 @@
 """Intervals against repeated draws and what statistics' tables say."""
 
 import math
+import re
+from io import StringIO
 
 import pytest
 import scipy.stats
 import torch
+from rich.console import Console
 
 from compress.evaluate.intervals import (
     _student,
@@ -18,6 +21,8 @@ from compress.evaluate.intervals import (
     share_interval,
     steady,
 )
+from compress.report.scores import print_scores
+from compress.report.table import markdown_table
 
 
 @pytest.mark.parametrize(("freedom", "tolerance"), [(2, 0.04), (3, 0.01), (5, 0.002), (20, 1e-4), (1e6, 1e-5)])
@@ -146,6 +151,24 @@ def test_degrees_of_freedom():
 def test_no_interval():
     row = no_interval(0.5, 20, "reason")
     assert (row["value"], row["low"], row["high"], row["n"], row["why"]) == (0.5, None, None, 20, "reason")
+
+
+def test_tables_say_why_there_is_no_interval():
+    row = {**no_interval(0.25, 20, "too few pictures"), "network": "tiny", "network_sha256": "0" * 64}
+    pictures = {"n": 20, "folder": "ours", "sizes": 1, "largest": "8x8", "smallest": "8x8", "on_white": 0}
+    console = Console(width=100, record=True, file=StringIO())
+    manifest = {"images": pictures, "reference": None, "paired": False}
+    print_scores({"metrics": {"recall": row}, "manifest": manifest}, console)
+    shown = console.export_text()
+    assert re.search("recall ↑ +0.250 +– ", shown)
+    assert "recall has no interval: too few pictures." in shown
+    teacher = {**row, "low": 0.2, "high": 0.3}
+    table = markdown_table(
+        {"teacher": {"metrics": {"recall": teacher}}, "stages": [{"name": "a", "metrics": {"recall": row}}]}
+    )
+    assert "| teacher | 0.250 [0.200, 0.300] |" in table
+    assert "| a | 0.250 |" in table  # and no mark of a difference within the noise
+    assert "recall without an interval: too few pictures." in table
 
 
 def test_difference():

@@ -14,7 +14,9 @@ from torch import Tensor
 
 CHUNK = 1024  # rows of a distance matrix at once
 MOST = 4096  # pictures from which the halves come
-SPLITS = 32  # into halves
+SPLITS = 64  # into halves
+QUARTERS = 32  # that are left out, one after another
+TAKEN_OFF = 2 / 3  # of the surplus, in logarithms, it being as unsure as what it corrects
 LEAP = 5.0  # how many times as much as the jackknife says recall may vary where a quarter is left out
 WORTH = 8.0  # how many times as much as a share of independent pictures recall may vary, of halves or of all
 WHY = (
@@ -93,7 +95,7 @@ def recall(fake: Tensor, real: Tensor, k: int) -> Recall:
 
 
 def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.Generator) -> Spread:
-    """The variance of recall: the jackknife's, less half of its surplus (in logarithms), which is as unsure as itself.
+    """The variance of recall: the jackknife's, less part of its surplus.
 
     No variance can be had where few pictures in a mode have to reach for the next mode's as soon as one or two are
     missing: recall leaps then, which leaving out one picture does not show, but leaving out a quarter does.
@@ -111,7 +113,7 @@ def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.G
     some = fake[torch.randperm(len(fake), generator=generator)[:n].to(fake.device)]
     apart = torch.cdist(some, some)
     apart.fill_diagonal_(torch.inf)
-    shuffled = [torch.randperm(n, generator=generator).to(fake.device) for _ in range(2 * SPLITS)]
+    shuffled = [torch.randperm(n, generator=generator).to(fake.device) for _ in range(SPLITS + QUARTERS)]
     halves = [half for order in shuffled[:SPLITS] for half in order.split(n // 2)]
     sets = [torch.arange(n, device=fake.device), *halves, *(order[n // 4 :] for order in shuffled[SPLITS:])]
     balls = [Balls.of(*apart[part][:, part].topk(k + 1, dim=1, largest=False)) for part in sets]
@@ -122,7 +124,7 @@ def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.G
     of_half = float((pairs[:, 0] - pairs[:, 1]).square().mean() / 2)
     jackknife = sum(part.jackknife for part in parts[: 2 * SPLITS]) / (2 * SPLITS)
     surplus = min(max(jackknife / of_half, 1.0), k + 1.0) if of_half > 0 else 1.0
-    variance = whole.jackknife / surplus**0.5
+    variance = whole.jackknife / surplus**TAKEN_OFF
     leaps = (
         3 * float(most.var()) > LEAP * max(every.jackknife, _independent(every.value, n))
         or of_half > WORTH * _independent(float(pairs.mean()), n // 2)
