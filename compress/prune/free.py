@@ -122,8 +122,8 @@ class FreeReport:
             channels that are left of it, ascending.
         widths: Every width in scope, in the order of the model.
         left: Share that is left of ``params`` and ``macs``.
-        ranked: Whether the ranking alone decided the widths. It cannot where they are so few and coarse that none of
-            its cuts meets the target; then every width keeps about the same share.
+        ranked: Whether the ranking decided the widths. It cannot where they are so few and coarse that following it
+            does not meet the target; then costs alone decide them, and importance which channels go.
         params_before: Number of parameters of the model given.
         params_after: Number of parameters of the new one.
         modules: Number of layers that lost channels.

@@ -116,10 +116,21 @@ def follow(order: Sequence[Slice], costs: Costs, unit: str, share: float) -> lis
     return seen
 
 
-def even(widths: Sequence[Width]) -> list[Slice]:
-    """The slices in an order that knows nothing of importance and takes the same share of every width."""
+def _even(widths: Sequence[Width]) -> list[Slice]:
+    """All slices in an order that takes the same share of every width."""
     found = [Slice(1 - left / width.steps, i, left) for i, width in enumerate(widths) for left in width.allowed[1:]]
     return sorted(found, key=lambda piece: (piece.score, piece.width))
+
+
+def _coarse_first(widths: Sequence[Width], costs: Costs, unit: str) -> list[Slice]:
+    """All slices, those of the widths with the costliest first: finer ones fill up what these leave."""
+    found = []
+    for index, width in enumerate(widths):
+        costs.move(index, width.allowed[1])
+        score = costs.total[UNITS[unit]]
+        costs.move(index, width.steps)
+        found += [Slice(score, index, left) for left in width.allowed[1:]]
+    return sorted(found, key=lambda piece: (piece.score, piece.width, -piece.left))
 
 
 def check_reachable(widths: Sequence[Width], costs: Costs, unit: str, share: float, key: str) -> list[int]:
@@ -141,12 +152,13 @@ def check_reachable(widths: Sequence[Width], costs: Costs, unit: str, share: flo
     if seen[0] == 1:
         raise UserError(f"{key}: no width of this UNet can be narrowed so: lower multiple or min_share, or widen scope")
     found: list[int] | None = None
-    for order in (even(widths), sorted(even(widths), key=lambda piece: (-piece.left, piece.width))):
-        costs.set([width.steps for width in widths])
+    costs.set([width.steps for width in widths])
+    for order in (_even(widths), _coarse_first(widths, costs, unit)):
         seen += follow(order, costs, unit, share)
         if abs(seen[-1] / share - 1) <= TOLERANCE:
             found = list(costs.left)
             break
+        costs.set([width.steps for width in widths])
     costs.set([width.steps for width in widths])
     if found is None:
         near = [max((s for s in seen if s < share), default=None), min((s for s in seen if s > share), default=None)]

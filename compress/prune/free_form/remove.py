@@ -22,6 +22,8 @@ from compress.prune.proxy import UNet, weightless
 from compress.prune.rebuild import kept_outputs, mark, module_macs, narrow, share_of_macs
 from compress.prune.target import TOLERANCE
 
+UNFIT = "no smaller width fits norm groups, heads, multiple and min_share"
+
 
 class Subject:
     """A UNet whose widths are to become smaller.
@@ -127,11 +129,7 @@ class Subject:
             share_params=sum(p.numel() for layer in touched.values() for p in layer.parameters()) / params,
             share_macs=share_of_macs(self.empty, self.macs, set(touched)),
             skipped={
-                group_name(
-                    width.groups[0], width.kind
-                ): "no smaller width fits norm groups, heads, multiple and min_share"
-                for width in self.in_scope
-                if len(width.allowed) == 1
+                group_name(width.groups[0], width.kind): UNFIT for width in self.in_scope if len(width.allowed) == 1
             },
         )
 
