@@ -72,8 +72,8 @@ def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Sco
         for step in track(steps, "gradients, timestep by timestep"):
             times = torch.full((part.stop,), step, device=calibration.latents.device)
             with torch.set_grad_enabled(len(pieces) == 1):
-                whole = sum(loss(piece, times) for piece in pieces)
-            value = float(whole)
+                whole = torch.stack([loss(piece, times) for piece in pieces]).sum()
+            value = float(whole.detach())
             largest = max(largest, value)
             if value < config.threshold * largest:
                 break
