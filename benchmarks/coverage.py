@@ -263,7 +263,8 @@ def main() -> None:
     kinds = arguments.kinds.split(",")
     sizes = (arguments.sizes or ",".join(SIZES)).split(",")
     if arguments.pictures is not None:
-        kinds, sizes = [Path(arguments.pictures).name], (arguments.sizes or "64,256").split(",")
+        kinds = [f"{Path(arguments.pictures).name}, {arguments.network}"]
+        sizes = (arguments.sizes or "64,256").split(",")
         _pool(*_where(arguments))  # once, before the processes share its cache
     names: list[str] = []
     for size, kind, found in run([(size, kind) for size in sizes for kind in kinds], arguments):
