@@ -131,8 +131,10 @@ def test_the_scale_of_narrowed_heads_goes_into_the_query() -> None:
     assert torch.equal(new.to_k.weight, old.to_k.weight[nearest.indices]), "queries and keys are of other channels"
 
 
-@pytest.mark.parametrize("name", ["sd 1.x", "sd 2.x", "ddpm with heads"])
-@pytest.mark.parametrize("heads", ["narrow", "remove"])
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [("bk-sdm base", "narrow"), ("sd 2.x", "remove"), ("ddpm with heads", "narrow"), ("ddpm with heads", "remove")],
+)
 def test_a_shaped_unet_has_the_widths_of_a_stock_one_of_its_shape(name: str, heads: str) -> None:
     cls, config = ARCHITECTURES[name]
     with torch.device("meta"):

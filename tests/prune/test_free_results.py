@@ -104,7 +104,7 @@ def test_compiled(pruned: dict[str, Any], name: str) -> None:
 
 
 @given(data=st.data())
-@settings(COMMON, max_examples=8)
+@settings(COMMON, max_examples=6)
 def test_any_config_and_any_ratio(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
     cls, config = data.draw(configs(most=3))
     torch.manual_seed(0)
