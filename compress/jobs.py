@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.allocator import keep_freed_memory
 from compress.errors import UserError
+from compress.models.quiet import hide_notices
 from compress.values import nearest
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def run_job(cfg: "DictConfig") -> None:
     if name not in JOBS:
         raise UserError(f"job={name}: no such job{nearest(name, list(JOBS))}; known: {', '.join(JOBS)}")
     keep_freed_memory()
+    hide_notices()  # before any job loads the libraries that say them
     module, _, function = JOBS[name].partition(":")
     getattr(importlib.import_module(module), function)(cfg)
 

@@ -31,9 +31,7 @@ def run_job(cfg: "DictConfig") -> None:
 
     from compress.benchmark.job import to_job
     from compress.benchmark.screen import print_end
-    from compress.models.quiet import hide_notices
 
-    hide_notices()
     job = to_job(cfg)
     print_end(benchmark(job), job, Console())
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from compress.errors import UserError
-from compress.models.quiet import hide_notices
 from compress.values import build, nearest
 
 # What can be trained or made: the module here, its config and its function.
@@ -39,7 +38,6 @@ def run(values: dict[str, Any], out: Path) -> dict[str, Any]:
         raise UserError(
             f"pretrain.method={method}: unknown{nearest(method, list(METHODS))}; known: {', '.join(METHODS)}"
         )
-    hide_notices()
     config_name, function = METHODS[method]
     module = importlib.import_module(f"compress.pretrain.{method}")
     config = build(getattr(module, config_name), own, "pretrain")

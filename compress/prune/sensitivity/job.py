@@ -24,10 +24,8 @@ def run_job(cfg: "DictConfig") -> None:
 
     from compress import output, preflight, processes
     from compress.config import to_run_config
-    from compress.models.quiet import hide_notices
     from compress.prune.sensitivity.figure import draw_heat_map
 
-    hide_notices()
     config = to_run_config(cfg)
     stage = _stage(config)
     if processes.count() > 1:
