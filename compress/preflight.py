@@ -66,7 +66,8 @@ def check_stages(config: RunConfig) -> None:
 def _weightless_denoiser(folder: Path) -> Any:
     """The denoiser that a pipeline's folder describes; None where its class is none of diffusers' and ours."""
     import diffusers
-    import torch
+
+    from compress.prune.weights import weightless
 
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     name = next(name for name in DENOISERS if name in index)
@@ -77,9 +78,7 @@ def _weightless_denoiser(folder: Path) -> Any:
         return None
     settings = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
     try:
-        with torch.device("meta"):
-            # Private keys stay out: from_config drops whatever "_use_default_values" lists, be it given or not.
-            return model_class.from_config({key: value for key, value in settings.items() if not key.startswith("_")})
+        return weightless(model_class, settings)
     except (ValueError, TypeError, KeyError, NotImplementedError):
         return None  # loading it will say what is wrong
 

@@ -70,12 +70,12 @@ def check(config: Config, denoiser: "nn.Module") -> "nn.Module":
     Raises:
         UserError: See :func:`prune_bk_sdm`.
     """
-    from compress.prune.blocks.assemble import empty
     from compress.prune.blocks.unet import read_unet
+    from compress.prune.weights import weightless
 
     _check_class(denoiser)
     left, _ = reduced(read_unet(dict(denoiser.config)), config.size)  # type: ignore[arg-type]
-    return empty(type(denoiser), left.config())
+    return weightless(type(denoiser), left.config())
 
 
 def _check_class(denoiser: object) -> None:

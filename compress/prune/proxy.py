@@ -1,22 +1,14 @@
 """Weightless copies of a UNet: as it is, or with few channels, for what depends on its make-up alone."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
+from compress.prune.weights import weightless
+
 UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
-
-
-def weightless(cls: type[UNet], config: Mapping[str, Any]) -> UNet:
-    """A UNet of a config, on the meta device."""
-    # Private keys stay out: from_config drops whatever "_use_default_values" lists, be it given or not.
-    public = {key: value for key, value in config.items() if not key.startswith("_")}
-    with torch.device("meta"):
-        return cls.from_config(public)
 
 
 def proxy(unet: UNet) -> UNet:

@@ -1,11 +1,22 @@
-"""The weights of a denoiser that is to be pruned."""
+"""The weights of a denoiser that is to be pruned, and models without any."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from compress.errors import UserError
+
+Model = TypeVar("Model")
+
+
+def weightless(model_class: type[Model], config: Mapping[str, Any]) -> Model:
+    """A model of a config, on the meta device."""
+    # Private keys stay out: from_config drops whatever "_use_default_values" lists, be it given or not.
+    public = {key: value for key, value in config.items() if not key.startswith("_")}
+    with torch.device("meta"):
+        return model_class.from_config(public)  # type: ignore[attr-defined]
 
 
 def checked_weights(model: Any) -> dict[str, Tensor]:
@@ -15,9 +26,7 @@ def checked_weights(model: Any) -> dict[str, Tensor]:
         UserError: It holds adapters, quantized weights, or NaN.
     """
     weights = dict(model.state_dict())
-    with torch.device("meta"):  # private keys stay out: from_config drops what "_use_default_values" lists
-        empty = type(model).from_config({key: value for key, value in model.config.items() if not key.startswith("_")})
-    expected = empty.state_dict()
+    expected = weightless(type(model), model.config).state_dict()
     odd = sorted(weights.keys() ^ expected.keys())
     odd += [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
     if odd:

@@ -3,17 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from compress.prune.blocks import Blocks
-
-
-def empty(model_class: Any, config: Mapping[str, Any]) -> Any:
-    """A model of a config without weights."""
-    public = {key: value for key, value in config.items() if not key.startswith("_")}
-    with torch.device("meta"):
-        return model_class.from_config(public)
+from compress.prune.weights import weightless
 
 
 def assemble(model_class: Any, blocks: Blocks, weights: Mapping[str, Tensor]) -> Any:
@@ -24,7 +17,7 @@ def assemble(model_class: Any, blocks: Blocks, weights: Mapping[str, Tensor]) ->
         blocks: What is left of it.
         weights: Its parameters and buffers.
     """
-    model, names = empty(model_class, blocks.config()), blocks.names()
+    model, names = weightless(model_class, blocks.config()), blocks.names()
     model.load_state_dict({key: weights[source(key, names)] for key in model.state_dict()}, strict=True, assign=True)
     for key, buffer in list(model.named_buffers()):
         if buffer.is_meta:  # one that is not saved

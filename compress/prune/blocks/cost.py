@@ -8,7 +8,8 @@ import torch
 
 from compress.evaluate.cost.inputs import Inputs, map_tensors
 from compress.prune.blocks import Blocks
-from compress.prune.blocks.assemble import empty, owner
+from compress.prune.blocks.assemble import owner
+from compress.prune.weights import weightless
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def count_costs(model: Any, blocks: Blocks, inputs: Inputs | None) -> Costs:
         return Costs({"params": params})
     args, kwargs = map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
     with FlopCounterMode(display=False) as counter:
-        empty(type(model), model.config).eval()(*args, **kwargs)
+        weightless(type(model), model.config).eval()(*args, **kwargs)
     found = {str(name).partition(".")[2]: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
     macs = {part: found.get(part, 0) for part in ("", *parts)}
     for part in sorted(parts, key=len, reverse=True):
