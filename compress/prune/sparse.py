@@ -11,11 +11,11 @@ Distillation after it leaves the zeros zero.
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from compress.errors import UserError, bad_value
 from compress.prune.masks import Layer, least_of_groups, set_zero, smallest
+from compress.prune.patterns import check_finite, check_patterns, choose_layers
 from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
@@ -72,9 +72,7 @@ class Config:
             if self.scope == "global":
                 raise bad_value("scope", self.scope, f"layer: pattern={self.pattern} is decided within each group")
         for key in ("include", "skip"):
-            patterns = getattr(self, key)
-            if not all(isinstance(pattern, str) and pattern for pattern in patterns):
-                raise bad_value(key, patterns, 'a list of patterns of module names, such as ["mid_block.*"]')
+            check_patterns(key, getattr(self, key))
 
     @property
     def groups(self) -> tuple[int, int] | None:
@@ -139,6 +137,7 @@ def prune_sparse(denoiser: "nn.Module", config: Config = Config()) -> SparseRepo
     if getattr(denoiser, "hf_quantizer", None) is not None:
         raise UserError("the denoiser is quantized: prune its float weights, then quantize it; zeros stay zero")
     chosen, skipped = _choose(denoiser, config)
+    check_finite(chosen)
     inputs = probe_inputs(denoiser)
     by_layer, all_macs = layer_macs(denoiser, inputs) if inputs is not None else ({}, 0)
     layers = {}
@@ -160,6 +159,20 @@ def prune_sparse(denoiser: "nn.Module", config: Config = Config()) -> SparseRepo
         bytes=memory_bytes(denoiser),
         sparse_bytes=sum(packed_bytes(tensor) for tensor in (*denoiser.parameters(), *denoiser.buffers())),
     )
+
+
+def check(config: Config, denoiser: "nn.Module") -> "nn.Module":
+    """Refuses patterns that fit no layer; every layer keeps its shape.
+
+    Args:
+        config: See :class:`Config`.
+        denoiser: Needs no weights.
+
+    Raises:
+        UserError: See :func:`prune_sparse`.
+    """
+    _choose(denoiser, config)
+    return denoiser
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -198,36 +211,15 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
 
 def _choose(denoiser: "nn.Module", config: Config) -> tuple[dict[str, "nn.Module"], dict[str, str]]:
-    """The layers that take part, and the others with the reason.
+    """The layers that take part, and the others with the reason; see :func:`choose_layers`."""
 
-    Raises:
-        UserError: See :func:`prune_sparse`.
-    """
-    import torch
-    from torch import nn
+    def unfit(name: str, module: "nn.Module") -> str | None:
+        inputs = module.weight.shape[1]  # type: ignore[index,union-attr]
+        if config.groups is None or inputs % config.groups[1] == 0:
+            return None
+        return f"{inputs} inputs, not a multiple of {config.groups[1]}"
 
-    every = {name: module for name, module in denoiser.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
-    for key in ("include", "skip"):
-        for pattern in getattr(config, key):
-            if not any(fnmatchcase(name, pattern) for name in every):
-                raise bad_value(key, pattern, f"a pattern of names of layers, such as {', '.join(list(every)[:3])}")
-    skipped: dict[str, str] = {}
-    for name, module in every.items():
-        asked = next((pattern for pattern in config.skip if fnmatchcase(name, pattern)), None)
-        if asked is not None:
-            skipped[name] = f"asked for by skip: {asked}"
-        elif not any(fnmatchcase(name, pattern) for pattern in config.include):
-            skipped[name] = "not in include"
-        elif config.groups is not None and module.weight.shape[1] % config.groups[1]:
-            skipped[name] = f"{module.weight.shape[1]} inputs, not a multiple of {config.groups[1]}"
-    chosen = {name: module for name, module in every.items() if name not in skipped}
-    if not chosen:
-        reasons = "; ".join(dict.fromkeys(skipped.values()))
-        raise bad_value("include", config.include, f"patterns that leave a Conv2d or Linear to prune ({reasons})")
-    for name, module in chosen.items():
-        if not torch.isfinite(module.weight).all():
-            raise UserError(f"{name} has weights that are NaN or infinite: a stage before diverged; lower its rate")
-    return chosen, skipped
+    return choose_layers(denoiser, config.include, config.skip, unfit)
 
 
 def _masks(chosen: "Mapping[str, nn.Module]", config: Config) -> "Iterator[Tensor]":
