@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
     from torch import nn
 
+    from compress.evaluate.cost.inputs import Inputs
     from compress.models.shapes import Shaped
     from compress.prune.ranks import Matrix
 
@@ -111,12 +112,15 @@ class LowRankReport:
     left: float | None
 
 
-def prune_low_rank(unet: "UNet2DConditionModel | UNet2DModel", config: Config = Config()) -> LowRankReport:
+def prune_low_rank(
+    unet: "UNet2DConditionModel | UNet2DModel", config: Config = Config(), *, inputs: "Inputs | None" = None
+) -> LowRankReport:
     """Factor the weights of Conv2d and Linear where that saves something.
 
     Args:
         unet: Any float weights; stays unchanged. Layers that are products already stay as they are.
         config: See :class:`Config`.
+        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the UNet's own size.
 
     Raises:
         UserError: For another denoiser, weights that are quantized or not finite, a pattern that matches nothing, a
@@ -127,7 +131,7 @@ def prune_low_rank(unet: "UNet2DConditionModel | UNet2DModel", config: Config = 
 
     chosen, skipped = _layers(unet, config)
     check_finite(chosen)
-    macs = _macs(unet)
+    macs = _macs(unet, inputs)
     total = sum(parameter.numel() for parameter in unet.parameters())
     matrices, saving, whole = _matrices(chosen, macs, total, config)
     lost = {name: ranks.lost_energy(layer.weight) for name, layer in chosen.items()}
@@ -177,8 +181,10 @@ def check(config: Config, denoiser: "nn.Module") -> None:
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace the pipeline's denoiser by one of factored layers; see :func:`prune_low_rank`."""
     from compress.models import denoiser, set_denoiser
+    from compress.prune.blocks.calls import full_size_inputs
 
-    report = prune_low_rank(denoiser(pipeline), config)  # type: ignore[arg-type]
+    inputs = full_size_inputs(pipeline)
+    report = prune_low_rank(denoiser(pipeline), config, inputs=inputs)  # type: ignore[arg-type]
     set_denoiser(pipeline, report.unet)
     ranks = {name: [layer.rank, layer.of, round(layer.energy, 6)] for name, layer in report.layers.items()}
     energies = [layer.energy for layer in report.layers.values()]
@@ -222,20 +228,17 @@ def _unfit(products: set[str], name: str, layer: "nn.Module") -> str | None:
     return "a convolution in groups" if getattr(layer, "groups", 1) > 1 else None
 
 
-def _macs(unet: Any) -> "Mapping[str, float] | None":
-    """Multiply-accumulates at the model's own size, by module; ``""`` is the whole. None: its inputs are not known."""
-    from compress.evaluate.cost.inputs import map_tensors
+def _macs(unet: Any, inputs: "Inputs | None" = None) -> "Mapping[str, float] | None":
+    """Multiply-accumulates of one pass by module; ``""`` is the whole. None: it is not known what the UNet takes."""
     from compress.prune.importance.made_up import full_size
     from compress.prune.proxy import weightless
     from compress.prune.rebuild import module_macs
 
     try:
-        inputs = full_size(unet)
+        inputs = inputs or ((), full_size(unet))
     except UserError:
         return None
-    return module_macs(
-        weightless(type(unet), unet.config).eval(), map_tensors(inputs, lambda tensor: tensor.to("meta"))
-    )
+    return module_macs(weightless(type(unet), unet.config).eval(), inputs)
 
 
 def _matrices(

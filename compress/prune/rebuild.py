@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.errors import UserError
+from compress.evaluate.cost.inputs import Inputs, map_tensors
 from compress.prune import channels, time_embedding, widths
 from compress.prune.channels import Axis
 from compress.prune.importance.score import Scorer
@@ -118,7 +119,8 @@ class Narrower:
 
     @cached_property
     def _macs(self) -> dict[str, float]:
-        return module_macs(*plain_unet(type(self.unet), self.config))
+        plain, inputs = plain_unet(type(self.unet), self.config)
+        return module_macs(plain, ((), inputs))
 
     def _coupled(self, pruned: UNet, heads: str) -> tuple[UNet, list[channels.Group]]:
         """A weightless UNet with the shortcuts that a pruned one has, and its groups of channels."""
@@ -248,10 +250,16 @@ def regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
 
 
 @torch.no_grad()
-def module_macs(plain: UNet, inputs: dict[str, Any]) -> dict[str, float]:
-    """Multiply-accumulates of every module and what is in it, by name; ``""`` is the whole."""
+def module_macs(empty: UNet, inputs: Inputs) -> dict[str, float]:
+    """Multiply-accumulates of every module and what is in it, by name; ``""`` is the whole.
+
+    Args:
+        empty: On the meta device, in float32.
+        inputs: Arguments of one pass, on any device and in any precision.
+    """
+    args, kwargs = map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
     with FlopCounterMode(display=False) as counter:
-        plain(**inputs)
+        empty(*args, **kwargs)
     return {name.partition(".")[2]: sum(ops.values()) / 2 for name, ops in counter.get_flop_counts().items()}
 
 

@@ -10,6 +10,8 @@ from compress.errors import UserError, bad_value
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from compress.evaluate.cost.inputs import Inputs
+
 TOLERANCE = 0.02
 """How far the share that is left may be from the target, relative to it."""
 
@@ -57,14 +59,14 @@ class Costs:
 
     Args:
         unet: Its config counts, not its weights: it may be on the meta device.
-        inputs: Keyword arguments of one pass, for ``"macs"``.
+        inputs: Arguments of one pass, for ``"macs"``.
         unit: ``"params"``, ``"macs"`` or ``"bytes"``.
         heads: What attention gives up, see :class:`compress.prune.width.Config`.
         multiple: What new widths are multiples of, see there.
     """
 
     def __init__(
-        self, unet: Any, inputs: Mapping[str, Any], unit: str, heads: str = "auto", multiple: int | None = None
+        self, unet: Any, inputs: "Inputs", unit: str, heads: str = "auto", multiple: int | None = None
     ) -> None:
         from compress.prune.proxy import weightless
 
@@ -120,18 +122,14 @@ class Costs:
         return total
 
 
-def _times_used(model: Any, inputs: Mapping[str, Any]) -> dict[str, float]:
+def _times_used(model: Any, inputs: "Inputs") -> dict[str, float]:
     """How often one pass multiplies by each weight of a layer, and by each channel of an attention's queries.
 
     That depends on the size of the inputs alone, not on the widths of the model.
     """
-    import torch
-
-    from compress.evaluate.cost.inputs import map_tensors
     from compress.prune.rebuild import attention_macs, module_macs
 
-    on_meta = map_tensors(dict(inputs), lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
-    macs = module_macs(model, on_meta)
+    macs = module_macs(model, inputs)
     times = {name: macs.get(name, 0) / m.weight.numel() for name, m in model.named_modules() if _is_layer(m)}
     attentions = [(name, module) for name, module in model.named_modules() if _is_attention(module)]
     return times | {name: attention_macs(name, module, macs) / module.inner_dim for name, module in attentions}

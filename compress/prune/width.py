@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
     from torch import nn
 
+    from compress.evaluate.cost.inputs import Inputs
     from compress.prune.importance.calibration import Calibration
     from compress.prune.importance.score import Scorer
     from compress.prune.sensitivity.plan import Plan, Planner
@@ -162,6 +163,7 @@ def prune_width(
     *,
     calibration: "Calibration | None" = None,
     seed: int = 0,
+    inputs: "Inputs | None" = None,
 ) -> PruneReport:
     """Remove the channels that matter least; the result is a stock UNet with other ``block_out_channels``.
 
@@ -175,6 +177,7 @@ def prune_width(
         config: See :class:`Config`.
         calibration: Examples, where :func:`needs_examples` says that they are needed.
         seed: Of what is drawn.
+        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the UNet's own size.
 
     Raises:
         UserError: For blocks of another make-up, weights that are not finite, a ratio that leaves every width as it
@@ -182,7 +185,7 @@ def prune_width(
     """
     if calibration is None and needs_examples(config):
         raise UserError(f"importance={config.importance.name}: examples are needed: give calibration=calibrate(...)")
-    return _prune(unet, config, _planner(unet, config), calibration, seed)
+    return _prune(unet, config, _planner(unet, config, inputs), calibration, seed)
 
 
 def needs_examples(config: Config) -> bool:
@@ -190,13 +193,15 @@ def needs_examples(config: Config) -> bool:
     return needs_calibration(config.importance) or config.target.goal is not None
 
 
-def _planner(unet: "UNet2DConditionModel | UNet2DModel", config: Config) -> "Planner | None":
+def _planner(
+    unet: "UNet2DConditionModel | UNet2DModel", config: Config, inputs: "Inputs | None" = None
+) -> "Planner | None":
     """Refuses a target that cannot be met; None without one."""
     if config.target.goal is None:
         return None
     from compress.prune.sensitivity.plan import Planner
 
-    return Planner(unet, config.target, config.heads, config.multiple)
+    return Planner(unet, config.target, config.heads, config.multiple, inputs)
 
 
 def _prune(
@@ -263,8 +268,11 @@ def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditio
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_width`."""
+    from compress.prune.blocks.calls import full_size_inputs
+
     unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
-    planner = _planner(unet, config)  # before the examples are encoded: it may refuse
+    inputs = full_size_inputs(pipeline) if config.target.goal else None
+    planner = _planner(unet, config, inputs)  # before the examples are encoded: it may refuse
     calibration = None
     if needs_examples(config):
         calibration = calibrate(pipeline, context.data.train, config.calibration, context.seed)

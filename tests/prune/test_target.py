@@ -24,7 +24,7 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_costs_are_a_polynomial(unit: str) -> None:
     unet = tiny_unet(widths=(32, 48, 64))
     choices = choices_of(unet.config)
-    costs = Costs(unet, full_size(unet), unit)
+    costs = Costs(unet, ((), full_size(unet)), unit)
     estimated = costs.estimate(choices)
     for index in (0, 7, len(choices) // 2, len(choices) - 1):
         if len(set(choices[index])) == 3:
@@ -40,7 +40,7 @@ def test_what_is_planned_is_what_pruning_leaves(name: str) -> None:
     counts = [count(model, ((), full_size(unet))) for model in (unet, report.unet)]
     for unit in ("params", "macs"):
         before, after = (getattr(one, unit) for one in counts)
-        planned = Costs(unet, full_size(unet), unit, heads).exact(tuple(report.widths_after))
+        planned = Costs(unet, ((), full_size(unet)), unit, heads).exact(tuple(report.widths_after))
         assert planned < 0.5
         assert planned == pytest.approx(after / before, rel=1e-9)
 

@@ -1,14 +1,12 @@
 """Takes the channels that rank lowest out of a UNet and puts what is left together."""
 
-import inspect
 import math
 from collections.abc import Mapping
 
-import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from compress.evaluate.cost.inputs import Inputs, map_tensors
+from compress.evaluate.cost.inputs import Inputs
 from compress.models.shapes import shaped
 from compress.prune import channels
 from compress.prune.channels import Axis, Group
@@ -43,12 +41,7 @@ class Subject:
         self.in_scope = [width for width in found if width.kind in config.scope]
         self.widths = [width for width in self.in_scope if len(width.allowed) > 1]
         self.empty = weightless(type(unet), unet.config)
-        args, kwargs = map_tensors(
-            inputs or ((), full_size(unet)),
-            lambda tensor: tensor.to("meta", torch.float32 if tensor.is_floating_point() else tensor.dtype),
-        )
-        names = list(inspect.signature(type(unet).forward).parameters)[1:]
-        self.macs = module_macs(self.empty, {**dict(zip(names, args, strict=False)), **kwargs, "return_dict": False})
+        self.macs = module_macs(self.empty, inputs or ((), full_size(unet)))
         self.costs = Costs(self.empty, self.macs, self.widths)
         self.full = self.costs.total
         unit, share = config.goal

@@ -65,6 +65,7 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     import compress.data
     import compress.models
     from compress import processes
+    from compress.prune.blocks.calls import full_size_inputs
     from compress.prune.importance import make_scorer
     from compress.prune.importance.calibration import calibrate
     from compress.prune.sensitivity.blocks import inner_groups, measure_blocks, measure_heads
@@ -78,7 +79,7 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
         raise bad_value(f"stages.{stage.name}.target", "null", "a share of params, macs or bytes to plan for")
     pipeline = compress.models.load_teacher(config.model, processes.join(config.device), DTYPES[config.precision])
     unet: Any = compress.models.denoiser(pipeline)
-    planner = Planner(unet, wanted.target, wanted.heads, wanted.multiple)
+    planner = Planner(unet, wanted.target, wanted.heads, wanted.multiple, full_size_inputs(pipeline))
     data = compress.data.load_data(config.data)
     calibration = calibrate(pipeline, data.train, wanted.calibration, config.seed)
     scorer = make_scorer(wanted.importance, calibration, config.seed)

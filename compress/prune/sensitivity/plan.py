@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from compress.prune.target import Costs, Target, Widths, best, choices_of, meeting
 
 if TYPE_CHECKING:
+    from compress.evaluate.cost.inputs import Inputs
     from compress.prune.sensitivity.error import Reference
     from compress.prune.sensitivity.levels import Narrowed
     from compress.prune.width import Pruner
@@ -39,19 +40,27 @@ class Planner:
         target: With one share given.
         heads: What attention may give up, see :class:`compress.prune.width.Config`.
         multiple: What new widths are multiples of, see there.
+        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the model's own size.
 
     Raises:
         UserError: No widths meet the target, or the UNet's inputs are not known.
     """
 
-    def __init__(self, unet: Any, target: Target, heads: str = "auto", multiple: int | None = None) -> None:
+    def __init__(
+        self,
+        unet: Any,
+        target: Target,
+        heads: str = "auto",
+        multiple: int | None = None,
+        inputs: "Inputs | None" = None,
+    ) -> None:
         from compress.prune import widths
         from compress.prune.importance.made_up import full_size
 
         assert target.goal is not None
         widths.check_blocks(unet.config)
         self.target = target
-        self.costs = Costs(unet, full_size(unet), target.goal[0], heads, multiple)
+        self.costs = Costs(unet, inputs or ((), full_size(unet)), target.goal[0], heads, multiple)
         self.choices = meeting(target, self.costs, choices_of(unet.config, heads, multiple))
 
     def plan(self, prune: "Pruner", reference: "Reference", ratios: Sequence[float]) -> Plan:
