@@ -17,13 +17,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-
-from compress.evaluate.cost import count
-from compress.evaluate.cost.memory import process_peak
 from compress.models.quiet import hide_notices
-from compress.prune.importance.made_up import full_size
+
+hide_notices()  # before the libraries say them
+
+import torch  # noqa: E402
+from diffusers import DDPMScheduler, UNet2DConditionModel  # noqa: E402
+
+from compress.evaluate.cost import count  # noqa: E402
+from compress.evaluate.cost.memory import process_peak  # noqa: E402
+from compress.prune.importance.made_up import full_size  # noqa: E402
 
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}  # what else it has are the class's defaults
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -137,7 +140,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="a JSON file for all numbers")
     parser.add_argument("--one", action="store_true", help="one row in this process, as JSON")
     options = parser.parse_args()
-    hide_notices()
     if options.one:
         print(json.dumps(measure(options.models[0], options.methods[0], getattr(torch, options.dtype))))
         return 0

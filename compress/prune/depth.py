@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from compress.prune.blocks.cost import Costs
     from compress.prune.blocks.subject import DepthReport, Subject
 
-VERSION = 1
+VERSION = 2
 NEEDS_FLOAT = True
 LEAVES_FLOAT = True
 DISTRIBUTED = False

@@ -1,5 +1,6 @@
 """Removal of blocks one after another, each time the one whose loss is felt least in the denoiser's prediction."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -71,9 +72,9 @@ def least_shares(blocks: Blocks, costs: Costs, kinds: Collection[str], unit: str
 def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shares: Mapping[str, float]) -> Found:
     """Removes blocks greedily, until no more than ``shares`` is left.
 
-    An error that was measured before an earlier step stands for the present one until its block is about to be
-    chosen, and is then measured again: removing blocks rarely makes others matter less (lazy greedy search, Minoux
-    1978), and most need not be looked at twice.
+    What a block adds to the squared error, measured before an earlier step, stands for what it adds now until the
+    block is about to be chosen, and is then measured again: removing blocks rarely makes others matter less (lazy
+    greedy search, Minoux 1978), and most need not be looked at twice.
 
     Args:
         subject: The denoiser.
@@ -90,31 +91,33 @@ def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shar
     left = blocks
     removed: list[Removal] = []
     effects: dict[str, float] = {}
-    known: dict[str, float] = {}
+    adds: dict[str, float] = {}  # to the squared error
     sizes: dict[str, tuple[int, ...]] = {}
     options = _possible(left, kinds)
     effect = Effect(subject, calls)
+    error = 0.0  # of what is left
 
     def first() -> str:
         # Of blocks that matter equally little, the largest.
-        return min(options, key=lambda name: (known.get(name, -1.0), sizes[name]))
+        return min(options, key=lambda name: (adds.get(name, -math.inf), sizes[name]))
 
     with bar() as progress:
-        task = progress.add_task("measuring blocks", total=len(options))
+        task, measured, at_least = progress.add_task("measuring blocks"), 0, len(options)
         while any(costs.of(left)[unit] > limit for unit, limit in limits.items()):
             if not options:
                 reached = ", ".join(f"{costs.of(left)[unit] / full[unit]:.3f} of the {unit}" for unit in limits)
                 raise UserError(f"nothing more can be removed, and {reached} are left: ask for more than that")
             effect.keep(left)
-            fresh: set[str] = set()
+            fresh: dict[str, float] = {}
             sizes = {name: tuple(costs.of(option).values()) for name, option in options.items()}
             while (name := first()) not in fresh:
-                known[name] = effect.error(options[name])
-                fresh.add(name)
-                progress.update(task, advance=1)
-            left = options[name]
-            effects = effects or {option: known[option] for option in options}
-            removed.append(Removal(name, known[name], **costs.of(left)))
+                fresh[name] = effect.error(options[name])
+                adds[name] = fresh[name] ** 2 - error**2
+                measured += 1
+                progress.update(task, completed=measured, total=max(measured, at_least))
+            left, error = options[name], fresh[name]
+            effects = effects or {option: fresh[option] for option in options}
+            removed.append(Removal(name, error, **costs.of(left)))
             options = _possible(left, kinds)
             progress.update(task, description=f"measuring blocks ({len(removed)} removed)")
     return Found(left, removed, effects, impossible(blocks, kinds))
