@@ -6,9 +6,10 @@ differences to the first choice, paired by seed. A seed draws the calibration ex
 distillation, and the noise of the pictures.
 
 All choices are compared at equal multiply-accumulates: where a choice takes a ratio of channels, the same ratio leaves
-the same; any other choice is given as target what the first one has left at that ratio. Every run is resumed or found
-again in the store, so the command may be stopped and repeated. About five minutes a run on two cores with the embedded
-model; what follows ``--`` is handed on to every run.
+the same; any other choice is given as target what the first one has left at that ratio, and so is one that takes a
+ratio where it is written with ``:target`` (``magnitude:target``: widths by the levels' sensitivity). Every run is
+resumed or found again in the store, so the command may be stopped and repeated. About five minutes a run on two cores
+with the embedded model; what follows ``--`` is handed on to every run.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def run(out: Path, choice: str, ratio: float, share: float | None, seed: int, ov
 
     Args:
         out: Folder of all runs and their store.
-        choice: Of ``prune=``.
+        choice: Of ``prune=``, perhaps with ``:target``.
         ratio: Of channels.
         share: Of the multiply-accumulates that are to be left, for choices that know no ratio of channels.
         seed: Of the run.
@@ -87,8 +88,8 @@ def run(out: Path, choice: str, ratio: float, share: float | None, seed: int, ov
         SystemExit: The run failed; its messages have been printed.
     """
     how = f"stages.prune.ratio={ratio}" if choice in BY_CHANNELS else f"stages.prune.target.macs={share}"
-    folder = out / f"{choice}-{ratio:g}-{seed}"
-    command = [sys.executable, "-m", "compress", "recipe=prune_distill", f"prune={choice}", how, f"seed={seed}"]
+    folder, name = out / f"{choice.replace(':', '-')}-{ratio:g}-{seed}", choice.removesuffix(":target")
+    command = [sys.executable, "-m", "compress", "recipe=prune_distill", f"prune={name}", how, f"seed={seed}"]
     command += [f"out={folder}", f"store={out / 'store'}", "track=none", "evaluate.noise_floor=false", *overrides]
     print(" ".join(command[1:]), file=sys.stderr, flush=True)
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode:

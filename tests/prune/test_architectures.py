@@ -1,41 +1,19 @@
 """Every architecture: pruning finds planted twins; what it leaves is a stock model that loads, trains and quantizes."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DModel
-from safetensors.torch import save_file
 
 from compress.errors import UserError
 from compress.models.probe import probe_inputs, probe_output
 from compress.prune.width import Config, prune_width
 from compress.quantize.torchao import quantize_weights
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
+from tests.prune.fresh_load import load_in_fresh_process
 from tests.prune.widen import widen
-
-LOAD = """
-import json, sys
-import diffusers, torch
-from pathlib import Path
-from safetensors.torch import load_file
-
-for folder in Path(sys.argv[1]).iterdir():
-    cls = getattr(diffusers, json.loads((folder / "config.json").read_text())["_class_name"])
-    tensors = load_file(folder / "probe" / "tensors.safetensors")
-    expected = tensors.pop("expected")
-    added = {name.removeprefix("added."): tensors.pop(name) for name in list(tensors) if name.startswith("added.")}
-    if added:
-        tensors["added_cond_kwargs"] = added
-    with torch.no_grad():
-        found = cls.from_pretrained(folder).eval()(**tensors).sample
-    difference = ((found - expected).abs().max() / expected.abs().max()).item()
-    print(json.dumps([folder.name, difference]))
-"""
 
 
 def _modes() -> list[tuple[str, str]]:
@@ -79,17 +57,7 @@ def pruned() -> dict[str, UNet]:
 
 
 def test_a_fresh_process_loads_them_by_stock_diffusers(pruned: dict[str, UNet], tmp_path: Path) -> None:
-    for name, unet in pruned.items():
-        unet.save_pretrained(tmp_path / name)
-        inputs = probe_inputs(unet)
-        tensors = {f"added.{key}": tensor for key, tensor in inputs.pop("added_cond_kwargs", {}).items()}
-        expected = probe_output(unet, probe_inputs(unet))
-        (tmp_path / name / "probe").mkdir()
-        save_file({**inputs, **tensors, "expected": expected}, tmp_path / name / "probe" / "tensors.safetensors")
-    run = subprocess.run([sys.executable, "-c", LOAD, tmp_path], capture_output=True, text=True, check=True, cwd="/")
-    differences = dict(json.loads(line) for line in run.stdout.splitlines())
-    assert differences.keys() == ARCHITECTURES.keys()
-    assert max(differences.values()) <= 1e-5, differences
+    load_in_fresh_process({name: (unet, ((), probe_inputs(unet))) for name, unet in pruned.items()}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -33,6 +33,7 @@ from compress.prune.depth import Calibration, Config, Target, prune_depth
 from compress.quantize.torchao import quantize_weights
 from compress.values import build
 from tests.prune.blocks_models import calls_of, flux, pixart, sd3, sdxl_like, transformer_inputs, unet_inputs, unet_of
+from tests.prune.fresh_load import load_in_fresh_process
 from tests.tiny import tiny_pipeline, tiny_unet
 
 RESULTS: dict[str, tuple[Callable[[], nn.Module], float]] = {
@@ -95,20 +96,8 @@ def test_the_report_is_what_was_done(case: str, pruned: dict[str, Pruned]) -> No
     assert report.config_after.keys() == report.config_before.keys() != set()
 
 
-@torch.no_grad()
 def test_results_load_in_a_fresh_process(pruned: dict[str, Pruned], tmp_path: Path) -> None:
-    for case, one in pruned.items():
-        model = one.report.denoiser
-        model.save_pretrained(tmp_path / case)
-        wanted = {
-            "class": type(model).__name__,
-            "inputs": one.inputs,
-            "output": model(*one.inputs[0], **one.inputs[1])[0],
-        }
-        torch.save(wanted, tmp_path / case / "wanted.pt")
-    command = [sys.executable, Path(__file__).parent / "fresh_load.py", tmp_path]
-    done = subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True)
-    assert sorted(done.stdout.splitlines()) == sorted(pruned)
+    load_in_fresh_process({case: (one.report.denoiser, one.inputs) for case, one in pruned.items()}, tmp_path)
 
 
 @pytest.mark.parametrize("case", RESULTS)

@@ -1,10 +1,6 @@
 """What free-form pruning leaves loads, trains, quantizes and compiles, whatever the config and the ratio."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,6 @@ import pytest
 import torch
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from compress.errors import UserError
 from compress.models.probe import probe_inputs, probe_output
@@ -24,29 +19,10 @@ from compress.prune.target import Target
 from compress.prune.weights import checked_weights
 from compress.quantize.torchao import quantize_weights
 from tests.prune.architectures import ARCHITECTURES, random_unet
+from tests.prune.fresh_load import load_in_fresh_process
 from tests.prune.test_any_config import COMMON, configs
 
 L2 = make_scorer(parse("l2"), None, 0)
-
-
-LOAD = """
-import json, sys
-sys.modules["compress"] = None
-import diffusers, torch
-from pathlib import Path
-from safetensors.torch import load_file
-
-for folder in Path(sys.argv[1]).iterdir():
-    tensors = load_file(folder / "probe" / "tensors.safetensors")
-    expected = tensors.pop("expected")
-    added = {name.removeprefix("added."): tensors.pop(name) for name in list(tensors) if name.startswith("added.")}
-    if added:
-        tensors["added_cond_kwargs"] = added
-    unet = diffusers.AutoModel.from_pretrained(str(folder), trust_remote_code=True).eval()
-    with torch.no_grad():
-        difference = ((unet(**tensors).sample - expected).abs().max() / expected.abs().max()).item()
-    print(json.dumps([folder.name, difference]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +34,7 @@ def pruned() -> dict[str, Any]:
 
 
 def test_a_fresh_process_loads_them_without_compress(pruned: dict[str, Any], tmp_path: Path) -> None:
-    for name, unet in pruned.items():
-        unet.save_pretrained(tmp_path / name)
-        inputs = probe_inputs(unet)
-        tensors = {f"added.{key}": tensor for key, tensor in inputs.pop("added_cond_kwargs", {}).items()}
-        expected = probe_output(unet, probe_inputs(unet))
-        (tmp_path / name / "probe").mkdir()
-        save_file({**inputs, **tensors, "expected": expected}, tmp_path / name / "probe" / "tensors.safetensors")
-    cache = os.environ | {"HF_HOME": str(tmp_path.parent / "cache")}
-    command = [sys.executable, "-c", LOAD, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", env=cache)
-    assert run.returncode == 0, run.stderr
-    differences = dict(json.loads(line) for line in run.stdout.splitlines())
-    assert differences.keys() == ARCHITECTURES.keys()
-    assert max(differences.values()) <= 1e-5, differences
+    load_in_fresh_process({name: (unet, ((), probe_inputs(unet))) for name, unet in pruned.items()}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sd 1.x", "sdxl", "ddpm"])

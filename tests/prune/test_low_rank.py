@@ -11,7 +11,7 @@ from compress.checkpoint import load_checkpoint, save_checkpoint
 from compress.errors import UserError
 from compress.evaluate.cost.count import count
 from compress.models.probe import probe_inputs, probe_output
-from compress.prune import depth
+from compress.prune import depth, low_rank
 from compress.prune.bk_sdm import prune_bk_sdm
 from compress.prune.importance.made_up import full_size
 from compress.prune.low_rank import Config, check, prune_low_rank, run
@@ -204,6 +204,13 @@ def test_a_check_needs_no_weights_and_methods_for_stock_unets_refuse_what_comes_
         prune_bk_sdm(new, "small")
     with pytest.raises(UserError, match="blocks cannot be removed from ShapedUNet2DConditionModel"):
         depth.check(depth.Config(), new)
+
+
+def test_a_target_between_two_ranks_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(low_rank, "TOLERANCE", 1e-3)
+    config = Config(target=Target(params=0.95), include=["*mid_block*"], multiple=8)
+    with pytest.raises(UserError, match=r"target.params=0.95: expected about 0.943, the nearest that ranks"):
+        prune_low_rank(random_unet("sd 1.x"), config)
 
 
 def test_nothing_that_saves_something_is_an_error() -> None:

@@ -25,7 +25,20 @@ def denoiser_inputs(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> In
 
     Taken from a real call of the pipeline, so whatever a model wants besides sample, time and text is there.
     """
-    twin, captured = sampler(pipeline, config), []
+    twin = sampler(pipeline, config)
+    wanted = {"prompt": "", "num_inference_steps": config.steps, "guidance_scale": 1.0}
+    wanted |= {"generator": torch.Generator("cpu").manual_seed(0), **size(config)}
+    return first_inputs(pipeline, lambda: twin(**accepted(twin, wanted)))
+
+
+def first_inputs(pipeline: "DiffusionPipeline", draw: Callable[[], Any]) -> Inputs:
+    """The arguments of the first pass of a pipeline's denoiser while something is drawn; it computes nothing.
+
+    Args:
+        pipeline: Stays as it is.
+        draw: Calls the pipeline, or another with the same denoiser.
+    """
+    captured: list[Inputs] = []
 
     def capture(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         captured.append((args, kwargs))
@@ -33,9 +46,7 @@ def denoiser_inputs(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> In
 
     handle = denoiser(pipeline).register_forward_pre_hook(capture, with_kwargs=True)
     try:
-        generator = torch.Generator("cpu").manual_seed(0)
-        wanted = {"prompt": "", "num_inference_steps": config.steps, "guidance_scale": 1.0, "generator": generator}
-        twin(**accepted(twin, wanted | size(config)))
+        draw()
     except _Captured:
         pass
     finally:

@@ -2,15 +2,14 @@
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from compress.errors import UserError
-from compress.evaluate.cost.inputs import Inputs
+from compress.evaluate.cost.inputs import Inputs, first_inputs
 from compress.models import denoiser
 
 if TYPE_CHECKING:
@@ -30,10 +29,6 @@ class Call:
 
     inputs: Inputs
     output: torch.Tensor
-
-
-class _Enough(Exception):
-    """Ends a drawing before the denoiser computes anything."""
 
 
 def record_calls(
@@ -60,8 +55,11 @@ def record_calls(
     def record(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         calls.append(Call((args, kwargs), output[0]))
 
-    with _hooked(denoiser(pipeline).register_forward_hook(record, with_kwargs=True)):
+    handle = denoiser(pipeline).register_forward_hook(record, with_kwargs=True)
+    try:
         _draw(pipeline, prompts, config.steps, config.guidance, seed, _side(pipeline, config.side))
+    finally:
+        handle.remove()
     if not all(call.output.isfinite().all() for call in calls):
         raise UserError(f"the denoiser predicts NaN or infinite values in {calls[0].output.dtype}: use precision=fp32")
     return calls
@@ -69,25 +67,7 @@ def record_calls(
 
 def full_size_inputs(pipeline: "DiffusionPipeline") -> Inputs:
     """Arguments of the denoiser for one picture of the model's own size; it computes nothing."""
-    found: list[Inputs] = []
-
-    def take(module: torch.nn.Module, args: Any, kwargs: Any) -> None:
-        found.append((args, kwargs))
-        raise _Enough
-
-    with _hooked(denoiser(pipeline).register_forward_pre_hook(take, with_kwargs=True)):
-        _draw(pipeline, [""], 1, 1.0, 0, None)
-    return found[0]
-
-
-@contextmanager
-def _hooked(handle: Any) -> Iterator[None]:
-    try:
-        yield
-    except _Enough:
-        pass
-    finally:
-        handle.remove()
+    return first_inputs(pipeline, lambda: _draw(pipeline, [""], 1, 1.0, 0, None))
 
 
 def _side(pipeline: Any, most: int | None) -> int | None:
