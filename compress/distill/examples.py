@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL import Image
 
-# Pictures and captions are encoded this many at a time; it decides memory, not results.
+# Pictures and captions are encoded this many at a time, large pictures fewer; it decides memory, not results.
 _CHUNK = 32
+_PIXELS = 2**20
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ def encode_examples(
     max_examples: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    side: int | None = None,
 ) -> Examples:
     """Encodes pictures and captions with the pipeline's own image processor, autoencoder, tokenizer and text encoder.
 
@@ -114,6 +116,7 @@ def encode_examples(
         max_examples: At most this many, chosen at random by ``seed``; None: all.
         seed: Of that choice.
         device: Where the pipeline's parts are.
+        side: Of the pictures in pixels, at most; None: the pipeline's own.
 
     Raises:
         UserError: The pipeline is of another kind, the dataset is empty, or a picture or caption cannot be read.
@@ -133,7 +136,7 @@ def encode_examples(
     row_of = {text: row for row, text in enumerate(distinct)}
     with torch.no_grad():
         embeddings = _gather(_embed(pipeline, distinct, device), len(distinct), "encoding captions")
-        latents = _gather(_encode(pipeline, dataset, chosen.tolist(), device), len(chosen), "encoding pictures")
+        latents = _gather(_encode(pipeline, dataset, chosen.tolist(), device, side), len(chosen), "encoding pictures")
     return Examples(latents, torch.tensor([row_of[text] for text in captions]), embeddings)
 
 
@@ -202,13 +205,17 @@ def _embed(pipeline: Any, texts: list[str], device: torch.device | str) -> Itera
         yield pipeline.encode_prompt(texts[start : start + _CHUNK], device, 1, False)[0].cpu()
 
 
-def _encode(pipeline: Any, dataset: "Dataset", rows: list[int], device: torch.device | str) -> Iterator[torch.Tensor]:
-    size = pipeline.unet.config.sample_size
-    height, width = (side * pipeline.vae_scale_factor for side in ((size, size) if isinstance(size, int) else size))
+def _encode(
+    pipeline: Any, dataset: "Dataset", rows: list[int], device: torch.device | str, side: int | None
+) -> Iterator[torch.Tensor]:
+    size, scale = pipeline.unet.config.sample_size, pipeline.vae_scale_factor
+    sides = (size, size) if isinstance(size, int) else size
+    height, width = (scale * (own if side is None else min(own, max(1, side // scale))) for own in sides)
     config = pipeline.vae.config
     shift = getattr(config, "shift_factor", None) or 0.0
-    for start in range(0, len(rows), _CHUNK):
-        pictures = [_picture(dataset, row) for row in rows[start : start + _CHUNK]]
+    count = min(_CHUNK, max(1, _PIXELS // (height * width)))
+    for start in range(0, len(rows), count):
+        pictures = [_picture(dataset, row) for row in rows[start : start + count]]
         pixels = pipeline.image_processor.preprocess(pictures, height=height, width=width, resize_mode="crop")
         posterior = pipeline.vae.encode(pixels.to(device, pipeline.vae.dtype)).latent_dist
         yield ((posterior.mode() - shift) * config.scaling_factor).cpu()

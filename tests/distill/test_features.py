@@ -170,6 +170,21 @@ def test_examples_can_be_capped():
     assert len(encode_examples(tiny_pipeline(), pictures(6), max_examples=9).latents) == 6
 
 
+def test_smaller_pictures_and_large_ones_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, dataset = tiny_pipeline(), pictures(6)
+    whole = encode_examples(pipeline, dataset)
+    side = pipeline.vae_scale_factor * whole.latents.shape[-1]
+    assert encode_examples(pipeline, dataset, side=10 * side).latents.equal(whole.latents)
+    assert encode_examples(pipeline, dataset, side=side // 2).latents.shape[-1] == whole.latents.shape[-1] // 2
+
+    counts: list[int] = []
+    encode = pipeline.vae.encode
+    monkeypatch.setattr(pipeline.vae, "encode", lambda pixels: (counts.append(len(pixels)), encode(pixels))[1])
+    monkeypatch.setattr("compress.distill.examples._PIXELS", 4 * side**2)
+    torch.testing.assert_close(encode_examples(pipeline, dataset).latents, whole.latents)
+    assert counts == [4, 2]
+
+
 def test_unusable_data_is_refused():
     pipeline, dataset = tiny_pipeline(), pictures(2)
     with pytest.raises(UserError, match="training data is empty"):

@@ -145,6 +145,8 @@ def test_examples_of_the_data(tiny_parquet: object) -> None:
     assert torch.equal(again.timesteps, found.timesteps)
     chosen = calibrate(pipeline, data.train, CalibrationConfig(examples=5, timesteps=[3, 500]), 1)
     assert chosen.timesteps.tolist() == [3, 500, 3, 500, 3]
+    smaller = calibrate(pipeline, data.train, CalibrationConfig(examples=2, side=8), 1)
+    assert smaller.latents.shape[-1] < 8 and smaller.predict(pipeline.unet, slice(0, 2)).isfinite().all()
     with pytest.raises(UserError, match=r"calibration\.timesteps=\[1000\]: expected timesteps of the model, 0 to 999"):
         calibrate(pipeline, data.train, CalibrationConfig(timesteps=[1000]), 1)
 
@@ -216,6 +218,7 @@ def test_bad_importances(importance: object, text: str) -> None:
     ("values", "text"),
     [
         ({"examples": 0}, "examples=0: expected a whole number of at least 1"),
+        ({"side": 0}, "side=0: expected pixels, or null for the model's own size"),
         ({"timesteps": []}, "timesteps=[]: expected whole numbers"),
         ({"timesteps": [-1]}, "timesteps=[-1]: expected whole numbers"),
         ({"seed": 2**32}, "seed=4294967296: expected a whole number from 0 to 2^32 - 1"),

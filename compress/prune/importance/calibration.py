@@ -23,6 +23,7 @@ class CalibrationConfig:
     Attributes:
         examples: How many training pictures with captions, chosen at random, at least 1.
         batch_size: How many pass the denoiser at once, at least 1; decides memory, and results only up to rounding.
+        side: Of the pictures in pixels, at most; None: the model's own. Time and memory grow with its square.
         timesteps: Those that the examples are taken at, in turn, each at least 0; None: as many as there are examples,
             spread evenly over all.
         seed: Of the choice, the timesteps' order and the noise, in [0, 2^32); None: that of the run.
@@ -30,6 +31,7 @@ class CalibrationConfig:
 
     examples: int = 64
     batch_size: int = 8
+    side: int | None = None
     timesteps: list[int] | None = None
     seed: int | None = None
 
@@ -42,6 +44,8 @@ class CalibrationConfig:
         for key in ("examples", "batch_size"):
             if getattr(self, key) < 1:
                 raise bad_value(key, getattr(self, key), "a whole number of at least 1")
+        if self.side is not None and self.side < 1:
+            raise bad_value("side", self.side, "pixels, or null for the model's own size")
         if self.timesteps is not None and (not self.timesteps or min(self.timesteps) < 0):
             raise bad_value("timesteps", self.timesteps, "whole numbers of at least 0, or null for an even spread")
         if self.seed is not None and not 0 <= self.seed < 2**32:
@@ -222,7 +226,7 @@ def _encoded(
     from compress.models import denoiser
 
     device = denoiser(pipeline).device
-    found = encode_examples(pipeline, dataset, max_examples=config.examples, seed=seed, device=device)
+    found = encode_examples(pipeline, dataset, max_examples=config.examples, seed=seed, device=device, side=config.side)
     text = found.embeddings[found.captions].to(device)
     return found.latents.float(), {"encoder_hidden_states": text}
 
