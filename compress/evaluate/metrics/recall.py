@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 1024  # rows of a distance matrix at once
-MOST = 4096  # pictures from which the halves come
+MOST = 4096  # pictures from which the halves come, and of the reference that theirs is the recall of
 SPLITS = 64  # into halves
 QUARTERS = 32  # that are left out, one after another
 TAKEN_OFF = 2 / 3  # of the surplus, in logarithms, it being as unsure as what it corrects
@@ -111,6 +111,9 @@ def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.G
         return Spread(whole.jackknife)
     n = min(len(fake), MOST) // 2 * 2
     some = fake[torch.randperm(len(fake), generator=generator)[:n].to(fake.device)]
+    if len(real) > MOST:
+        real = real[(real - real.mean(dim=0)).square().sum(dim=1).argsort(stable=True)]  # in whatever order they came
+        real = real[torch.randperm(len(real), generator=generator)[:MOST].to(real.device)]
     apart = torch.cdist(some, some)
     apart.fill_diagonal_(torch.inf)
     shuffled = [torch.randperm(n, generator=generator).to(fake.device) for _ in range(SPLITS + QUARTERS)]

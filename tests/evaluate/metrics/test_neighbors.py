@@ -60,6 +60,18 @@ def test_few_pictures_keep_the_jackknife():
     assert spread(found, fake, real, 3, torch.Generator()).variance == found.jackknife
 
 
+def test_part_of_a_large_reference_tells_the_spread(monkeypatch):
+    fake, real = draw(60, 8, 1, 0.3, rectified=False), draw(400, 8, 2, rectified=False)
+    whole = computed(PrecisionRecall(), fake, real)["recall"]
+    monkeypatch.setattr("compress.evaluate.metrics.recall.MOST", 100)
+    part = computed(PrecisionRecall(), fake, real)["recall"]
+    assert part["value"] == whole["value"]
+    assert part["low"] != whole["low"]
+    assert part["high"] - part["low"] == pytest.approx(whole["high"] - whole["low"], rel=0.25)
+    flipped = computed(PrecisionRecall(), fake, real.flip(0))["recall"]
+    assert [flipped["low"], flipped["high"]] == pytest.approx([part["low"], part["high"]], rel=1e-9)
+
+
 def modes(n: int, seed: int) -> torch.Tensor:
     """Six modes in many dimensions, two of them with a tenth of the pictures."""
     generator = torch.Generator().manual_seed(seed)
