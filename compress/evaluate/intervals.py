@@ -127,7 +127,9 @@ def pair_corrected_variance(value: float, one: torch.Tensor, two: torch.Tensor, 
     return float(jackknife - torch.minimum(surplus, jackknife / 2) / 2)
 
 
-def share_interval(share: float, variance: float, n: int, freedom: float = math.inf) -> dict[str, Any]:
+def share_interval(
+    share: float, variance: float, n: int, freedom: float = math.inf, sure: float = 0.0
+) -> dict[str, Any]:
     """A share of pictures with Jeffreys' interval, which holds near 0 and 1, where every resample is the same.
 
     Brown, Cai and DasGupta 2001, https://doi.org/10.1214/ss/1009213286: the middle 95 % of what the share may be after
@@ -138,12 +140,13 @@ def share_interval(share: float, variance: float, n: int, freedom: float = math.
         variance: Over fresh draws: that of independent pictures is ``share (1 - share) / n``.
         n: Number of pictures.
         freedom: Degrees of freedom of the variance, if it was estimated.
+        sure: What of the variance needs no estimate, since it follows from the share.
 
     Returns:
         ``{"value", "low", "high", "n", "interval_of"}``.
     """
     spread = share * (1 - share)
-    variance = variance * (_student(freedom) / Z) ** 2
+    variance += max(variance - sure, 0.0) * ((_student(freedom) / Z) ** 2 - 1)
     effective = min(spread / variance, 100.0 * n) if variance > 0 and spread > 0 else float(n)
     hits, farthest = share * effective, 1 - 0.025 ** (1 / effective)
     low, high = _middle(hits, effective)

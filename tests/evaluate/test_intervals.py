@@ -129,6 +129,9 @@ def test_shares_of_what_varies_more_are_less_sure():
     assert few["high"] - few["low"] == pytest.approx(2 * (many["high"] - many["low"]), rel=0.05)
     unsure = share_interval(0.5, 0.0025, 100, freedom=5)
     assert (unsure["high"] - unsure["low"]) / (many["high"] - many["low"]) == pytest.approx(2.571 / 1.96, rel=0.02)
+    assert share_interval(0.5, 0.0025, 100, freedom=5, sure=0.0025) == many
+    half = share_interval(0.5, 0.0025, 100, freedom=5, sure=0.00125)
+    assert many["high"] < half["high"] < unsure["high"]
 
 
 @pytest.mark.parametrize("n", [16, 64, 400])

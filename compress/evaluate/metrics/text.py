@@ -8,6 +8,7 @@ from compress.evaluate.intervals import freedom, mean_interval, share_interval
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # pictures at once
+SURE = 0.5  # of the variance of independent pictures: what is there whatever the estimate says
 
 
 class MeanScore(RowMetric):
@@ -126,4 +127,5 @@ def _retrieved(images: torch.Tensor, pool: torch.Tensor, own: torch.Tensor, k: i
     whole = own_part - (pushed - pushed.mean())
     independent = float(own_part.square().sum())
     variance = max(float(whole.square().sum() - chance.sum()), independent) * captions / (captions - 1) / n**2
-    return {**share_interval(share, variance, captions, freedom(whole)), **more}
+    sure = SURE * share * (1 - share) / n
+    return {**share_interval(share, variance, captions, freedom(whole), sure), **more}
