@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 WARM_UP = 3
 # What is slow varies little from call to call: where all calls would take longer than that, fewer are made.
-MOST_SECONDS = 60.0
+MOST_SECONDS = 20.0
 MOST_PICTURE_SECONDS = 120.0
 # Largest difference that a compiled denoiser may have from the eager one, as a share of the largest output.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
