@@ -19,6 +19,8 @@ QUARTERS = 32  # that are left out, one after another
 TAKEN_OFF = 2 / 3  # of the surplus, in logarithms, it being as unsure as what it corrects
 LEAP = 5.0  # how many times as much as the jackknife says recall may vary where a quarter is left out
 WORTH = 8.0  # how many times as much as a share of independent pictures recall may vary, of halves or of all
+GAP = 2.5  # how many times as far as its nearest neighbor the 3k-th of a picture in a small mode is at least
+SMALL = 8.0  # standard deviations by which recall may depend on whether the balls in small modes reach for the next
 WHY = (
     "recall leaps where some pictures are left out, so that this one draw does not tell how much it varies: "
     "take more pictures"
@@ -98,7 +100,8 @@ def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.G
     """The variance of recall: the jackknife's, less part of its surplus.
 
     No variance can be had where few pictures in a mode have to reach for the next mode's as soon as one or two are
-    missing: recall leaps then, which leaving out one picture does not show, but leaving out a quarter does.
+    missing: recall leaps then, or has leapt. Leaving out one picture does not show it, but leaving out a quarter may,
+    and so does recall with all balls in modes of at most 3k pictures as they are before a leap and after it.
 
     Args:
         whole: From :func:`recall` of the same.
@@ -132,8 +135,29 @@ def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.G
         3 * float(most.var()) > LEAP * max(every.jackknife, _independent(every.value, n))
         or of_half > WORTH * _independent(float(pairs.mean()), n // 2)
         or variance > WORTH * _independent(whole.value, len(fake))
+        or _by_small_modes(apart, balls[0].reach, some, real, k) > SMALL * _independent(every.value, n) ** 0.5
     )
     return Spread(variance, WHY if leaps else "")
+
+
+def _by_small_modes(apart: Tensor, reach: Tensor, fake: Tensor, real: Tensor, k: int) -> float:
+    """How much more of the reference is inside if the balls of small modes reach for the next mode's than if not.
+
+    Args:
+        apart: Distances of n pictures to each other, ``(n, n)``, infinite to themselves.
+        reach: Radii of their balls, ``(n,)``.
+        fake: Their features ``(n, d)``.
+        real: Features ``(m, d)``.
+        k: See :class:`Balls`.
+    """
+    near = apart.topk(min(3 * k, len(apart) - 1), dim=1, largest=False).values
+    small = near[:, -1] > GAP * near[:, 0]
+    before, after = torch.where(small, near[:, 0], reach), torch.where(small, near[:, -1], reach)
+    more = 0
+    for chunk in real.split(CHUNK):
+        across = torch.cdist(chunk, fake)
+        more += int((across <= after).any(dim=1).sum() - (across <= before).any(dim=1).sum())
+    return more / len(real)
 
 
 def _independent(share: float, n: int) -> float:

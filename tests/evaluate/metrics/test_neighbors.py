@@ -93,7 +93,7 @@ def test_recall_that_leaps_has_no_interval():
             assert "leaps" in row["why"]
             assert 0 <= row["value"] <= 1
         assert found["precision"]["low"] is not None
-    assert refused >= 4
+    assert refused == 5
 
 
 def test_modes_dropped_and_modes_invented():
