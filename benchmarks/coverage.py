@@ -7,7 +7,7 @@ intervals hold the statistic's expectation, estimated by the mean over all draws
 Prints a Markdown table: the share in percent and, in brackets, the mean width over that of 3.92 standard deviations.
 ``const``: the statistic is the same in every draw, and every interval holds it. ``*``: it is the same in four draws of
 five or more, so that a share between 90 and 99 % is a matter of luck. ``refused``: the share of the draws in which the
-code gives no interval; of the others the first number is. All of it takes about half an hour on two idle cores.
+code gives no interval; of the others the first number is. All of it takes well over half an hour on two cores.
 ``--repetitions``, ``--sizes 64x16,64x256``, ``--kinds`` and ``--metrics`` take less, ``--results FILE`` keeps every
 draw and goes on where it was, and ``--resampled`` adds what resampling pictures with replacement would give for the
 Fréchet distance.
