@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluateConfig", "Evaluation", "check", "evaluate"]
 
-VERSION = 5  # raised when the numbers change their meaning
+VERSION = 6  # raised when the numbers change their meaning
 
 # What the noise floor's seeds are further on than the teacher's. Generators on the CPU look at 32 bits of a seed.
 OTHER_SEEDS = 2**31

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from compress.evaluate.scoring import Scores
 
-VERSION = 1  # raised when the numbers change their meaning
+VERSION = 2  # raised when the numbers change their meaning
 LEAST = 5  # pictures in a set, below which no interval can be had
 LIBRARIES = ("torch", "torchmetrics", "transformers", "pillow")
 

@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 
 from compress.evaluate.intervals import (
-    _student,
     difference,
     freedom,
     jackknife_interval,
@@ -23,12 +22,6 @@ from compress.evaluate.intervals import (
 )
 from compress.report.scores import print_scores
 from compress.report.table import markdown_table
-
-
-@pytest.mark.parametrize(("freedom", "tolerance"), [(2, 0.04), (3, 0.01), (5, 0.002), (20, 1e-4), (1e6, 1e-5)])
-def test_student(freedom, tolerance):
-    assert _student(freedom) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=tolerance)
-    assert _student(1) == _student(2)
 
 
 def test_mean_of_many_is_the_textbooks():
@@ -114,7 +107,7 @@ def test_shares_are_jeffreys(hits, n):
     share = hits / n
     found = share_interval(share, share * (1 - share) / n, n)
     low, high = scipy.stats.beta(hits + 0.5, n - hits + 0.5).ppf([0.025, 0.975])
-    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.005 * (high - low))
+    assert (found["low"], found["high"]) == pytest.approx((low, high))
 
 
 def test_shares_of_none_and_all():
@@ -129,6 +122,7 @@ def test_shares_of_what_varies_more_are_less_sure():
     assert few["high"] - few["low"] == pytest.approx(2 * (many["high"] - many["low"]), rel=0.05)
     unsure = share_interval(0.5, 0.0025, 100, freedom=5)
     assert (unsure["high"] - unsure["low"]) / (many["high"] - many["low"]) == pytest.approx(2.571 / 1.96, rel=0.02)
+    assert share_interval(0.5, 0.0025, 100, freedom=0.1) == share_interval(0.5, 0.0025, 100, freedom=2)
     assert share_interval(0.5, 0.0025, 100, freedom=5, sure=0.0025) == many
     half = share_interval(0.5, 0.0025, 100, freedom=5, sure=0.00125)
     assert many["high"] < half["high"] < unsure["high"]
