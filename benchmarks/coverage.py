@@ -7,7 +7,8 @@ intervals hold the statistic's expectation, estimated by the mean over all draws
 Prints a Markdown table: the share in percent and, in brackets, the mean width over that of 3.92 standard deviations.
 ``const``: the statistic is the same in every draw, and every interval holds it. ``*``: it is the same in four draws of
 five or more, so that a share between 90 and 99 % is a matter of luck. ``refused``: the share of the draws in which the
-code gives no interval; of the others the first number is. All of it takes well over half an hour on two cores.
+code gives no interval; of the others the first number is. Below it stand the cells outside 90 to 99 %, each with what
+its share may be after so many draws (Clopper and Pearson, 95 %). All of it takes well over half an hour on two cores.
 ``--repetitions``, ``--sizes 64x16,64x256``, ``--kinds`` and ``--metrics`` take less, ``--results FILE`` keeps every
 draw and goes on where it was, and ``--resampled`` adds what resampling pictures with replacement would give for the
 Fréchet distance.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binomtest
 
 from compress.evaluate.intervals import mean_interval
 from compress.evaluate.metrics import CLIPScore, KernelDistance, MaximumMeanDiscrepancy, PrecisionRecall, Retrieval
@@ -187,24 +189,81 @@ def _resampled(fake: torch.Tensor, reference: torch.Tensor) -> dict[str, Interva
     }
 
 
-def coverage(rows: Sequence[Interval]) -> str:
-    """How many intervals hold the mean of the values, and their mean width over that of 3.92 deviations, as written."""
+@dataclass(frozen=True)
+class Coverage:
+    """How a metric's intervals fared in one cell of the table.
+
+    Attributes:
+        draws: Number of draws.
+        kept: Of these with an interval.
+        inside: Of these whose interval holds the mean of all values.
+        width: Mean width of the intervals over 3.92 standard deviations of the values.
+        most_common: How many draws have the same value.
+        spread: Standard deviation of the values over their mean.
+    """
+
+    draws: int
+    kept: int
+    inside: int
+    width: float
+    most_common: int
+    spread: float
+
+    @property
+    def constant(self) -> bool:
+        """Whether the statistic is the same in every draw."""
+        return self.spread <= 1e-12
+
+    @property
+    def tested(self) -> bool:
+        """Whether there is anything that an interval may miss."""
+        return self.kept > 0 and not self.constant
+
+    @property
+    def share(self) -> float:
+        """Of the intervals that hold the mean, in percent."""
+        return 100 * self.inside / self.kept
+
+    def __str__(self) -> str:
+        if self.constant:
+            return "const"
+        refused = f"refused {100 - 100 * self.kept / self.draws:.1f}" if self.kept < self.draws else ""
+        if not self.kept:
+            return refused
+        mark = "*" if self.most_common >= 0.8 * self.draws else ""
+        return f"{self.share:.1f} ({self.width:.2f}){mark}" + (f", {refused}" if refused else "")
+
+
+def coverage(rows: Sequence[Interval]) -> Coverage:
+    """Counts the intervals that hold the mean of the values."""
     values = torch.tensor([value for value, _, _ in rows], dtype=torch.float64)
     mean, spread = float(values.mean()), float(values.std())
-    if spread <= 1e-12 * abs(mean):
-        return "const"
     kept = [(low, high) for _, low, high in rows if low is not None and high is not None]
-    refused = f"refused {100 - 100 * len(kept) / len(rows):.1f}" if len(kept) < len(rows) else ""
-    if not kept:
-        return refused
-    inside = sum(low <= mean <= high for low, high in kept) / len(kept)
-    width = sum(high - low for low, high in kept) / len(kept) / (3.92 * spread)
-    mark = "*" if Counter(values.tolist()).most_common(1)[0][1] >= 0.8 * len(rows) else ""
-    return f"{100 * inside:.1f} ({width:.2f}){mark}" + (f", {refused}" if refused else "")
+    inside = sum(low <= mean <= high for low, high in kept)
+    widths = sum(high - low for low, high in kept)
+    width = widths / len(kept) / (3.92 * spread) if kept and spread > 0 else float("nan")
+    most_common = Counter(values.tolist()).most_common(1)[0][1]
+    return Coverage(len(rows), len(kept), inside, width, most_common, spread / abs(mean) if mean else spread)
 
 
-def run(cells: Sequence[tuple[str, str]], arguments: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """What :func:`coverage` says by metric for every size and kind."""
+def outside(cells: dict[str, Coverage]) -> str:
+    """Says how many shares lie from 90 to 99 %, and for each other one what it may be after so many draws."""
+    tested = {name: cell for name, cell in cells.items() if cell.tested}
+    lines = []
+    for name, cell in tested.items():
+        if not 90 <= cell.share <= 99:
+            low, high = binomtest(cell.inside, cell.kept).proportion_ci(method="exact")
+            lines.append(f"- {name}: {cell}, {100 * low:.1f} to {100 * high:.1f} % after {cell.kept} intervals")
+    within = len(tested) - len(lines)
+    return "\n".join(
+        [f"{within} of {len(tested)} shares lie from 90 to 99 %" + ("; outside:" if lines else "."), *lines]
+    )
+
+
+def run(
+    cells: Sequence[tuple[str, str]], arguments: argparse.Namespace
+) -> Iterator[tuple[str, str, dict[str, Coverage]]]:
+    """The coverage by metric for every size and kind."""
     known: dict[tuple[str, str, int], dict[str, Interval]] = {}
     results = None if arguments.results is None else Path(arguments.results)
     if results is not None and results.exists():
@@ -267,12 +326,15 @@ def main() -> None:
         sizes = (arguments.sizes or "64,256").split(",")
         _pool(*_where(arguments))  # once, before the processes share its cache
     names: list[str] = []
+    cells: dict[str, Coverage] = {}
     for size, kind, found in run([(size, kind) for size in sizes for kind in kinds], arguments):
         if not names:
             names = list(found)
             print("| n x d | distribution | " + " | ".join(names) + " |")
             print("|---|---|" + "---|" * len(names))
-        print(f"| {size} | {kind} | " + " | ".join(found.values()) + " |", flush=True)
+        print(f"| {size} | {kind} | " + " | ".join(map(str, found.values())) + " |", flush=True)
+        cells |= {f"{name}, {size} {kind}": cell for name, cell in found.items()}
+    print(f"\n{outside(cells)}")
 
 
 if __name__ == "__main__":
