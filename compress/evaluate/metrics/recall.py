@@ -16,9 +16,11 @@ CHUNK = 1024  # rows of a distance matrix at once
 MOST = 4096  # pictures from which the halves come, and of the reference that theirs is the recall of
 SPLITS = 64  # into halves
 QUARTERS = 32  # that are left out, one after another
-TAKEN_OFF = 2 / 3  # of the surplus, in logarithms, it being as unsure as what it corrects
+UNSURE = (
+    32  # n / (n + UNSURE) of the surplus is taken off, in logarithms: of few pictures it is as unsure as the jackknife
+)
 LEAP = 5.0  # how many times as much as the jackknife says recall may vary where a quarter is left out
-WORTH = 8.0  # how many times as much as a share of independent pictures recall may vary, of halves or of all
+WORTH = 8  # recall may vary this many times as much as a share of independent pictures, or as that of so many alone
 GAP = 2.5  # how many times as far as its nearest neighbor the 3k-th of a picture in a small mode is at least
 SMALL = 8.0  # standard deviations by which recall may depend on whether the balls in small modes reach for the next
 WHY = (
@@ -130,11 +132,11 @@ def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.G
     of_half = float((pairs[:, 0] - pairs[:, 1]).square().mean() / 2)
     jackknife = sum(part.jackknife for part in parts[: 2 * SPLITS]) / (2 * SPLITS)
     surplus = min(max(jackknife / of_half, 1.0), k + 1.0) if of_half > 0 else 1.0
-    variance = whole.jackknife / surplus**TAKEN_OFF
+    variance = whole.jackknife / surplus ** (n / (n + UNSURE))
     leaps = (
         3 * float(most.var()) > LEAP * max(every.jackknife, _independent(every.value, n))
-        or of_half > WORTH * _independent(float(pairs.mean()), n // 2)
-        or variance > WORTH * _independent(whole.value, len(fake))
+        or of_half > _most(float(pairs.mean()), n // 2)
+        or variance > _most(whole.value, len(fake))
         or _by_small_modes(apart, balls[0].reach, some, real, k) > SMALL * _independent(every.value, n) ** 0.5
     )
     return Spread(variance, WHY if leaps else "")
@@ -164,6 +166,11 @@ def _independent(share: float, n: int) -> float:
     """The variance of a share of n independent pictures, above 0 for shares of 0 and 1 too."""
     share = (n * share + 0.5) / (n + 1)
     return share * (1 - share) / n
+
+
+def _most(share: float, n: int) -> float:
+    """The largest variance that recall by n pictures may have."""
+    return max(WORTH, n / WORTH) * _independent(share, n)
 
 
 def _recalls(fake: Tensor, real: Tensor, sets: Sequence[tuple[Tensor, Balls]]) -> list[Recall]:
