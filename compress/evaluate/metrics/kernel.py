@@ -1,5 +1,6 @@
 """Kernel distances: squared maximum mean discrepancies of two sets of features."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,11 +126,12 @@ class KernelDistance(RowMetric):
         first = (sharing / (n * (n - 1) * (n - 2)) - apart).clamp(min=0)
         second = (squares / (n * (n - 1)) - apart).clamp(min=0)
         adds = (row.square() - each_square + 2 * (weighted - each_square)) / ((n - 1) * (n - 2))
-        slope = 2 / n * (n - 1) * (adds - adds.mean()) @ row / row.square().sum() if squares > 0 else 0.0
+        slope = float(2 / n * (n - 1) * (adds - adds.mean()) @ row / row.square().sum())
         value, all_pairs = mean - offset, n * (n - 1)
         one = value - 2 * row / ((n - 1) * (n - 2))
         fixed, growing = float(2 * second / all_pairs), float(4 * (n - 2) * first / all_pairs)
-        return LeftOut(float(value), one, fixed, growing, max(float(slope), 0.0))
+        # Of equal pictures both sums are 0, but for rounding.
+        return LeftOut(float(value), one, fixed, growing, max(slope, 0.0) if math.isfinite(slope) else 0.0)
 
 
 class MaximumMeanDiscrepancy(KernelDistance):

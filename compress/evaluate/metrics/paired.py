@@ -11,7 +11,7 @@ from compress.evaluate.metrics.rows import RowMetric
 
 PSNR_CAP = 100.0  # dB, what a picture equal to the teacher's counts as
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first
-WINDOW = 11  # px, of SSIM's Gaussian
+WINDOW = 11  # px, of SSIM's Gaussian; only where all of it lies within the picture counts
 
 Pictures: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 
@@ -88,12 +88,12 @@ class SSIM(RowMetric):
         """Takes uint8 pictures, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
 
         Raises:
-            UserError: A side is under 6 px.
+            UserError: A side is under 11 px.
             ValueError: They differ in number or size.
         """
         for ours, theirs in _batches(pictures, teacher):
-            _check_side(ours, WINDOW // 2 + 1, "SSIM")
-            self.keep("values", _similarity(ours.to(self.device), theirs.to(self.device))[0])
+            _check_side(ours, "SSIM")
+            self.keep("values", _similarity(ours.to(self.device).float(), theirs.to(self.device).float()))
 
     def compute(self) -> dict[str, Any]:
         """``{"value", "low", "high", "n", "interval_of"}``."""
@@ -128,13 +128,13 @@ class MultiScaleSSIM(RowMetric):
             ValueError: They differ in number or size.
         """
         for ours, theirs in _batches(pictures, teacher):
-            _check_side(ours, WINDOW, "MS-SSIM")
+            _check_side(ours, "MS-SSIM")
             side = min(ours.shape[-2:])
             scales = min(len(SCALES), (side // WINDOW).bit_length())
             found = torch.zeros(2, len(SCALES), len(ours), dtype=torch.float64, device=self.device)
             a, b = ours.to(self.device).float(), theirs.to(self.device).float()
             for scale in range(scales):
-                found[0, scale], found[1, scale] = _similarity(a, b)
+                found[0, scale], found[1, scale] = _similarity(a, b), _contrast(a, b)
                 a, b = torch.nn.functional.avg_pool2d(a, 2), torch.nn.functional.avg_pool2d(b, 2)
             self.keep("similarities", found[0].T)
             self.keep("contrasts", found[1].T)
@@ -222,17 +222,26 @@ def _batches(pictures: Pictures, teacher: Pictures) -> Iterator[tuple[torch.Tens
             yield ours, theirs
 
 
-def _check_side(pictures: torch.Tensor, least: int, name: str) -> None:
+def _check_side(pictures: torch.Tensor, name: str) -> None:
     height, width = pictures.shape[-2:]
-    if min(height, width) < least:
-        raise UserError(f"{name} needs pictures with sides of at least {least} px, not {width}x{height}")
+    if min(height, width) < WINDOW:
+        raise UserError(f"{name} needs pictures with sides of at least {WINDOW} px, not {width}x{height}")
 
 
-def _similarity(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """SSIM and its contrast and structure part for each picture, ``(b,)``."""
-    from torchmetrics.functional.image.ssim import _ssim_update
+def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """SSIM of each picture, ``(b,)``; torchmetrics' own mean takes in the border, where the window is reflected."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
-    return _ssim_update(a.float(), b.float(), data_range=255.0, return_contrast_sensitivity=True)
+    whole = ssim(a, b, data_range=255.0, reduction="none", return_full_image=True)[1]
+    border = WINDOW // 2
+    return whole[..., border:-border, border:-border].flatten(1).mean(dim=1)
+
+
+def _contrast(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """The contrast and structure part of SSIM of each picture, without the border: ``(b,)``."""
+    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
+
+    return ssim(a, b, data_range=255.0, reduction="none", return_contrast_sensitivity=True)[1]
 
 
 def _ratio(errors: torch.Tensor, resamples: int, seed: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from compress.evaluate.intervals import freedom, mean_interval, share_interval
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # pictures at once
+NEAR = 1e-6  # cosines that differ by less are equal: single precision and the batch size move them so
 SURE = 0.5  # of the variance of independent pictures: what is there whatever the estimate says
 
 
@@ -85,7 +86,7 @@ class Retrieval(RowMetric):
         """``{"r_at_1", "r_at_5"}``, each ``{"value", "low", "high", "n", "among", "interval_of"}``.
 
         ``among`` is the number of distinct captions; a score is comparable only at the same one. A caption that is as
-        near as the picture's own does not stand before it.
+        near as the picture's own (within :data:`NEAR`) does not stand before it.
         """
         images, texts, ids = self.rows("images"), self.rows("texts"), self.rows("ids").flatten()
         distinct, own = ids.unique(return_inverse=True)
@@ -112,7 +113,7 @@ def _retrieved(images: torch.Tensor, pool: torch.Tensor, own: torch.Tensor, k: i
         last = min(first + CHUNK, captions)
         mine = own[ends[first] : ends[last]]
         cosines = images[ends[first] : ends[last]] @ pool.T
-        before = cosines > cosines.gather(1, mine[:, None])
+        before = cosines > cosines.gather(1, mine[:, None]) + NEAR
         rank = before.sum(dim=1)
         hits.index_add_(0, mine, (rank < k).double())
         out = (before & (rank == k)[:, None]).double()  # who pushes it out: without any of them it would be a hit

@@ -1,5 +1,7 @@
 """Kernel distances against double loops, closed forms and repeated draws."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,15 @@ def test_unbiased_where_both_are_the_same():
     values = torch.tensor([row["value"] for row in rows])
     assert values.min() < 0
     assert abs(values.mean()) < 3 * values.std() / 150**0.5
+
+
+@pytest.mark.parametrize("metric", [KernelDistance, MaximumMeanDiscrepancy])
+def test_equal_pictures_have_finite_ends(metric):
+    real = draw(30, 2048, 1).float()
+    for n, seed in [(6, 5), (6, 0), (12, 2), (24, 2), (33, 1)]:
+        found = computed(metric(), draw(1, 2048, seed).float().repeat(n, 1), real)
+        assert found["low"] <= found["value"] <= found["high"]
+        assert math.isfinite(found["std"])
 
 
 def test_cmmd_does_not_see_lengths():

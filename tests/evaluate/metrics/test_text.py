@@ -51,6 +51,19 @@ def test_retrieval(monkeypatch):
     assert other.compute() == found
 
 
+def test_captions_that_say_the_same_do_not_stand_before_each_other():
+    generator = torch.Generator().manual_seed(0)
+    texts = torch.nn.functional.normalize(torch.randn(21, 128, generator=generator))
+    texts = torch.cat([texts, texts * (1 + 1e-7)])  # as "Red heart" and "red heart", in another batch
+    images = texts + 0.25 * torch.randn(42, 128, generator=generator)
+    metric, merged = Retrieval(), Retrieval()
+    metric.update(images, texts, torch.arange(42))
+    merged.update(images, texts, torch.arange(42) % 21)
+    found, expected = metric.compute(), merged.compute()
+    assert found["r_at_1"]["value"] == expected["r_at_1"]["value"]
+    assert 0.5 < found["r_at_1"]["value"] < 1
+
+
 def test_retrieval_of_shuffled_captions_is_chance():
     texts = draw(200, 8, 1, rectified=False)
     images = texts + 0.3 * draw(200, 8, 2, rectified=False)
