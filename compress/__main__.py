@@ -107,17 +107,20 @@ def _guarded(cfg: "DictConfig") -> int:
     except UserError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
-        print(
-            f"\ninterrupted: finished stages and the last training state are kept in {cfg.store}; "
-            "run the same command again to continue",
-            file=sys.stderr,
-        )
+        print(f"\ninterrupted: {_kept(cfg)}; run the same command again to continue", file=sys.stderr)
         raise
     except Exception as error:  # noqa: BLE001 - the last place that can tell a full disk from a mistake of ours
         if preflight.is_disk_full(error, *folders):
             return _refuse(str(preflight.disk_full(error, folders[1])))
         traceback.print_exc()
         return 1
+
+
+def _kept(cfg: "DictConfig") -> str:
+    """What an interrupted run leaves for the next one."""
+    if cfg.job == "score":
+        return f"features of the reference are kept in {cfg.store} once they are whole, of images none"
+    return f"finished stages and the last training state are kept in {cfg.store}"
 
 
 def _run(cfg: "DictConfig") -> None:

@@ -96,16 +96,23 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise bad_value("seed", self.seed, "a whole number from 0 to 2^32 - 1")
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda", "mps") or (
-            ":" in self.device and (kind != "cuda" or not index.isdigit())
-        ):
-            raise bad_value("device", self.device, "auto, cpu, cuda, cuda:N or mps")
+        check_device_name(self.device)
         if self.precision not in PRECISIONS:
             raise bad_value("precision", self.precision, " or ".join(PRECISIONS))
         for key in ("out", "store", "recipe_name"):
             if getattr(self, key) == "":
                 raise bad_value(key, "", "a name, not an empty one")
+
+
+def check_device_name(device: str) -> None:
+    """Checks the form of a device's name.
+
+    Raises:
+        UserError: It is none of auto, cpu, cuda, cuda:N and mps.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (":" in device and (kind != "cuda" or not index.isdigit())):
+        raise bad_value("device", device, "auto, cpu, cuda, cuda:N or mps")
 
 
 def to_run_config(cfg: "DictConfig") -> RunConfig:

@@ -109,6 +109,8 @@ def evaluate(
     from compress.evaluate.prompts import evaluation_prompts
 
     networks = networks or Networks(config, device)
+    with processes.together():
+        networks.load(sets=True, captions=True, pairs=True)
     wanted = 0 if other_seeds else config.grid
     prompts = evaluation_prompts(data, config, max(config.images, wanted), seed)
     seeds = [(seed + index + OTHER_SEEDS * other_seeds) % 2**32 for index in range(len(prompts))]

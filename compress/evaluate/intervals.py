@@ -25,13 +25,16 @@ CHUNK = 10_000_000  # numbers drawn at once
 Scale = Callable[[float, float, float], tuple[float, float]]
 
 
-def mean_interval(values: torch.Tensor, resamples: int = 1000, seed: int = 0) -> dict[str, Any]:
+def mean_interval(
+    values: torch.Tensor, resamples: int = 1000, seed: int = 0, within: tuple[float, float] = (-math.inf, math.inf)
+) -> dict[str, Any]:
     """The mean of independent values with a bootstrap interval.
 
     Args:
         values: ``(n,)``, n at least 1; of a single value the interval is the value.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
+        within: The smallest and the largest number that a value can be; the interval ends there.
 
     Returns:
         ``{"value", "low", "high", "n", "interval_of"}``.
@@ -39,7 +42,7 @@ def mean_interval(values: torch.Tensor, resamples: int = 1000, seed: int = 0) ->
     values, n = values.double().cpu(), len(values)
     value, variance = float(values.mean()), float(values.var()) / n if n > 1 else 0.0
     low, high = _offsets(values, variance, resamples, seed)
-    return _row(value, value + low, value + high, n)
+    return _row(value, max(value + low, min(within[0], value)), min(value + high, max(within[1], value)), n)
 
 
 def jackknife_interval(

@@ -1,6 +1,7 @@
 """Pictures to score, in memory or on disk: looked at in slices, so that a large set need not fit into memory."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from compress.errors import UserError, bad_value
+from compress.progress import track
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 COLOR = ("RGB", "RGBA", "RGBX", "P")  # modes of Pillow that hold three colors, or a palette of them
-END = {"PNG": b"IEND", "JPEG": b"\xff\xd9"}  # what a whole file has near its end
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP")  # of Pillow; MPO is a camera's JPEG and its preview
+OTHER = (".bmp", ".tif", ".tiff", ".gif", ".jfif", ".avif", ".heic", ".ppm")  # endings of pictures that are not read
 READERS = min(8, os.cpu_count() or 1)
+
+logger = logging.getLogger(__name__)
 
 
 class Pictures(Protocol):
@@ -47,8 +52,7 @@ class PictureFiles:
         sizes: ``(height, width)`` of each file.
 
     Raises:
-        UserError: A file is no picture, is cut off, moves, or has no three colors. Headers and endings are read, pixels
-            only where an ending looks wrong.
+        UserError: A file is no picture of a kind that is read, moves, or has no three colors: what headers tell.
     """
 
     def __init__(
@@ -60,7 +64,25 @@ class PictureFiles:
         with ThreadPoolExecutor(READERS) as pool:
             found = list(pool.map(self._header, self.files))
         self.sizes = [size for size, _ in found]
+        self._decoded: set[int] = set()
         self.transparent = sum(transparent for _, transparent in found)
+
+    def verify(self, chosen: range | None = None) -> None:
+        """Decodes pictures, each once, so that damage is found before any network has looked at one.
+
+        Args:
+            chosen: Their places; None for all.
+
+        Raises:
+            UserError: Naming the first file that cannot be read.
+        """
+        every = range(len(self.files)) if chosen is None else chosen
+        places = [index for index in every if index not in self._decoded]
+        files = [self.files[index] for index in places]
+        with ThreadPoolExecutor(READERS) as pool:
+            for _ in zip(track(files, f"reading {len(files)} pictures"), pool.map(self._whole, files), strict=True):
+                pass
+        self._decoded.update(places)
 
     @cached_property
     def sha256(self) -> str:
@@ -97,16 +119,29 @@ class PictureFiles:
                 self._check_kind(file, picture)
                 transparent = picture.mode == "RGBA" or "transparency" in picture.info
                 size = (picture.height, picture.width)
-                if not _ends_well(file, picture.format):
-                    picture.load()  # an unusual ending or a cut file; only its pixels tell
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._unreadable(file, error) from error
         return size, transparent
 
+    def _whole(self, file: Path) -> None:
+        self._decode(file)
+
+    def _decode(self, file: Path) -> "Image":
+        """As RGB."""
+        from PIL import Image
+
+        try:
+            with Image.open(file) as opened:
+                return on_white(opened)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise self._unreadable(file, error) from error
+
     def _check_kind(self, file: Path, picture: "Image") -> None:
+        if picture.format not in FORMATS:
+            raise UserError(f"{self.key}: {file} is {picture.format}, whatever its ending: make it PNG, JPEG or WebP")
         if picture.mode not in COLOR:
             raise UserError(f"{self.key}: {file} is not RGB but {_kind(picture.mode)}: convert it or take it away")
-        if picture.format != "MPO" and getattr(picture, "is_animated", False):  # MPO: a camera's JPEG and its preview
+        if picture.format != "MPO" and getattr(picture, "is_animated", False):
             raise UserError(f"{self.key}: {file} is an animation: a single picture is expected")
 
     def _read(self, file: Path) -> "torch.Tensor":
@@ -114,11 +149,7 @@ class PictureFiles:
         import torch
         from PIL import Image, ImageOps
 
-        try:
-            with Image.open(file) as opened:
-                picture = on_white(opened)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise self._unreadable(file, error) from error
+        picture = self._decode(file)
         if self.fit is not None and (picture.height, picture.width) != self.fit:
             if self.squeeze:
                 picture = picture.resize(self.fit[::-1], Image.Resampling.BICUBIC)
@@ -162,11 +193,24 @@ def picture_files(folder: str | Path, key: str = "images") -> list[Path]:
     files = [
         file
         for file in path.rglob("*")
-        if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+        if file.suffix.lower() in (*SUFFIXES, *OTHER)
+        and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        and file.is_file()
     ]
+    others = [file for file in files if file.suffix.lower() in OTHER]
+    files = [file for file in files if file.suffix.lower() in SUFFIXES]
+    if others:
+        endings = ", ".join(sorted({file.suffix.lower() for file in others}))
+        logger.warning("%s: %d pictures are left out for their endings (%s)", key, len(others), endings)
     if not files:
         raise bad_value(key, folder, f"a folder with pictures ({', '.join(SUFFIXES)}), but there is none in it")
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
+
+
+def reduced_size(height: int, width: int, side: int) -> tuple[int, int]:
+    """Height and width with the shorter side brought to ``side`` pixels."""
+    scale = side / min(height, width)
+    return round(height * scale), round(width * scale)
 
 
 def on_white(picture: "Image") -> "Image":
@@ -178,16 +222,6 @@ def on_white(picture: "Image") -> "Image":
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, picture).convert("RGB")
     return picture.convert("RGB")
-
-
-def _ends_well(file: Path, kind: str | None) -> bool:
-    """Whether a file's last bytes, or for WebP its length, are those of a whole one."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        if kind == "WEBP":
-            return int.from_bytes(stream.read(8)[4:], "little") + 8 <= size
-        stream.seek(max(0, size - 64))
-        return END.get(kind or "", b"") in stream.read()
 
 
 def _kind(mode: str) -> str:

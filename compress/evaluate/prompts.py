@@ -1,13 +1,12 @@
 """What pictures are sampled of: captions of the training data, or a file's."""
 
-import csv
-import json
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.errors import UserError, bad_value
+from compress.errors import bad_value
 from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.rows import rows
 
 if TYPE_CHECKING:
     from compress.data import Data
@@ -38,19 +37,11 @@ def read_prompts(file: Path) -> list[str]:
     Raises:
         UserError: The file cannot be read, is empty, or a row has no text.
     """
-    expected = "a readable csv (with a heading) or jsonl file that has text in every row"
+    expected = "a readable csv (with a heading) or jsonl file that has text in every row, in the column text"
     try:
-        content = file.read_text(encoding="utf-8-sig")
-        if file.suffix.lower() in (".jsonl", ".json"):
-            rows = [json.loads(line) for line in content.splitlines() if line.strip()]
-        else:
-            rows = list(csv.DictReader(content.splitlines(keepends=True)))
-    except (OSError, ValueError, csv.Error) as error:
+        texts = [text for _, (text,) in rows(file, ["text"])]
+    except (OSError, ValueError) as error:
         raise bad_value(KEY, file, f"{expected} ({error})") from None
-    if not rows:
+    if not texts:
         raise bad_value(KEY, file, f"{expected}; it has no rows")
-    texts = [row.get("text") if isinstance(row, dict) else None for row in rows]
-    for number, text in enumerate(texts, 1):
-        if not isinstance(text, str) or not text.strip():
-            raise UserError(f"{KEY}={file}: row {number} has no text; expected {expected}, in the column text")
-    return texts  # type: ignore[return-value]
+    return texts

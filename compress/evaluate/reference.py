@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -204,8 +203,10 @@ def _kept(
         parts = json.dumps([content, network.sha256, network.preprocessing])
         name = f"{key.replace('.', '-')}-{hashlib.sha256(parts.encode()).hexdigest()[:16]}.safetensors"
         path = None if cache is None else cache / name
-        with _first_process_first():
-            found[key] = _load_or_compute(pictures, network, path, networks.config.score_batch_size)
+        for first in (True, False):
+            with processes.together():
+                if processes.is_main() == first:
+                    found[key] = _load_or_compute(pictures, network, path, networks.config.score_batch_size)
     return found
 
 
@@ -215,23 +216,15 @@ def _load_or_compute(pictures: Callable[[], Pictures], network: Network, path: P
             return load_file(path)["features"]
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(f"{path}: damaged ({error}); delete it and run the same command again") from error
-    computed = features(pictures(), network, batch_size)
+    found = pictures()
+    if isinstance(found, PictureFiles):
+        found.verify()
+    computed = features(found, network, batch_size)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_with(path) as beside:
             save_file({"features": computed}, beside)
     return computed
-
-
-@contextmanager
-def _first_process_first() -> Iterator[None]:
-    if processes.count() == 1:
-        yield
-        return
-    from accelerate import PartialState
-
-    with PartialState().main_process_first():
-        yield
 
 
 def _captions_hash(data: "Data", indices: Tensor) -> str:

@@ -14,7 +14,7 @@ import torch
 from compress.errors import bad_value
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.latents import KEPT, FirstStep, write_latents
-from compress.evaluate.pictures import PictureFiles
+from compress.evaluate.pictures import PictureFiles, reduced_size
 from compress.evaluate.schedulers import SCHEDULERS
 from compress.files import replace_with
 from compress.progress import track
@@ -188,10 +188,8 @@ def _reduced(pictures: torch.Tensor, side: int) -> torch.Tensor:
     """Pictures whose shorter side has ``side`` pixels, by Pillow's antialiased bicubic filter."""
     from PIL import Image
 
-    height, width = pictures.shape[2:]
-    scale = side / min(height, width)
-    size = (round(width * scale), round(height * scale))
-    resized = [np.asarray(to_pil(picture).resize(size, Image.Resampling.BICUBIC)) for picture in pictures]
+    height, width = reduced_size(pictures.shape[2], pictures.shape[3], side)
+    resized = [np.asarray(to_pil(picture).resize((width, height), Image.Resampling.BICUBIC)) for picture in pictures]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress import processes
+from compress.config import check_device_name
 from compress.errors import UserError, bad_value
 from compress.evaluate.captions import read_captions, some
 from compress.evaluate.config import EMBEDDED_CLIP, EvaluateConfig
-from compress.evaluate.pictures import Part, PictureFiles, picture_files
+from compress.evaluate.pictures import Part, PictureFiles, picture_files, reduced_size
 from compress.values import build
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ LIBRARIES = ("torch", "torchmetrics", "transformers", "pillow")
 
 # Keys of the evaluate group that say how pictures are made or chosen; here they are made already, and all are used.
 OF_SAMPLING = (
-    "images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "resize", "grid", "prompts",
-    "reference", "reference_images", "noise_floor", "latency_repeats", "compiled",
+    "images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "grid", "prompts", "reference",
+    "reference_images", "noise_floor", "latency_repeats", "compiled",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,9 @@ class ScoreConfig:
         """Checks that something can be computed.
 
         Raises:
-            UserError: Nothing to compare with, or a metric was asked for that needs more.
+            UserError: Nothing to compare with, nothing to compute, or a metric was asked for that needs more.
         """
+        check_device_name(self.device)
         if self.paired and self.reference is None:
             raise bad_value("paired", "true", "reference=DIR to pair the pictures with")
         if self.reference is None and self.captions is None:
@@ -75,6 +77,24 @@ class ScoreConfig:
             )
         if self.captions is not None and self.evaluate.clip is None and not self.evaluate.preference:
             raise bad_value("evaluate.clip", "null", "the CLIPModel that is to read the captions")
+        for key, name in (("encoders", "evaluate.encoders"), ("fid_resize", "evaluate.fid_resize")):
+            if self.reference is None and getattr(self.evaluate, key) != getattr(EvaluateConfig(), key):
+                raise bad_value(name, getattr(self.evaluate, key), "reference=DIR, the pictures to compare with so")
+        if not self.metrics:
+            raise bad_value("evaluate.leave_out", some(self.evaluate.leave_out), "a metric that is left to compute")
+
+    @property
+    def metrics(self) -> list[str]:
+        """What is to be computed."""
+        from compress.evaluate.networks import OF_CLIP_TEXT
+
+        evaluate = self.evaluate
+        of_sets = ["fid", "kid", "precision", "recall", *(["cmmd"] if evaluate.clip is not None else [])]
+        wanted = of_sets if self.reference is not None else []
+        wanted += ["psnr", "ssim", "ms_ssim"] if self.paired else []
+        wanted += OF_CLIP_TEXT if self.captions is not None and evaluate.clip is not None else []
+        further = [*evaluate.encoders, *evaluate.preference, *(["lpips"] if evaluate.lpips else [])]
+        return [*filter(evaluate.wants, wanted), *further]
 
 
 def run_job(cfg: "DictConfig") -> None:
@@ -113,9 +133,12 @@ def to_score_config(cfg: "DictConfig") -> ScoreConfig:
         raise UserError(
             f"stages: expected none, since nothing is compressed here, but there is {some(list(tree['stages']))}"
         )
-    for key, only in (("precision", "fp32"), ("seed", 0)):
+    for key, only, why in (
+        ("precision", "fp32", "the networks of the metrics compute in no other way"),
+        ("seed", 0, "nothing is sampled here"),
+    ):
         if tree[key] != only:
-            raise bad_value(key, tree[key], f"{only}, since the networks of the metrics compute in no other way")
+            raise bad_value(key, tree[key], f"{only}, since {why}")
     return config
 
 
@@ -133,11 +156,16 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     from compress import preflight
     from compress.config import default_out
     from compress.evaluate import check
+    from compress.evaluate.networks import OF_INCEPTION
 
     preflight.check_device(config.device)
-    check(replace(config.evaluate, images=LEAST, protocol="score"))
+    needed = config.evaluate
+    if config.reference is None:
+        needed = replace(needed, leave_out=(*needed.leave_out, *OF_INCEPTION))
+    check(replace(needed, images=LEAST, protocol="score"))
     out = Path(config.out or default_out("score"))
-    preflight.check_writable("out", out)
+    for key, folder in (("out", out), ("store", Path(config.store))):
+        preflight.check_writable(key, folder)
     pictures, reference, captions = _inputs(config)
 
     from compress.evaluate.networks import Networks
@@ -148,6 +176,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     evaluate = replace(config.evaluate, leave_out=(*config.evaluate.leave_out, "fid_teacher"))
     networks = Networks(evaluate, device)
     mine = processes.share(len(pictures), evaluate.score_batch_size)
+    with processes.together():
+        networks.load(sets=reference is not None, captions=captions is not None, pairs=config.paired)
+        pictures.verify(mine)
     found = None
     if reference is not None:
         name = Path(str(config.reference)).expanduser().resolve().name
@@ -180,14 +211,19 @@ def _inputs(config: ScoreConfig) -> tuple[PictureFiles, PictureFiles | None, lis
     if config.paired and others is not None:
         others = _pair(names, others, config)
     pictures = PictureFiles(files, "images")
-    reference = None if others is None else PictureFiles(others, "reference")
+    fit = None
+    if config.evaluate.resize is not None:
+        fit = _reduced_size(config.evaluate.resize, pictures)
+        pictures = PictureFiles(files, "images", fit, squeeze=True)
+    reference = None if others is None else PictureFiles(others, "reference", fit, squeeze=fit is not None)
     for key, folder, found in (("images", config.images, pictures), ("reference", config.reference, reference)):
         if found is not None and len(found) < LEAST:
             raise bad_value(key, folder, f"at least {LEAST} pictures, but there are {len(found)}")
         if found is not None and found.transparent:
-            logger.warning("%s: transparent pictures are laid on white: %d of %d", key, found.transparent, len(found))
+            words = "%s: pictures with an alpha channel are laid on white: %d of %d"
+            logger.warning(words, key, found.transparent, len(found))
     if config.paired and reference is not None:
-        _check_sizes(pictures, reference)
+        _check_sizes(pictures, reference, config)
     return pictures, reference, captions
 
 
@@ -221,7 +257,26 @@ def _by_stem(files: Sequence[tuple[str, Path]], key: str) -> dict[str, Path]:
     return found
 
 
-def _check_sizes(pictures: PictureFiles, reference: PictureFiles) -> None:
+def _reduced_size(side: int, pictures: PictureFiles) -> tuple[int, int]:
+    """What the pictures of both folders are brought to, as a run brings them that samples the first ones itself."""
+    (height, width), *more = sorted(set(pictures.sizes))
+    if more:
+        raise bad_value("evaluate.resize", side, f"null, since images has pictures of {len(more) + 1} different sizes")
+    if side > min(height, width):
+        raise bad_value("evaluate.resize", side, f"at most {min(height, width)}, the shorter side of the pictures")
+    return reduced_size(height, width, side)
+
+
+def _check_sizes(pictures: PictureFiles, reference: PictureFiles, config: ScoreConfig) -> None:
+    from compress.evaluate.metrics.paired import WINDOW
+
+    wanted = [name for name in ("ssim", "ms_ssim") if config.evaluate.wants(name)]
+    for file, (height, width) in zip(pictures.files, pictures.sizes, strict=True):
+        if wanted and min(height, width) < WINDOW:
+            raise UserError(
+                f"paired=true: {file} has {width}x{height} pixels, and SSIM needs sides of at least {WINDOW}: take it "
+                f"away, or give evaluate.leave_out=[{','.join(wanted)}]"
+            )
     for ours, theirs, a, b in zip(pictures.files, reference.files, pictures.sizes, reference.sizes, strict=True):
         if a != b:
             raise UserError(
@@ -238,7 +293,8 @@ def _manifest(
         for metric in scores.values()
         if metric is not None and metric.get("network")
     }
-    settings = {key: value for key, value in asdict(config.evaluate).items() if key not in OF_SAMPLING}
+    unused = (*OF_SAMPLING, "protocol", "version")  # which is one of sampling and scoring
+    settings = {key: value for key, value in asdict(config.evaluate).items() if key not in unused}
     return {
         "version": VERSION,
         "images": {"folder": config.images, **_about(pictures)},
@@ -259,12 +315,13 @@ def _hash(file: str) -> str:
 
 
 def _about(pictures: PictureFiles) -> dict[str, Any]:
-    sizes = sorted(set(pictures.sizes))
+    sizes = sorted(set(pictures.sizes), key=lambda size: size[0] * size[1])
+    (low, narrow), (high, wide) = sizes[0], sizes[-1]
     return {
         "n": len(pictures),
         "sha256": pictures.sha256,
-        "smallest": f"{min(width for _, width in sizes)}x{min(height for height, _ in sizes)}",
-        "largest": f"{max(width for _, width in sizes)}x{max(height for height, _ in sizes)}",
+        "smallest": f"{narrow}x{low}",
+        "largest": f"{wide}x{high}",
         "sizes": len(sizes),
         "on_white": pictures.transparent,
     }

@@ -26,7 +26,7 @@ __all__ = ["Networks", "Reference", "names", "score_pictures"]
 Scores = dict[str, dict[str, Any] | None]
 Batch: TypeAlias = Tensor | list[Tensor]
 
-PAIRED = {"psnr": measures.PSNR, "ssim": measures.SSIM, "ms_ssim": measures.MultiScaleSSIM, "lpips": measures.LPIPS}
+PAIRED = {"psnr": measures.PSNR, "ssim": measures.SSIM, "ms_ssim": measures.MultiScaleSSIM}
 
 
 def names(config: EvaluateConfig) -> list[str]:
@@ -35,7 +35,7 @@ def names(config: EvaluateConfig) -> list[str]:
     sets += ["cmmd"] if config.clip is not None else []
     sets += [f"{kind}_{name}" for name in config.encoders for kind in ("fd", "mmd")]
     text = ["clip_score", "r_at_1", "r_at_5"] if config.clip is not None else []
-    return [name for name in [*sets, *text, *config.preference, *PAIRED] if config.wants(name)]
+    return [name for name in [*sets, *text, *config.preference, *PAIRED, "lpips"] if config.wants(name)]
 
 
 def score_pictures(
@@ -83,10 +83,13 @@ def score_pictures(
         seen.liked = {name: _Liked(networks, name, config) for name in config.preference}
     if teacher is not None:
         seen.pairs = {name: metric(**means) for name, metric in PAIRED.items() if config.wants(name)}
+        if config.lpips:
+            seen.pairs["lpips"] = measures.LPIPS(networks.lpips, **means)
         if config.wants("fid_teacher") and "inception" not in (teacher_features or {}):
             seen.of_teacher = {"inception": []}
-    for chosen, batch, others in _read(pictures, teacher, config.score_batch_size):
-        seen.take(batch, others, captions[chosen] if captions is not None else [], chosen.start)
+    with processes.together():
+        for chosen, batch, others in _read(pictures, teacher, config.score_batch_size):
+            seen.take(batch, others, captions[chosen] if captions is not None else [], chosen.start)
     features = {key: _joined(found) for key, found in seen.features.items()}
     if keep is not None:
         keep.update(features)

@@ -161,10 +161,10 @@ def test_prompts_of_a_file_come_in_its_order(tmp_path, name, content):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "caption\na cat\n", "row 1 has no text"),
+        ("a.csv", "caption\na cat\n", "no column text, but caption"),
         ("a.csv", "text\n", "it has no rows"),
-        ("a.csv", "text,file_name\na cat,1\n,2\n", "row 2 has no text"),
-        ("a.jsonl", '{"text": "a cat"}\n{"text": 3}\n', "row 2 has no text"),
+        ("a.csv", "text,file_name\na cat,1\n,2\n", "line 3 has no text"),
+        ("a.jsonl", '{"text": "a cat"}\n{"text": 3}\n', "line 2 has no text"),
         ("a.jsonl", "a cat\n", "a readable csv"),
     ],
 )

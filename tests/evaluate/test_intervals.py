@@ -57,6 +57,13 @@ def test_values_that_do_not_vary_have_no_interval():
     assert (single["low"], single["high"], single["n"]) == (3, 3, 1)
 
 
+def test_intervals_end_where_values_do():
+    values = torch.tensor([0.9, 0.99, 0.999, 0.9999, 1.0])
+    assert mean_interval(values)["high"] > 1
+    bound = mean_interval(values, within=(0.95, 1.0))
+    assert (bound["low"], bound["high"]) == (0.95, 1.0)
+
+
 def test_jackknife_of_a_mean_is_the_interval_of_the_mean():
     values = torch.rand(30, generator=torch.Generator().manual_seed(0)).double()
     one = (values.sum() - values) / 29

@@ -92,31 +92,41 @@ def test_pictures_without_three_colors_are_refused(mode, tmp_path):
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.95])
-def test_a_file_that_is_cut_off_is_found_before_pictures_are_read(ending, share, tmp_path):
+def test_a_file_that_is_cut_off_is_named(ending, share, tmp_path):
     noise(1).save(tmp_path / f"a.{ending}")
     file = tmp_path / f"b.{ending}"
     noise(0, (80, 90)).save(file)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match=f"^reference: .*b.{ending} cannot be read as a picture"):
-        PictureFiles(picture_files(tmp_path), "reference")
+        PictureFiles(picture_files(tmp_path), "reference").verify()
 
 
-def test_a_file_that_lost_only_its_end_mark_is_read(tmp_path):
-    noise(0, (80, 90)).save(tmp_path / "a.png")
-    content = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "a.png").write_bytes(content[:-12])
-    assert torch.equal(PictureFiles(picture_files(tmp_path))[:][0], as_tensor(noise(0, (80, 90))))
-
-
-def test_damage_in_the_middle_is_named_when_the_picture_is_read(tmp_path):
+def test_damage_in_the_middle_is_named(tmp_path):
+    noise(0).save(tmp_path / "0.png")
     noise(0, (80, 90)).save(tmp_path / "a.png")
     content = bytearray((tmp_path / "a.png").read_bytes())
     content[len(content) // 2] ^= 255
     (tmp_path / "a.png").write_bytes(bytes(content))
     pictures = PictureFiles(picture_files(tmp_path))
-    with pytest.raises(UserError, match=r"a\.png cannot be read as a picture"):
-        pictures[:]
+    pictures.verify(range(1))
+    for look in (pictures.verify, lambda: pictures[1:]):
+        with pytest.raises(UserError, match=r"a\.png cannot be read as a picture"):
+            look()
+
+
+def test_other_formats_are_refused_whatever_their_ending(tmp_path):
+    noise(0).save(tmp_path / "a.png", format="GIF")
+    with pytest.raises(UserError, match=r"a\.png is GIF, whatever its ending"):
+        PictureFiles(picture_files(tmp_path))
+
+
+def test_what_is_left_out_is_said(tmp_path, caplog):
+    (tmp_path / ".checkpoints").mkdir()
+    for name in ("a.png", ".checkpoints/b.png", "c.bmp", "d.tiff"):
+        noise(0).save(tmp_path / name)
+    assert picture_files(tmp_path, "reference") == [tmp_path / "a.png"]
+    assert "reference: 2 pictures are left out for their endings (.bmp, .tiff)" in caplog.text
 
 
 def test_animations_are_refused(tmp_path):

@@ -66,7 +66,7 @@ def test_a_folder_against_another_and_its_captions(cli, capsys):
     }
     assert manifest["images"]["folder"] == "ours"
     assert (manifest["images"]["n"], manifest["images"]["sizes"]) == (5, 4)
-    assert (manifest["images"]["smallest"], manifest["images"]["largest"]) == ("24x24", "40x61")
+    assert (manifest["images"]["smallest"], manifest["images"]["largest"]) == ("24x24", "25x61")
     assert len(manifest["images"]["sha256"]) == len(manifest["captions"]["sha256"]) == 64
     assert manifest["evaluate"]["fid_resize"] == "tensorflow1"
     assert "steps" not in manifest["evaluate"]
@@ -75,7 +75,7 @@ def test_a_folder_against_another_and_its_captions(cli, capsys):
     text = " ".join(text.split())
     for part in ("FID ↓", "KID ↓", "CMMD ↓", "tiny score ↑", "R@5 ↑", "N → ∞", "out/score.json"):
         assert part in text
-    assert "Scored 5 pictures of 24x24 to 40x61 px in ours." in text
+    assert "Scored 5 pictures of 24x24 to 25x61 px in ours." in text
     assert "tiny-inception (00000000)" in text
     # Nothing is computed again, and nothing changes.
     assert cli("images=ours", "reference=theirs", "captions=captions.jsonl", "out=again") == 0
@@ -118,11 +118,16 @@ def test_transparent_pictures_are_said_to_be_laid_on_white(cli, capsys):
 @pytest.fixture
 def folders(cli: Any) -> Any:
     """Good folders, and some that are not."""
-    for name in ("ours", "theirs", "gray", "cut", "fewer", "other", "wide"):
+    for name in ("ours", "theirs", "gray", "cut", "headless", "bitmap", "fewer", "other", "wide"):
         write(Path(name))
     Image.open("gray/a.png").convert("L").save("gray/a.png")
     content = Path("cut/b.jpg").read_bytes()
     Path("cut/b.jpg").write_bytes(content[: len(content) // 2])
+    Path("headless/b.jpg").write_bytes(content[:20])
+    Image.open("bitmap/a.png").save("bitmap/a.bmp")
+    Path("bitmap/a.bmp").rename("bitmap/a.png")
+    write(Path("same"), names=[f"{index}.png" for index in range(5)], sizes=[(24, 32)] * 5)
+    write(Path("tiny"), sizes=[(8, 9)] * 5)
     Path("fewer/c.webp").unlink()
     Path("other/in/d.png").rename("other/in/dd.png")
     Image.new("RGB", (99, 24)).save("wide/a.png")
@@ -142,7 +147,12 @@ def folders(cli: Any) -> Any:
         (["images=ours", "reference=empty"], "reference=empty: expected a folder with pictures"),
         (["images=ours", "reference=three"], "reference=three: expected at least 5 pictures, but there are 2"),
         (["images=gray", "reference=theirs"], "images: gray/a.png is not RGB but gray, with one channel"),
-        (["images=ours", "reference=cut"], "reference: cut/b.jpg cannot be read as a picture"),
+        (["images=ours", "reference=headless"], "reference: headless/b.jpg cannot be read as a picture"),
+        (["images=ours", "reference=bitmap"], "reference: bitmap/a.png is BMP, whatever its ending"),
+        (
+            ["images=tiny", "reference=tiny", "paired=true"],
+            "tiny/a.png has 8x9 pixels, and SSIM needs sides of at least 11",
+        ),
         (["images=fewer", "reference=theirs", "paired=true"], "1 of 5 pictures of reference have none of that name"),
         (["images=ours", "reference=fewer", "paired=true"], "1 of 5 pictures of images have none of that name"),
         (["images=ours", "reference=other", "paired=true"], "in/d (reference has 5"),
@@ -155,12 +165,32 @@ def folders(cli: Any) -> Any:
         (["images=ours", "reference=theirs", "evaluate.preference=[hpsv2]"], "evaluate.preference=hpsv2: expected"),
         (["images=ours", "reference=theirs", "evaluate.steps=3"], "evaluate.steps=3: expected no change"),
         (["images=ours", "reference=theirs", "evaluate.reference=ours"], "evaluate.reference=ours: expected no change"),
+        (
+            ["images=ours", "reference=theirs", "evaluate.resize=16"],
+            "evaluate.resize=16: expected null, since images has",
+        ),
+        (["images=same", "reference=theirs", "evaluate.resize=50"], "evaluate.resize=50: expected at most 24"),
+        (["images=ours", "captions=captions.csv", "+evaluate.encoders.a=x/y"], "expected reference=DIR"),
+        (
+            ["images=ours", "captions=captions.csv", "evaluate.fid_resize=clean"],
+            "fid_resize=clean: expected reference=DIR",
+        ),
+        (
+            ["images=ours", "captions=captions.csv", "evaluate.leave_out=[clip_score,r_at_1,r_at_5]"],
+            "evaluate.leave_out=clip_score, r_at_1, r_at_5: expected a metric that is left",
+        ),
         (["images=ours", "reference=theirs", "precision=bf16"], "precision=bf16: expected fp32"),
         (["images=ours", "reference=theirs", "seed=3"], "seed=3: expected 0"),
         (["images=ours", "reference=theirs", "model.path=x"], "model: no such key"),
         (["images=ours", "refrence=theirs"], "refrence: no such key (did you mean reference?)"),
         (["images=ours", "reference=theirs", "paired=maybe"], "paired=maybe: expected true or false"),
         (["images=ours", "reference=theirs", "device=cuda:99"], "device=cuda:99: expected"),
+        (
+            ["images=ours", "reference=theirs", "device=cuda:x"],
+            "device=cuda:x: expected auto, cpu, cuda, cuda:N or mps",
+        ),
+        (["images=ours", "reference=theirs", "device=gpu"], "device=gpu: expected auto, cpu, cuda, cuda:N or mps"),
+        (["images=ours", "reference=theirs", "store=captions.csv"], "store=captions.csv: cannot be written"),
         (["images=ours", "reference=theirs", "out=/dev/null/out"], "out=/dev/null/out: cannot be written"),
     ],
 )
@@ -174,6 +204,41 @@ def test_mistakes_are_one_message_before_anything_is_loaded(folders, arguments, 
     assert part in text
     assert "Traceback" not in text
     assert sorted(Path.cwd().iterdir()) == before
+
+
+@pytest.mark.parametrize("folder", ["images", "reference"])
+def test_damage_is_found_before_any_picture_is_looked_at(folders, folder, capsys, monkeypatch):
+    monkeypatch.setattr(TinyInception, "forward", None)
+    there = {"images": "ours", "reference": "ours", folder: "cut"}
+    assert folders(*(f"{key}={value}" for key, value in there.items())) == 2
+    assert f"{folder}: cut/b.jpg cannot be read as a picture" in capsys.readouterr().err
+
+
+def test_encoders_are_loaded_before_any_picture_is_looked_at(folders, capsys, monkeypatch):
+    monkeypatch.setattr(TinyInception, "forward", None)
+    Path("encoder").mkdir()
+    Path("encoder/config.json").write_text('{"model_type": "vit"}')
+    assert folders("images=ours", "reference=theirs", "+evaluate.encoders.vit=./encoder") == 2
+    assert "evaluate.encoders.vit=./encoder: no image encoder can be loaded from there" in capsys.readouterr().err
+
+
+def test_pictures_of_a_published_protocol_are_brought_to_its_size(folders):
+    for name, side in (("large", 48), ("small", 24)):
+        Path(name).mkdir()
+        for file in sorted(Path("same").iterdir()):
+            picture = Image.open(file).resize((64, 48), Image.Resampling.NEAREST)
+            shown = picture if side == 48 else picture.resize((32, 24), Image.Resampling.BICUBIC)
+            shown.save(Path(name) / file.name)
+    assert folders("images=large", "reference=theirs", "evaluate.resize=24", "out=reduced") == 0
+    shutil.rmtree("squeezed", ignore_errors=True)
+    Path("squeezed").mkdir()
+    for index, file in enumerate(sorted(Path("theirs").rglob("*.*"))):
+        Image.open(file).convert("RGB").resize((32, 24), Image.Resampling.BICUBIC).save(f"squeezed/{index}.png")
+    assert folders("images=small", "reference=squeezed", "out=already") == 0
+    reduced, already = written("reduced"), written("already")
+    assert reduced["metrics"]["kid"]["value"] == pytest.approx(already["metrics"]["kid"]["value"], rel=1e-6)
+    assert reduced["manifest"]["evaluate"]["resize"] == 24
+    assert "protocol" not in reduced["manifest"]["evaluate"]
 
 
 def test_two_pictures_of_one_name_cannot_be_paired(folders, capsys):

@@ -1,5 +1,6 @@
 """Likeness of each picture to the teacher's picture of the same prompt and noise."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -97,7 +98,7 @@ class SSIM(RowMetric):
 
     def compute(self) -> dict[str, Any]:
         """``{"value", "low", "high", "n", "interval_of"}``."""
-        return mean_interval(self.rows("values").flatten(), self.resamples, self.seed)
+        return mean_interval(self.rows("values").flatten(), self.resamples, self.seed, (-1.0, 1.0))
 
 
 class MultiScaleSSIM(RowMetric):
@@ -147,7 +148,7 @@ class MultiScaleSSIM(RowMetric):
         factors[:, -1] = self.rows("similarities")[:, scales - 1]
         weights = torch.tensor(SCALES[:scales], dtype=torch.float64, device=factors.device)
         values = factors.clamp(min=0).pow(weights / weights.sum()).prod(dim=1)
-        return {**mean_interval(values, self.resamples, self.seed), "scales": scales}
+        return {**mean_interval(values, self.resamples, self.seed, (0.0, 1.0)), "scales": scales}
 
 
 class LPIPS(RowMetric):
@@ -175,7 +176,7 @@ class LPIPS(RowMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__("values", **kwargs)
-        self.network = _alexnet() if network is None else network
+        self.network = alexnet() if network is None else network
         self.resamples, self.seed = resamples, seed
 
     @torch.no_grad()
@@ -191,11 +192,15 @@ class LPIPS(RowMetric):
 
     def compute(self) -> dict[str, Any]:
         """``{"value", "low", "high", "n", "interval_of"}``."""
-        return mean_interval(self.rows("values").flatten(), self.resamples, self.seed)
+        return mean_interval(self.rows("values").flatten(), self.resamples, self.seed, (0.0, math.inf))
 
 
-def _alexnet() -> torch.nn.Module:
-    """The network of torchmetrics, one distance a pair."""
+def alexnet() -> torch.nn.Module:
+    """The network of torchmetrics, one distance a pair; torchvision downloads its weights.
+
+    Raises:
+        UserError: torchvision is missing.
+    """
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
@@ -247,4 +252,5 @@ def _contrast(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def _ratio(errors: torch.Tensor, resamples: int, seed: int) -> dict[str, Any]:
     """The mean ratio in dB of squared errors relative to the squared peak."""
     values = (-10 * errors.log10()).clamp(max=PSNR_CAP)
-    return {**mean_interval(values, resamples, seed), "equal": int((errors == 0).sum()), "cap": PSNR_CAP}
+    found = mean_interval(values, resamples, seed, (-math.inf, PSNR_CAP))
+    return {**found, "equal": int((errors == 0).sum()), "cap": PSNR_CAP}

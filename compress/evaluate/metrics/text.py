@@ -59,7 +59,7 @@ class CLIPScore(RowMetric):
     def compute(self) -> dict[str, Any]:
         """``{"value", "low", "high", "cosine", "n", "interval_of"}``; ``cosine`` is the mean of the raw cosines."""
         cosines = self.rows("cosines").flatten()
-        found = mean_interval(100 * cosines.clamp(min=0), self.resamples, self.seed)
+        found = mean_interval(100 * cosines.clamp(min=0), self.resamples, self.seed, (0.0, 100.0))
         return {**found, "cosine": float(cosines.mean())}
 
 

@@ -75,6 +75,31 @@ class Networks:
 
         return {name: load_preference(name, self.device) for name in self.config.preference}
 
+    @cached_property
+    def lpips(self) -> "torch.nn.Module":
+        """The network of LPIPS."""
+        from compress.evaluate.metrics.paired import alexnet
+
+        return alexnet()
+
+    def load(self, sets: bool, captions: bool, pairs: bool) -> None:
+        """Loads all that will be needed, so that what cannot be is found before any picture is looked at.
+
+        Args:
+            sets: See :meth:`keys`.
+            captions: See :meth:`keys`.
+            pairs: Whether pictures are compared one by one.
+
+        Raises:
+            UserError: One of them cannot be loaded.
+        """
+        for key in self.keys(sets, captions):
+            self[key]
+        if captions:
+            self.preference  # noqa: B018 - loads them
+        if pairs and self.config.lpips:
+            self.lpips  # noqa: B018
+
     def keys(self, sets: bool, captions: bool) -> list[str]:
         """The networks that pictures have to pass.
 

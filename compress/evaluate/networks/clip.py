@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from compress.assets import resolve
 from compress.errors import UserError
-from compress.evaluate.networks.weights import weights_hash
+from compress.evaluate.networks.weights import own_preprocessing, weights_hash
 from compress.models.quiet import hide_notices, no_progress_bars
 
 if TYPE_CHECKING:
@@ -35,12 +36,16 @@ class Clip:
     tokenizer: "CLIPTokenizer"
     processor: "CLIPImageProcessorPil"
     name: str = "CLIP"
-    preprocessing = "its own"
 
     @cached_property
     def sha256(self) -> str:
         """See :func:`compress.evaluate.networks.weights.weights_hash`."""
         return weights_hash(self.model)
+
+    @cached_property
+    def preprocessing(self) -> str:
+        """See :func:`compress.evaluate.networks.weights.own_preprocessing`."""
+        return own_preprocessing(self.processor)
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor | Sequence[Tensor]) -> Tensor:
@@ -103,8 +108,20 @@ def load_clip(
             model, info = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         tokenizer = CLIPTokenizer.from_pretrained(source)
         processor = CLIPImageProcessorPil.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{key}={path}: no CLIP model can be loaded from there ({error})") from None
     if info["missing_keys"]:
         raise UserError(f"{key}={path}: not a whole CLIP model, without {sorted(info['missing_keys'])[0]}")
+    _check_words(tokenizer, model, f"{key}={path}")
     return Clip(model.to(device).eval(), tokenizer, processor, name or path)
+
+
+def _check_words(tokenizer: "CLIPTokenizer", model: "CLIPModel", shown: str) -> None:
+    """Refuses a tokenizer without a vocabulary, which transformers makes where there are no files of one."""
+    cat, dog = (tokenizer(word).input_ids for word in ("cat", "dog"))
+    known = model.config.text_config.vocab_size
+    if cat == dog or len(tokenizer) > known:
+        raise UserError(
+            f"{shown}: its tokenizer has {len(tokenizer)} tokens, the model {known}: the folder needs the files of the "
+            "model's own tokenizer, tokenizer.json or vocab.json and merges.txt"
+        )

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from compress.assets import resolve
 from compress.errors import UserError
-from compress.evaluate.networks.weights import weights_hash
+from compress.evaluate.networks.weights import own_preprocessing, weights_hash
 from compress.models.quiet import hide_notices, no_progress_bars
 
 
@@ -25,10 +26,9 @@ class Encoder:
         key: The config key of ``path``, for messages.
 
     Raises:
-        UserError: There is no such model, some of its weights are missing, or it does not look at pictures.
+        UserError: There is no such model, some of its weights are missing, it does not look at pictures, or it sees
+            other things each time.
     """
-
-    preprocessing = "its own"
 
     def __init__(self, path: str, device: torch.device | str = "cpu", key: str = "evaluate.encoders") -> None:
         hide_notices()
@@ -44,7 +44,7 @@ class Encoder:
                 )
             # The one on Pillow: the one on torchvision gives other pixels.
             self.processor = AutoImageProcessor.from_pretrained(source, backend="pil")
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise UserError(f"{key}={path}: no image encoder can be loaded from there ({error})") from None
         missing = {name for name in info["missing_keys"] if name.partition(".")[0] not in ("pooler", "text_model")}
         if missing:
@@ -54,6 +54,8 @@ class Encoder:
         if self.model.main_input_name != "pixel_values" and not hasattr(self.model, "vision_model"):
             raise UserError(f"{key}={path}: expected an image encoder, not a {type(model).__name__}")
         self.sha256 = weights_hash(self.model)
+        self.preprocessing = own_preprocessing(self.processor)
+        self._check_steady(f"{key}={path}")
 
     @torch.no_grad()
     def __call__(self, pictures: Tensor | Sequence[Tensor]) -> Tensor:
@@ -70,6 +72,13 @@ class Encoder:
         pooled = getattr(output, "pooler_output", None) if self.pooled else None
         features = output.last_hidden_state[:, 0] if pooled is None else pooled
         return features.flatten(1).float().cpu()
+
+    def _check_steady(self, shown: str) -> None:
+        """Refuses a model that is random in use, such as one that masks parts of a picture."""
+        picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        if not torch.equal(self(picture), self(picture)):
+            kind = type(self.model).__name__
+            raise UserError(f"{shown}: expected an encoder that sees the same each time, not a {kind}, which is random")
 
 
 def _model_class(source: str) -> Any:

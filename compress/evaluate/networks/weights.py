@@ -1,7 +1,8 @@
-"""The hash of a network's weights."""
+"""Hashes of what decides a network's features: its weights, and how it brings pictures to its own size."""
 
 import hashlib
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -14,3 +15,9 @@ def weights_hash(model: "torch.nn.Module") -> str:
         digest.update(name.encode())
         digest.update(value.detach().float().cpu().contiguous().numpy())
     return digest.hexdigest()
+
+
+def own_preprocessing(processor: Any) -> str:
+    """What to call an image processor of transformers, with the beginning of its settings' SHA-256."""
+    settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
+    return f"its own ({hashlib.sha256(settings.encode()).hexdigest()[:8]})"

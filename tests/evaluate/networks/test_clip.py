@@ -1,5 +1,7 @@
 """Embeddings of a CLIP model against its own forward pass."""
 
+import json
+
 import pytest
 import torch
 
@@ -53,3 +55,28 @@ def test_a_folder_without_a_whole_model_is_refused(tmp_path):
     save_file(weights, file, {"format": "pt"})
     with pytest.raises(UserError, match="without visual_projection.weight"):
         load_clip(str(tmp_path))
+
+
+def test_a_folder_without_a_vocabulary_is_refused(tmp_path):
+    tiny_clip(tmp_path)
+    for file in tmp_path.iterdir():
+        if file.name not in ("config.json", "model.safetensors", "preprocessor_config.json"):
+            file.unlink()
+    with pytest.raises(UserError, match=r"its tokenizer has .* tokens, the model .* tokenizer.json or vocab.json"):
+        load_clip(str(tmp_path))
+
+
+def test_a_cut_file_of_weights_is_named(tmp_path):
+    tiny_clip(tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"evaluate\.clip=.*no CLIP model can be loaded"):
+        load_clip(str(tmp_path))
+
+
+def test_the_preprocessing_is_told_apart(tmp_path):
+    first = load_clip(tiny_clip(tmp_path)).preprocessing
+    assert first == load_clip(str(tmp_path)).preprocessing
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"image_mean": [0.1, 0.2, 0.3]}))
+    assert load_clip(str(tmp_path)).preprocessing != first

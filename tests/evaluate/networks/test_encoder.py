@@ -13,6 +13,8 @@ from transformers import (
     Dinov2Model,
     ViTConfig,
     ViTForImageClassification,
+    ViTMAEConfig,
+    ViTMAEModel,
     ViTModel,
 )
 
@@ -101,4 +103,19 @@ def test_missing_weights_are_no_random_ones(tmp_path):
     weights.pop("layernorm.weight")
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="not whole; the first that is missing is layernorm.weight"):
+        Encoder(str(tmp_path))
+
+
+def test_an_encoder_that_is_random_in_use_is_refused(tmp_path):
+    with seeded(0):
+        model = ViTMAEModel(ViTMAEConfig(**{**SIZE, "patch_size": 2}, intermediate_size=32))
+    with pytest.raises(UserError, match="not a ViTMAEModel, which is random"):
+        saved(model, tmp_path)
+
+
+def test_a_cut_file_of_weights_is_named(tmp_path):
+    saved(Dinov2Model(Dinov2Config(**SIZE)), tmp_path)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"no image encoder can be loaded"):
         Encoder(str(tmp_path))
