@@ -6,7 +6,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.compose import explain, place_choices, register_recipes, sentence
+from compress.compose import explain, place_choices, quoted, register_recipes, sentence
 from compress.config import NOT_STAGES, conf_folder, recipe_files
 from compress.errors import UserError
 
@@ -78,7 +78,7 @@ def main() -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word.startswith("~"))]
-    overrides = place_choices(words)
+    overrides = place_choices(quoted(words))
     sys.argv[1:] = overrides + [word for word in arguments if word not in words]  # Hydra wants options last
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
     codes: list[int] = []

@@ -33,11 +33,35 @@ def compose(overrides: list[str]) -> "DictConfig":
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    overrides = place_choices(overrides)
+    overrides = place_choices(quoted(overrides))
     try:
         return _compose(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from error
+
+
+def quoted(overrides: list[str]) -> list[str]:
+    """Puts quotes around values that Hydra cannot read without, such as names of folders with an umlaut or a bracket.
+
+    Values that begin as a list, a dictionary or a quoted text stay, so that a mistake in one is named.
+
+    Args:
+        overrides: As on the command line.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, found = OverridesParser.create(), []
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        try:
+            parser.parse_override(override)
+        except HydraException:
+            if equals and value[:1] not in "[{('\"":
+                escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+                override = f'{key}="{escaped}"'
+        found.append(override)
+    return found
 
 
 def place_choices(overrides: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import compress.data
 import compress.evaluate
@@ -55,7 +55,7 @@ class Plan:
         self.config, self.store = config, store
         self.teacher = compress.models.fingerprint(config.model)
         self.data = compress.data.fingerprint(config.data)
-        self._shared = {
+        self._shared: dict[str, Any] = {
             "evaluate": {key: value for key, value in asdict(config.evaluate).items() if key != "noise_floor"},
             "version": compress.evaluate.VERSION,
             "files": _hashes(config),
@@ -64,6 +64,12 @@ class Plan:
             "precision": config.precision,
             "hardware": _hardware(device),
             "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        }
+        self._of_pictures = {
+            "evaluate": config.evaluate.of_pictures,
+            "version": compress.evaluate.PICTURES_VERSION,
+            "prompts": self._shared["files"].get("prompts", self.data),
+            **{key: self._shared[key] for key in ("seed", "precision", "hardware", "libraries")},
         }
         self.teacher_evaluation = store.key({"checkpoint": self.teacher, "teacher": None, **self._shared})
         self.noise_floor = store.key({"checkpoint": self.teacher, "teacher": self.teacher_evaluation, **self._shared})
@@ -76,6 +82,12 @@ class Plan:
     def evaluation(self, step: Step) -> str:
         """Key of the evaluation of a step's checkpoint."""
         return self.store.key({"checkpoint": step.key, "teacher": self.teacher_evaluation, **self._shared})
+
+    def pictures(self, checkpoint: str | None, other_seeds: bool) -> str:
+        """Key of the pictures that are sampled of a checkpoint, of the teacher where it is None."""
+        return self.store.key(
+            {"checkpoint": checkpoint or self.teacher, "other_seeds": other_seeds, **self._of_pictures}
+        )
 
     def _step(self, stage: StageConfig, parent: str | None) -> Step:
         key = self.store.key(

@@ -250,8 +250,10 @@ class _Run:
             with self.store.lock(key, lambda: self._waiting(f"the evaluation of {name}")):
                 found = self.store.evaluation(key)
                 if found is None:
+                    pictures = self.plan.pictures(subject.checkpoint, subject.is_noise_floor)
+                    self.store.adopt(pictures, key)
                     processes.send(subject)
-                    self.store.put_evaluation(key, _measure(self.inputs, subject))
+                    self.store.put_evaluation(key, {"pictures": pictures, **_measure(self.inputs, subject)})
                     found = self.store.evaluation(key)
         assert found is not None
         self.grids[name] = found["grid"]

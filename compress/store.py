@@ -128,6 +128,27 @@ class Store:
         else:
             os.rename(folder, place)
 
+    def adopt(self, pictures: str, key: str) -> None:
+        """Gives the work folder of ``key`` the pictures of a finished evaluation that were sampled the same way.
+
+        Args:
+            pictures: Key of the pictures, as evaluations have it under ``"pictures"``.
+            key: The evaluation that is to be computed.
+
+        Raises:
+            UserError: A file of that evaluation is damaged.
+        """
+        for file in sorted((self.root / "evaluations").glob("*/evaluation.json")):
+            if json.loads(file.read_text(encoding="utf-8")).get("pictures") != pictures:
+                continue
+            self.evaluation(file.parent.name)  # verified
+            target = self.work(key) / "images"
+            target.mkdir(exist_ok=True)
+            for source in _files(file.parent / "images"):
+                if not (target / source.name).exists():
+                    _link(source, target / source.name)
+            return
+
     def evaluation_folder(self, key: str) -> Path:
         """Where the evaluation of ``key`` is or will be."""
         return self.root / "evaluations" / key
@@ -135,6 +156,16 @@ class Store:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file in a second place; a copy where the file system has no links. Neither is ever written to again."""
+    try:
+        os.link(source, target)
+    except OSError:
+        beside = target.with_name(f".{target.name}")
+        shutil.copyfile(source, beside)
+        os.replace(beside, target)
 
 
 def _hash(file: Path) -> str:

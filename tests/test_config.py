@@ -118,6 +118,11 @@ def test_a_choice_is_for_the_stage_of_its_kind() -> None:
     assert place_choices(words) == [words[0], "prune@stages.prune=a,b", *words[2:]]
 
 
+@pytest.mark.parametrize("name", ["b\u00fc", "it's", "p(1)", "a=b", 'x{y}"z', "with space", "back\\slash"])
+def test_a_folder_may_have_any_name(name: str) -> None:
+    assert compose(["recipe=score", f"images={name}"]).images == name
+
+
 def test_a_recipe_without_such_a_stage_says_which_it_has() -> None:
     with pytest.raises(UserError) as caught:
         compose(["recipe=int8", "prune=taylor"])

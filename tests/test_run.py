@@ -29,10 +29,11 @@ def quick_evaluate(
 ) -> Evaluation:
     """Counts parameters and makes up four pictures that depend on the weights and on the choice of seeds."""
     params = sum(tensor.numel() for tensor in pipeline.unet.parameters())
-    (folder / "images").mkdir(parents=True)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    color = ((params + more["other_seeds"]) % 251, 0, 0)
     for index in range(4):
-        color = ((params + more["other_seeds"]) % 251, 0, 0)
-        Image.new("RGB", (8, 8), color).save(folder / "images" / f"sample-{index:06d}.png")
+        if not (file := folder / "images" / f"sample-{index:06d}.png").exists():
+            Image.new("RGB", (8, 8), color).save(file)
     psnr = None
     if teacher is not None:
         theirs = Image.open(teacher / "images" / "sample-000000.png").getpixel((0, 0))
@@ -144,6 +145,27 @@ def test_only_what_changed_runs_again(run: Run, store: Path) -> None:
     result = run("stages.quantize.skip=[conv_in]", store=store)
     assert [stage["cached"] for stage in result["stages"]] == [True, False]
     assert len(run.evaluations) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("override", "there"),
+    [("evaluate.bootstrap=500", 4), ("evaluate.leave_out=[kid]", 4), ("evaluate.steps=3", 0), ("evaluate.images=5", 0)],
+)
+def test_pictures_are_sampled_again_only_where_they_would_be_others(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch, override: str, there: int
+) -> None:
+    before: list[int] = []
+
+    def looked_at(*arguments: Any, **more: Any) -> Any:
+        before.append(len(list(arguments[3].glob("images/sample-*.png"))))
+        return quick_evaluate(*arguments, **more)
+
+    monkeypatch.setattr(compress.evaluate, "evaluate", looked_at)
+    result = run(override, "evaluate.noise_floor=false", store=store)
+    assert all(stage["cached"] for stage in result["stages"])
+    assert before == [there] * 3
+    originals = list(store.rglob("sample-000000.png"))
+    assert len(originals) == 6  # those of the first run are still there
 
 
 def test_a_prefix_is_shared_and_names_do_not_matter(run: Run, store: Path) -> None:

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def stored(store: Store, key: str = "k") -> None:
     for index, picture in enumerate(pictures(4)):
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(images / f"sample-{index:06d}.png")
     cells = [{"prompt": "a cat", "seed": 3, "image": "images/sample-000001.png"}]
-    store.put_evaluation(key, {**EVALUATION, "grid": cells})
+    store.put_evaluation(key, {**EVALUATION, "pictures": "pictures", "grid": cells})
 
 
 def test_the_key_does_not_depend_on_order_and_changes_with_every_value() -> None:
@@ -61,6 +62,33 @@ def test_an_evaluation_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert torch.equal(found["grid"][0]["image"], pictures(4)[1])
     assert len(list((store.evaluation_folder("k") / "images").iterdir())) == 4
     assert not (tmp_path / "work" / "k").exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_pictures_are_adopted_from_an_evaluation_that_has_them(
+    tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: Any) -> None:
+        raise OSError("Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr("os.link", no_links)
+    store = Store(tmp_path)
+    stored(store)
+    folder = store.evaluation_folder("k")
+    store.adopt("other", "new")
+    assert not (tmp_path / "work" / "new").exists()
+    (store.work("new") / "images").mkdir()
+    (store.work("new") / "images" / "sample-000002.png").write_bytes(b"sampled before")
+    store.adopt("pictures", "new")
+    found = sorted((store.work("new") / "images").iterdir())
+    assert [file.name for file in found] == [f"sample-{index:06d}.png" for index in range(4)]
+    assert found[0].read_bytes() == (folder / "images" / "sample-000000.png").read_bytes()
+    assert found[2].read_bytes() == b"sampled before"
+    assert found[0].samefile(folder / "images" / "sample-000000.png") == links
+    (folder / "images" / "sample-000001.png").write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"sample-000001\.png is damaged"):
+        Store(tmp_path).adopt("pictures", "newer")
 
 
 def test_what_a_killed_process_was_writing_is_no_part_of_an_evaluation(tmp_path: Path) -> None:

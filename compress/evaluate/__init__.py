@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["EvaluateConfig", "Evaluation", "check", "evaluate"]
 
 VERSION = 6  # raised when the numbers change their meaning
+PICTURES_VERSION = 1  # raised when other pictures are sampled
 
 # What the noise floor's seeds are further on than the teacher's. Generators on the CPU look at 32 bits of a seed.
 OTHER_SEEDS = 2**31

@@ -5,6 +5,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from compress.assets import resolve
 from compress.errors import UserError, bad_value
@@ -106,6 +107,12 @@ class EvaluateConfig:
     def wants(self, metric: str) -> bool:
         """Whether a metric of :data:`METRICS`, or ``lpips``, is to be computed."""
         return self.lpips if metric == "lpips" else metric not in self.leave_out
+
+    @property
+    def of_pictures(self) -> dict[str, Any]:
+        """The settings that decide which pictures are sampled, and what is kept of each; all others look at them."""
+        keys = ("images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "resize")
+        return {**{key: getattr(self, key) for key in keys}, "latents": self.wants("latent_psnr")}
 
     def _check_numbers(self) -> None:
         lowest = {
