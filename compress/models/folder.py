@@ -1,6 +1,7 @@
 """Looks at a pipeline's folder without loading a weight: is it whole, and is it one that can be compressed?"""
 
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Any
@@ -81,22 +82,33 @@ def _check_component(folder: Path, name: str, variant: str | None) -> None:
             raise UserError(f"model.path: {component} has no config.json: copy the pipeline again")
         return  # schedulers, tokenizers and image processors have no weights
     files = sorted(component.glob("*.safetensors"))
-    plain = [file for file in files if file.name.count(".") == 1]
-    wanted = [file for file in files if variant and f".{variant}." in file.name] or plain
+    wanted = weight_files(component, variant)
     if not wanted:
         raise UserError(_no_weights(component, files, variant))
     for index_file in component.glob("*.safetensors.index*.json"):
         shards = {component / str(shard) for shard in _read_json(index_file).get("weight_map", {}).values()}
         for shard in sorted(shards - set(files)):
-            if not variant or f".{variant}." in shard.name:
+            if not variant or _variant(shard) == variant:
                 raise UserError(f"model.path: {shard} is missing, but {index_file.name} names it: copy it again")
     for file in wanted:
         check_safetensors(file)
 
 
+def weight_files(component: Path, variant: str | None = None) -> list[Path]:
+    """A model's safetensors files, one or several shards: those of the variant, or the plain ones where it has none."""
+    files = sorted(component.glob("*.safetensors"))
+    return [file for file in files if variant and _variant(file) == variant] or [f for f in files if not _variant(f)]
+
+
+def _variant(file: Path) -> str:
+    """``fp16`` of ``model.fp16.safetensors``, ``model.fp16-00001-of-00002.safetensors`` and the like; or empty."""
+    middle = file.name.split(".")[1:-1]
+    return re.sub(r"-\d+-of-\d+$", "", middle[0]) if middle else ""
+
+
 def _no_weights(component: Path, files: list[Path], variant: str | None) -> str:
     if files:
-        variants = sorted({file.name.split(".")[1] for file in files})
+        variants = sorted({_variant(file) or "none" for file in files})
         return f"model.variant={variant}: {component} has only the variant(s) {', '.join(variants)}: set one of them"
     if any(component.glob("*.bin")):
         return (

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 NOISE = "≈"
+NO_NEARER = "°"
 NOISE_FLOOR = "noise floor"
 PAIRED = ("fid_teacher", "psnr", "ssim", "ms_ssim", "lpips", "latent_psnr")
 UNBIASED_FROM = 10_000
@@ -13,14 +14,14 @@ Entry = Mapping[str, Any]
 
 
 def footer(
-    rows: Sequence[tuple[str, Entry]], titles: Mapping[str, str], noise: bool, manifest: Entry | None = None
+    rows: Sequence[tuple[str, Entry]], titles: Mapping[str, str], marks: Iterable[str], manifest: Entry | None = None
 ) -> list[str]:
     """N, sampling settings, networks with hashes, what cost was measured on, bias and noise; one sentence each.
 
     Args:
         rows: Name and entry (``cost``, ``metrics``) of each row.
         titles: Key and heading of the metrics shown.
-        noise: Whether a number is marked as within the noise.
+        marks: Those behind numbers, :data:`NOISE` and :data:`NO_NEARER`.
         manifest: See :func:`compress.evaluate.manifest.manifest`.
     """
     entries = [entry for _, entry in rows]
@@ -50,11 +51,15 @@ def footer(
         lines.append(f"[low, high] is the {share} of a metric{f': {of[0]}' if of else ''}.")
     for key, title in titles.items():
         lines += [f"{title} without an interval: {why}." for why in values(entries, "why", (key,))]
-    if noise:
+    if NOISE in marks:
         lines.append(
             f"{NOISE} marks a difference from the teacher that lies inside the noise: no larger than half the 95 % "
-            "interval of the difference of two independent draws. What is compared picture by picture with the "
-            "teacher's has no such mark."
+            "interval of the difference of two independent draws."
+        )
+    if NO_NEARER in marks:
+        lines.append(
+            f"{NO_NEARER} marks what is no nearer to the teacher's pictures than those of other seeds are (the "
+            f"{NOISE_FLOOR}), but for as much as two independent draws may differ."
         )
     return [line for line in lines if line]
 

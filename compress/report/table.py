@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from compress.report.footer import NOISE, NOISE_FLOOR, footer, values
+from compress.report.footer import NO_NEARER, NOISE, NOISE_FLOOR, footer, values
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,17 +98,18 @@ class Cell:
         value: The number as written.
         interval: ``"[low, high]"`` or empty.
         ratio: Share of the teacher's number, ``"0.58x"``, or empty.
-        noise: Whether the difference from the teacher lies inside the noise.
+        mark: Whether the difference from the teacher, or from the teacher with other seeds, lies inside the noise:
+            :data:`NOISE`, :data:`NO_NEARER` or empty.
     """
 
     value: str = MISSING
     interval: str = ""
     ratio: str = ""
-    noise: bool = False
+    mark: str = ""
 
     def line(self) -> str:
         """The cell in one line."""
-        parts = (self.value + (NOISE if self.noise else ""), self.interval, self.ratio and f"({self.ratio})")
+        parts = (self.value + self.mark, self.interval, self.ratio and f"({self.ratio})")
         return " ".join(part for part in parts if part)
 
 
@@ -172,11 +173,11 @@ def plain_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
 
 def cells(result: Mapping[str, Any], shown: Sequence[Column]) -> list[list[Cell]]:
     """The written numbers, by row and column."""
-    teacher = result.get("teacher") or {}
-    return [[_cell(entry, column, teacher) for column in shown] for _, entry in rows(result)]
+    teacher, floor = result.get("teacher") or {}, result.get("noise_floor") or {}
+    return [[_cell(entry, column, teacher, floor) for column in shown] for _, entry in rows(result)]
 
 
-def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any]) -> Cell:
+def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], floor: Mapping[str, Any]) -> Cell:
     value = number(entry, column)
     if value is None:
         return Cell()
@@ -187,18 +188,28 @@ def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any]) 
         interval = f"[{_written(low, column)}, {_written(high, column)}]"
     if column.group == "cost" and column.ratio and reference and entry is not teacher:
         ratio = f"{value / reference:.2f}x"
-    return Cell(_written(value, column), interval, ratio, entry is not teacher and _noise(entry, teacher, column))
+    return Cell(_written(value, column), interval, ratio, _mark(entry, column, teacher, floor))
 
 
-def _noise(entry: Mapping[str, Any], teacher: Mapping[str, Any], column: Column) -> bool:
-    """Whether chance alone may explain an entry's difference from the teacher, as of two independent draws."""
-    parts = [{part: number(row, column, part) for part in ("value", "low", "high")} for row in (entry, teacher)]
-    if column.paired or any(value is None for part in parts for value in part.values()):
-        return False
+def _mark(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], floor: Mapping[str, Any]) -> str:
+    """Whether chance alone may explain an entry's difference from the row it is held against, as of independent draws.
+
+    That is the teacher; of what compares pictures with the teacher's own, the teacher with other seeds.
+    """
+    other = floor if column.paired else teacher
+    if entry is other or entry is teacher:
+        return ""
+    parts = [{part: number(row, column, part) for part in ("value", "low", "high")} for row in (entry, other)]
+    if any(value is None for part in parts for value in part.values()):
+        return ""
     from compress.evaluate.intervals import difference
 
     ours, theirs = parts
-    return abs(ours["value"] - theirs["value"]) <= difference(ours, theirs)  # type: ignore[operator]
+    further = ours["value"] - theirs["value"]  # type: ignore[operator]
+    if column.paired:
+        nearer = further if column.better == "up" else -further
+        return NO_NEARER if nearer <= difference(ours, theirs) else ""
+    return NOISE if abs(further) <= difference(ours, theirs) else ""
 
 
 def _written(value: float, column: Column) -> str:
@@ -213,8 +224,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     """The lines below the table."""
     shown = columns(result)
     titles = {column.key: column.title for column in shown if column.group == "metrics"}
-    noise = any(cell.noise for row in cells(result, shown) for cell in row)
-    return footer(rows(result), titles, noise, result.get("manifest"))
+    marks = {cell.mark for row in cells(result, shown) for cell in row}
+    return footer(rows(result), titles, marks, result.get("manifest"))
 
 
 def markdown_table(result: Mapping[str, Any]) -> str:
@@ -293,7 +304,7 @@ def _rich(
             continue  # the noise floor has no cost of its own
         texts = []
         for cell in (row[index] for index in piece):
-            text = Text(cell.value + (NOISE if cell.noise else ""))
+            text = Text(cell.value + cell.mark)
             below = cell.ratio or cell.interval
             texts.append(text.append(f"\n{below}", style="dim") if below else text)
         table.add_row(Text(name), *texts)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from compress.errors import UserError
+from compress.evaluate.cost.size import weight_bytes
 from compress.models import ModelConfig, check, denoiser, denoiser_name, fingerprint, load_teacher, set_denoiser
+from compress.models.folder import check_folder
 from tests.tiny import tiny_pipeline, tiny_unet
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -112,6 +114,18 @@ def test_variants(tmp_path):
     tiny_pipeline(widths=(16, 32)).save_pretrained(tmp_path, variant="fp16")
     refused(tmp_path, "model.variant=None: .* has only the variant.s. fp16")
     load_teacher(ModelConfig(str(tmp_path), variant="fp16"))
+
+
+def test_a_variant_in_several_files(tmp_path):
+    tiny_pipeline(widths=(16, 32)).save_pretrained(tmp_path, variant="fp16", max_shard_size="50KB")
+    shards = sorted((tmp_path / "unet").glob("*.safetensors"))
+    assert len(shards) > 1
+    refused(tmp_path, "model.variant=None: .* has only the variant.s. fp16: set one of them")
+    load_teacher(ModelConfig(str(tmp_path), variant="fp16"))
+    assert weight_bytes(tmp_path / "unet", "fp16")[0] == sum(shard.stat().st_size for shard in shards)
+    shards[0].unlink()
+    with pytest.raises(UserError, match=rf"{shards[0]} is missing"):
+        check_folder(tmp_path, "fp16")
 
 
 def test_shards(tmp_path):

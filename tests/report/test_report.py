@@ -152,14 +152,29 @@ def test_a_mark_means_a_difference_from_the_teacher_within_that_of_two_draws(res
     for value, marked in ((117.2 + 0.99 * half, True), (117.2 - 0.99 * half, True), (117.2 + 1.01 * half, False)):
         result["stages"][2]["metrics"]["fid"] = metric(value, 5.0, "inception-2015-12-05")
         assert ("≈" in cells(result, "quantize")["FID ↓"]) == marked
-    result["stages"][2]["metrics"]["psnr"] = metric(9.0, 0.4)  # that of the floor, but pair by pair
-    assert "≈" not in cells(result, "quantize")["PSNR ↑ (dB)"]
     del result["stages"][2]["metrics"]["r_at_1"]["low"]
     assert cells(result, "quantize")["R@1 ↑ (%)"] == "25.0"
     assert "≈" in report.markdown_table(result)
     for row in (result["noise_floor"], *result["stages"]):
         row["metrics"] = {}
     assert "≈" not in report.markdown_table(result)
+
+
+def test_a_mark_means_no_nearer_to_the_teacher_than_other_seeds(result):
+    half = math.hypot(0.4, 0.4)
+    assert "°" not in cells(result, "quantize")["PSNR ↑ (dB)"]
+    assert cells(result, "prune")["PSNR ↑ (dB)"] == "5.10° [4.70, 5.50]"
+    for value, marked in ((9 + 0.99 * half, True), (9 - 5 * half, True), (9 + 1.01 * half, False)):
+        result["stages"][2]["metrics"]["psnr"] = metric(value, 0.4)
+        assert ("°" in cells(result, "quantize")["PSNR ↑ (dB)"]) == marked
+    for row, value, marked in ((2, 99.0, False), (2, 150.0, True)):  # a distance: small is near
+        result["noise_floor"]["metrics"]["fid_teacher"] = metric(120.0, 2.0, "inception-2015-12-05")
+        result["stages"][row]["metrics"]["fid_teacher"] = metric(value, 2.0, "inception-2015-12-05")
+        assert ("°" in cells(result, "quantize")["FID to teacher ↓"]) == marked
+    assert "° marks what is no nearer to the teacher's pictures" in report.markdown_table(result)
+    assert "°" not in cells(result, "noise floor")["PSNR ↑ (dB)"]
+    del result["noise_floor"]
+    assert "°" not in report.markdown_table(result)
 
 
 def test_fid_of_many_pictures_is_not_called_biased(result):
@@ -349,5 +364,5 @@ def test_footer_says_in_which_format_each_file_is():
         ("teacher", {"cost": {"bytes_by_dtype": {"F16": 10}}}),
         ("quantize", {"cost": {"bytes_by_dtype": {"F32": 1, "I8": 5}}}),
     ]
-    assert "On disk, mostly: teacher F16, quantize I8." in footer(rows, {}, noise=False)
-    assert not any("On disk" in line for line in footer(rows[:1], {}, noise=False))
+    assert "On disk, mostly: teacher F16, quantize I8." in footer(rows, {}, ())
+    assert not any("On disk" in line for line in footer(rows[:1], {}, ()))

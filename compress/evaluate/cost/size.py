@@ -6,20 +6,7 @@ from pathlib import Path
 import torch
 
 from compress.errors import UserError
-
-
-def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
-    """A model's safetensors files, one or several shards.
-
-    Raises:
-        UserError: There are none.
-    """
-    found = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in found if file.name.count(".") == 1]
-    files = [file for file in found if variant and f".{variant}." in file.name] or plain
-    if not files:
-        raise UserError(f"{folder}: no safetensors files; the checkpoint is not whole")
-    return files
+from compress.models.folder import weight_files
 
 
 def weight_bytes(folder: Path, variant: str | None = None) -> tuple[int, dict[str, int]]:
@@ -29,6 +16,8 @@ def weight_bytes(folder: Path, variant: str | None = None) -> tuple[int, dict[st
         UserError: There are none.
     """
     files = weight_files(folder, variant)
+    if not files:
+        raise UserError(f"{folder}: no safetensors files; the checkpoint is not whole")
     by_dtype: dict[str, int] = {}
     for file in files:
         # The header alone: 8 bytes of its length, then JSON.

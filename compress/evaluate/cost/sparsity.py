@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from compress.evaluate.cost.size import weight_bytes, weight_files
+from compress.evaluate.cost.size import weight_bytes
+from compress.models.folder import weight_files
 from compress.prune.masks import holds
 
 WORTH = 1 / 32
