@@ -133,7 +133,9 @@ def evaluate(
         {"prompt": prompts[index], "seed": seeds[index], "image": f"images/grid-{index:06d}.png"}
         for index in range(wanted)
     ]
-    return Evaluation(cost, metrics, manifest(pipeline, config, shown, metrics, reference), grid)
+    return Evaluation(
+        cost, metrics, manifest(pipeline, config, shown, prompts[: config.images], metrics, reference), grid
+    )
 
 
 def _sample(

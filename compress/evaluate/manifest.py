@@ -1,6 +1,9 @@
 """What decides an evaluation's numbers, for the report: without it they compare with nothing."""
 
+import hashlib
+import json
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from compress.evaluate.config import EvaluateConfig
@@ -33,6 +36,7 @@ def manifest(
     pipeline: "DiffusionPipeline",
     config: EvaluateConfig,
     shown: dict[str, Any],
+    prompts: Sequence[str],
     metrics: dict[str, dict[str, Any] | None],
     reference: "Reference",
 ) -> dict[str, Any]:
@@ -42,13 +46,14 @@ def manifest(
         pipeline: What was measured.
         config: The settings.
         shown: As :func:`settings` gives them.
+        prompts: One for each picture.
         metrics: Those computed, which name their networks.
         reference: The real pictures' features.
 
     Returns:
         ``protocol``, ``version`` and ``changed`` (the protocol's own values that this run has not kept); the settings
         with the ``sampled`` size before any reduction, the first and last seed, and the scheduler's own config; hashes
-        of the networks and of the reference statistics.
+        of the prompts, of the networks and of the reference statistics.
     """
     from compress.evaluate.sample import sampler
 
@@ -67,6 +72,7 @@ def manifest(
         "sampled": [config.height, config.width] if config.height or config.width else "the model's own size",
         "resize": config.resize,
         "seeds": {"first": shown["seed"], "last": (shown["seed"] + config.images - 1) % 2**32},
+        "prompts_sha256": hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest(),
         "scheduler_class": type(scheduler).__name__,
         "scheduler_config": {key: _plain(value) for key, value in scheduler.config.items() if not key.startswith("_")},
         "fid_resize": config.fid_resize,

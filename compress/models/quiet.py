@@ -30,6 +30,19 @@ def hide_notices() -> None:
 
 
 @contextmanager
+def no_load_reports() -> Iterator[None]:
+    """Inside, transformers prints no report of weights that a file lacks or has besides: who loads looks at them."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
 def no_progress_bars() -> Iterator[None]:
     """Inside, loading and saving with diffusers and transformers draws no progress bars of its own."""
     from diffusers.utils import logging as diffusers_logging

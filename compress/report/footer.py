@@ -7,6 +7,8 @@ NOISE = "≈"
 NO_NEARER = "°"
 NOISE_FLOOR = "noise floor"
 PAIRED = ("fid_teacher", "psnr", "ssim", "ms_ssim", "lpips", "latent_psnr")
+FEWEST = 5000
+"""Pictures of the smallest subset that published extrapolations of FID begin with."""
 UNBIASED_FROM = 10_000
 """Pictures from which FID's bias is small enough to compare with other tables."""
 
@@ -44,7 +46,10 @@ def footer(
                 "published numbers."
             )
     if "fid.infinite" in titles:
-        lines.append("FID∞ is FID extrapolated to infinitely many pictures (Chong & Forsyth 2020).")
+        first = values(entries, "infinite_from", ("fid",))
+        rough = f", here from subsets of {' or '.join(first)} on, which is rough: published ones begin at {FEWEST:,}"
+        few = any(int(value) < FEWEST for value in first)
+        lines.append(f"FID∞ is FID extrapolated to infinitely many pictures (Chong & Forsyth 2020){rough * few}.")
     if any(values(entries, "low")):
         level, of = values(entries, "interval"), values(entries, "interval_of", [k for k in titles if k not in PAIRED])
         share = f"{100 * float(level[0]):g} % interval" if len(level) == 1 else "interval"

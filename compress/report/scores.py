@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compress.report.footer import UNBIASED_FROM
+from compress.report.footer import FEWEST, UNBIASED_FROM
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,11 +82,17 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"Pictures come to Inception's size by the resize {fid['preprocessing']} (evaluate.fid_resize).")
         if min(fid["n"], fid["n_reference"]) < UNBIASED_FROM:
             lines.append(
-                f"FID below {UNBIASED_FROM:,} pictures is biased: compare it with FIDs of equal N and reference only; "
-                "N → ∞ is an extrapolation."
+                f"FID below {UNBIASED_FROM:,} pictures is biased: compare it with FIDs of equal N and reference only."
             )
+        lines.append(
+            f"N → ∞ extrapolates from subsets of {fid['infinite_from']:,} pictures on; published ones begin at "
+            f"{FEWEST:,}, and with fewer pictures than features it is a rough guess."
+        )
     if "cmmd" in metrics:
-        lines.append("CMMD compares with published values through CLIP ViT-L/14 at 336 px only.")
+        lines.append(
+            "CMMD compares with published values through CLIP ViT-L/14 at 336 px only, which besides have a bias that "
+            "shrinks with N; this estimate has none."
+        )
     if "r_at_1" in metrics:
         lines.append(f"R@1 and R@5 are among {metrics['r_at_1']['among']} distinct captions.")
     equal = (metrics.get("psnr") or {}).get("equal")

@@ -13,7 +13,7 @@ from torch import Tensor
 from compress.assets import resolve
 from compress.errors import UserError
 from compress.evaluate.networks.weights import own_preprocessing, weights_hash
-from compress.models.quiet import hide_notices, no_progress_bars
+from compress.models.quiet import hide_notices, no_load_reports, no_progress_bars
 
 if TYPE_CHECKING:
     from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
@@ -104,7 +104,7 @@ def load_clip(
     folder = Path(resolve(path)).expanduser()
     source = str(folder) if folder.exists() else path
     try:
-        with no_progress_bars():
+        with no_progress_bars(), no_load_reports():
             model, info = CLIPModel.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
         tokenizer = CLIPTokenizer.from_pretrained(source)
         processor = CLIPImageProcessorPil.from_pretrained(source)

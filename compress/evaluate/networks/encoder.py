@@ -11,7 +11,7 @@ from torch import Tensor
 from compress.assets import resolve
 from compress.errors import UserError
 from compress.evaluate.networks.weights import own_preprocessing, weights_hash
-from compress.models.quiet import hide_notices, no_progress_bars
+from compress.models.quiet import hide_notices, no_load_reports, no_progress_bars
 
 
 class Encoder:
@@ -38,7 +38,7 @@ class Encoder:
         source = str(folder) if folder.exists() else path
         self.name = path
         try:
-            with no_progress_bars():
+            with no_progress_bars(), no_load_reports():
                 model, info = _model_class(source).from_pretrained(
                     source, dtype=torch.float32, output_loading_info=True
                 )
