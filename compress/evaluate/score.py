@@ -2,8 +2,6 @@
 
 import importlib.metadata
 import json
-import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from compress import processes
 from compress.config import check_device_name
 from compress.errors import UserError, bad_value
-from compress.evaluate.captions import read_captions, some
+from compress.evaluate.captions import some
 from compress.evaluate.config import EMBEDDED_CLIP, EvaluateConfig
-from compress.evaluate.pictures import Part, PictureFiles, picture_files, reduced_size
+from compress.evaluate.pictures import Part, PictureFiles
+from compress.evaluate.score_inputs import LEAST, inputs
 from compress.values import build
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from compress.evaluate.scoring import Scores
 
 VERSION = 2  # raised when the numbers change their meaning
-LEAST = 5  # pictures in a set, below which no interval can be had
 LIBRARIES = ("torch", "torchmetrics", "transformers", "pillow")
 
 # Keys of the evaluate group that say how pictures are made or chosen; here they are made already, and all are used.
@@ -30,8 +28,6 @@ OF_SAMPLING = (
     "images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "grid", "prompts", "reference",
     "reference_images", "noise_floor", "latency_repeats", "compiled",
 )  # fmt: skip
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -166,7 +162,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     out = Path(config.out or default_out("score"))
     for key, folder in (("out", out), ("store", Path(config.store))):
         preflight.check_writable(key, folder)
-    pictures, reference, captions = _inputs(config)
+    pictures, reference, captions = inputs(config)
 
     from compress.evaluate.networks import Networks
     from compress.evaluate.reference import files_reference
@@ -179,6 +175,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     with processes.together():
         networks.load(sets=reference is not None, captions=captions is not None, pairs=config.paired)
         pictures.verify(mine)
+        if reference is not None and config.paired:
+            reference.verify(mine)
     found = None
     if reference is not None:
         name = Path(str(config.reference)).expanduser().resolve().name
@@ -199,89 +197,6 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         _write(out, result)
         _show(result, out)
     return result
-
-
-def _inputs(config: ScoreConfig) -> tuple[PictureFiles, PictureFiles | None, list[str] | None]:
-    """The pictures of both folders and the captions, all of them checked."""
-    files = picture_files(config.images, "images")
-    root = Path(config.images).expanduser()
-    names = [file.relative_to(root).as_posix() for file in files]
-    captions = None if config.captions is None else read_captions(config.captions, names)
-    others = None if config.reference is None else picture_files(config.reference, "reference")
-    if config.paired and others is not None:
-        others = _pair(names, others, config)
-    pictures = PictureFiles(files, "images")
-    fit = None
-    if config.evaluate.resize is not None:
-        fit = _reduced_size(config.evaluate.resize, pictures)
-        pictures = PictureFiles(files, "images", fit, squeeze=True)
-    reference = None if others is None else PictureFiles(others, "reference", fit, squeeze=fit is not None)
-    for key, folder, found in (("images", config.images, pictures), ("reference", config.reference, reference)):
-        if found is not None and len(found) < LEAST:
-            raise bad_value(key, folder, f"at least {LEAST} pictures, but there are {len(found)}")
-        if found is not None and found.transparent:
-            words = "%s: pictures with an alpha channel are laid on white: %d of %d"
-            logger.warning(words, key, found.transparent, len(found))
-    if config.paired and reference is not None:
-        _check_sizes(pictures, reference, config)
-    return pictures, reference, captions
-
-
-def _pair(names: Sequence[str], others: Sequence[Path], config: ScoreConfig) -> list[Path]:
-    """The reference's files in the order of the pictures, found by their names without the ending."""
-    root = Path(str(config.reference)).expanduser()
-    theirs = _by_stem([(file.relative_to(root).as_posix(), file) for file in others], "reference")
-    ours = _by_stem([(name, Path(name)) for name in names], "images")
-    if alone := [name for name in ours if name not in theirs]:
-        raise UserError(
-            f"paired=true: {len(alone)} of {len(ours)} pictures of images have none of that name in reference: "
-            f"{some(alone)} (reference has {len(theirs)}: {some(list(theirs))})"
-        )
-    if alone := [name for name in theirs if name not in ours]:
-        raise UserError(
-            f"paired=true: {len(alone)} of {len(theirs)} pictures of reference have none of that name in images: "
-            f"{some(alone)}"
-        )
-    return [theirs[name] for name in ours]
-
-
-def _by_stem(files: Sequence[tuple[str, Path]], key: str) -> dict[str, Path]:
-    found: dict[str, Path] = {}
-    for name, file in files:
-        stem = name.rpartition(".")[0]
-        if stem in found:
-            raise UserError(
-                f"paired=true: {key} has two pictures named {stem}, with different endings; one is expected"
-            )
-        found[stem] = file
-    return found
-
-
-def _reduced_size(side: int, pictures: PictureFiles) -> tuple[int, int]:
-    """What the pictures of both folders are brought to, as a run brings them that samples the first ones itself."""
-    (height, width), *more = sorted(set(pictures.sizes))
-    if more:
-        raise bad_value("evaluate.resize", side, f"null, since images has pictures of {len(more) + 1} different sizes")
-    if side > min(height, width):
-        raise bad_value("evaluate.resize", side, f"at most {min(height, width)}, the shorter side of the pictures")
-    return reduced_size(height, width, side)
-
-
-def _check_sizes(pictures: PictureFiles, reference: PictureFiles, config: ScoreConfig) -> None:
-    from compress.evaluate.metrics.paired import WINDOW
-
-    wanted = [name for name in ("ssim", "ms_ssim") if config.evaluate.wants(name)]
-    for file, (height, width) in zip(pictures.files, pictures.sizes, strict=True):
-        if wanted and min(height, width) < WINDOW:
-            raise UserError(
-                f"paired=true: {file} has {width}x{height} pixels, and SSIM needs sides of at least {WINDOW}: take it "
-                f"away, or give evaluate.leave_out=[{','.join(wanted)}]"
-            )
-    for ours, theirs, a, b in zip(pictures.files, reference.files, pictures.sizes, reference.sizes, strict=True):
-        if a != b:
-            raise UserError(
-                f"paired=true: {ours} has {a[1]}x{a[0]} pixels, {theirs} {b[1]}x{b[0]}: pairs have to be of one size"
-            )
 
 
 def _manifest(

@@ -1,0 +1,104 @@
+"""What ``recipe=score`` looks at: the pictures of two folders, in pairs or not, and their captions."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compress.errors import UserError, bad_value
+from compress.evaluate.captions import read_captions, some
+from compress.evaluate.pictures import PictureFiles, picture_files, reduced_size
+
+if TYPE_CHECKING:
+    from compress.evaluate.score import ScoreConfig
+
+LEAST = 5  # pictures in a set, below which no interval can be had
+
+logger = logging.getLogger(__name__)
+
+
+def inputs(config: "ScoreConfig") -> tuple[PictureFiles, PictureFiles | None, list[str] | None]:
+    """The pictures of both folders and the captions, all that can be known without decoding a picture checked.
+
+    Raises:
+        UserError: Naming the key and the file.
+    """
+    files = picture_files(config.images, "images")
+    root = Path(config.images).expanduser()
+    names = [file.relative_to(root).as_posix() for file in files]
+    captions = None if config.captions is None else read_captions(config.captions, names)
+    others = None if config.reference is None else picture_files(config.reference, "reference")
+    if config.paired and others is not None:
+        others = _pair(names, others, config)
+    pictures = PictureFiles(files, "images")
+    fit = None
+    if config.evaluate.resize is not None:
+        fit = _reduced_size(config.evaluate.resize, pictures)
+        pictures = PictureFiles(files, "images", fit, squeeze=True)
+    reference = None if others is None else PictureFiles(others, "reference", fit, squeeze=fit is not None)
+    for key, folder, found in (("images", config.images, pictures), ("reference", config.reference, reference)):
+        if found is not None and len(found) < LEAST:
+            raise bad_value(key, folder, f"at least {LEAST} pictures, but there are {len(found)}")
+        if found is not None and found.transparent:
+            words = "%s: pictures with an alpha channel are laid on white: %d of %d"
+            logger.warning(words, key, found.transparent, len(found))
+    if config.paired and reference is not None:
+        _check_sizes(pictures, reference, config)
+    return pictures, reference, captions
+
+
+def _pair(names: Sequence[str], others: Sequence[Path], config: "ScoreConfig") -> list[Path]:
+    """The reference's files in the order of the pictures, found by their names without the ending."""
+    root = Path(str(config.reference)).expanduser()
+    theirs = _by_stem([(file.relative_to(root).as_posix(), file) for file in others], "reference")
+    ours = _by_stem([(name, Path(name)) for name in names], "images")
+    if alone := [name for name in ours if name not in theirs]:
+        raise UserError(
+            f"paired=true: {len(alone)} of {len(ours)} pictures of images have none of that name in reference: "
+            f"{some(alone)} (reference has {len(theirs)}: {some(list(theirs))})"
+        )
+    if alone := [name for name in theirs if name not in ours]:
+        raise UserError(
+            f"paired=true: {len(alone)} of {len(theirs)} pictures of reference have none of that name in images: "
+            f"{some(alone)}"
+        )
+    return [theirs[name] for name in ours]
+
+
+def _by_stem(files: Sequence[tuple[str, Path]], key: str) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for name, file in files:
+        stem = name.rpartition(".")[0]
+        if stem in found:
+            raise UserError(
+                f"paired=true: {key} has two pictures named {stem}, with different endings; one is expected"
+            )
+        found[stem] = file
+    return found
+
+
+def _reduced_size(side: int, pictures: PictureFiles) -> tuple[int, int]:
+    """What the pictures of both folders are brought to, as a run brings them that samples the first ones itself."""
+    (height, width), *more = sorted(set(pictures.sizes))
+    if more:
+        raise bad_value("evaluate.resize", side, f"null, since images has pictures of {len(more) + 1} different sizes")
+    if side > min(height, width):
+        raise bad_value("evaluate.resize", side, f"at most {min(height, width)}, the shorter side of the pictures")
+    return reduced_size(height, width, side)
+
+
+def _check_sizes(pictures: PictureFiles, reference: PictureFiles, config: "ScoreConfig") -> None:
+    from compress.evaluate.metrics.paired import WINDOW
+
+    wanted = [name for name in ("ssim", "ms_ssim") if config.evaluate.wants(name)]
+    for file, (height, width) in zip(pictures.files, pictures.sizes, strict=True):
+        if wanted and min(height, width) < WINDOW:
+            raise UserError(
+                f"paired=true: {file} has {width}x{height} pixels, and SSIM needs sides of at least {WINDOW}: take it "
+                f"away, or give evaluate.leave_out=[{','.join(wanted)}]"
+            )
+    for ours, theirs, a, b in zip(pictures.files, reference.files, pictures.sizes, reference.sizes, strict=True):
+        if a != b:
+            raise UserError(
+                f"paired=true: {ours} has {a[1]}x{a[0]} pixels, {theirs} {b[1]}x{b[0]}: pairs have to be of one size"
+            )
