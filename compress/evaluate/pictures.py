@@ -80,7 +80,9 @@ class PictureFiles:
         places = [index for index in every if index not in self._decoded]
         files = [self.files[index] for index in places]
         with ThreadPoolExecutor(READERS) as pool:
-            for _ in zip(track(files, f"reading {len(files)} pictures"), pool.map(self._whole, files), strict=True):
+            for _ in zip(
+                track(files, f"checking {len(files)} pictures of {self.key}"), pool.map(self._whole, files), strict=True
+            ):
                 pass
         self._decoded.update(places)
 
