@@ -32,7 +32,8 @@ def dominating(row: Row, rows: Sequence[Row]) -> str | None:
 
     At least as good: latency, throughput and PSNR by their values, peak memory within 10 %, and a CLIP score that is
     not below the reference row's by more than the noise, unless this row's is too. Clearly better: a latency smaller by
-    more than 10 % whose interval lies below, a memory smaller by more than 10 %, or a PSNR whose interval lies above.
+    more than 10 % whose interval lies below (one call has none), a memory smaller by more than 10 %, or a PSNR whose
+    interval lies above.
     """
     better = [other for other in measured(rows) if other is not row and _dominates(other, row)]
     return min(better, key=lambda other: other["cost"]["latency_s"])["name"] if better else None
@@ -48,11 +49,19 @@ def _dominates(a: Row, b: Row) -> bool:
         and (not loses_score(a) or loses_score(b))
     )
     better = (
-        (ours["latency_high_s"] < theirs["latency_low_s"] and ours["latency_s"] < (1 - SAME) * theirs["latency_s"])
+        _clearly_faster(ours, theirs)
         or ours["peak_memory_bytes"] < (1 - SAME) * theirs["peak_memory_bytes"]
         or _end(a, "low") > _end(b, "high")
     )
     return as_good and better
+
+
+def _clearly_faster(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> bool:
+    return (
+        min(ours["latency_repeats"], theirs["latency_repeats"]) > 1
+        and ours["latency_high_s"] < theirs["latency_low_s"]
+        and ours["latency_s"] < (1 - SAME) * theirs["latency_s"]
+    )
 
 
 def _end(row: Row, end: str) -> float:

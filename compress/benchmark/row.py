@@ -115,15 +115,18 @@ def _cost(task: Task, seconds: list[float], baseline: int) -> dict[str, Any]:
     """Latency of a call, throughput and memory.
 
     Returns:
-        ``latency_s`` in seconds (median; ``latency_low_s`` and ``latency_high_s`` are 5th and 95th percentile),
-        ``throughput`` in pictures a second, and ``peak_memory_bytes`` of loading and sampling above what Python and the
-        libraries take, with how it was measured.
+        ``latency_s`` in seconds (median; ``latency_low_s`` and ``latency_high_s`` are 5th and 95th percentile) of
+        ``latency_repeats`` calls, ``throughput`` in pictures a second, and ``peak_memory_bytes`` of loading and
+        sampling above what Python and the libraries take, with how it was measured.
     """
     peak, method = peak_since(baseline, torch.device(task.device))
     latency = spread("latency", seconds)
     assert latency["latency_s"] is not None
     throughput = task.choices.batch_size / latency["latency_s"]
-    return {**latency, "throughput": throughput, "peak_memory_bytes": peak, "memory_method": method}
+    return {
+        **latency, "latency_repeats": len(seconds), "throughput": throughput, "peak_memory_bytes": peak,
+        "memory_method": method,
+    }  # fmt: skip
 
 
 def _embed(pipeline: "DiffusionPipeline", task: Task) -> list[tuple[torch.Tensor, torch.Tensor | None]]:

@@ -53,8 +53,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"Each row differs from the reference ({choices['dtype']}, {choices['scheduler']} {choices['steps']} steps, "
         f"batch {choices['batch_size']}) in what its name says, and ran in a process of its own.",
-        f"Latency: one call from prompt to pixels, median of {about['repeats']} and [5th, 95th percentile], after one "
-        f"that is not timed; {about['resolution']} px, guidance {about['guidance']:g}, {about['device']}, "
+        f"Latency: one call from prompt to pixels, median of {_calls(measured)} and [5th, 95th percentile], after "
+        f"one that is not timed; {about['resolution']} px, guidance {about['guidance']:g}, {about['device']}, "
         f"{about['threads']} threads.",
         f"Memory: peak of loading and sampling above what Python and the libraries take ({cost['memory_method']}).",
         f"PSNR, SSIM and the difference of scores compare {about['n']} pictures with the reference row's of the same "
@@ -73,6 +73,13 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     if any(loses_score(row) for row in measured):
         lines.append(f"{LOSES} the score is below the reference row's by more than the noise.")
     return lines
+
+
+def _calls(rows: Sequence[Row]) -> str:
+    """How many calls of each row were timed."""
+    counts = {row["cost"]["latency_repeats"] for row in rows}
+    few, many = min(counts), max(counts)
+    return str(few) if few == many else f"{few} (the slowest rows) to {many} calls"
 
 
 def unmeasured(result: Mapping[str, Any]) -> list[str]:

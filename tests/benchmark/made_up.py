@@ -7,7 +7,13 @@ from compress.benchmark import Choices
 
 
 def row(
-    name: str, latency: float = 1.0, memory: float = 1.0, psnr: float | None = 40.0, score: float = 0.0, batch: int = 1
+    name: str,
+    latency: float = 1.0,
+    memory: float = 1.0,
+    psnr: float | None = 40.0,
+    score: float = 0.0,
+    batch: int = 1,
+    calls: int = 4,
 ) -> dict[str, Any]:
     """A measured row.
 
@@ -18,6 +24,7 @@ def row(
         psnr: dB, its interval 1 dB to each side; None for the reference row.
         score: Difference of the CLIP score from the reference row's, its interval 1 to each side.
         batch: Pictures in a call.
+        calls: How many were timed.
     """
 
     def metric(value: float, **more: Any) -> dict[str, Any]:
@@ -33,6 +40,7 @@ def row(
             "latency_s": latency,
             "latency_low_s": 0.99 * latency,
             "latency_high_s": 1.01 * latency,
+            "latency_repeats": calls,
             "throughput": batch / latency,
             "peak_memory_bytes": 1e9 * memory,
             "memory_method": "made up",

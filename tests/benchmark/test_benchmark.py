@@ -44,7 +44,7 @@ def made_up(task: Any) -> dict[str, Any]:
     pictures += choices.dtype == "bf16"
     seconds = choices.steps * (0.01 if choices.dtype == "bf16" else 0.02)
     cost = {
-        "latency_s": seconds, "latency_low_s": 0.99 * seconds, "latency_high_s": 1.01 * seconds,
+        "latency_s": seconds, "latency_low_s": 0.99 * seconds, "latency_high_s": 1.01 * seconds, "latency_repeats": 4,
         "throughput": 1 / seconds, "peak_memory_bytes": 5e7, "memory_method": "made up",
     }  # fmt: skip
     return {"cost": cost, "pictures": pictures}

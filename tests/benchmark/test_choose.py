@@ -36,6 +36,13 @@ def test_differences_within_the_noise_dominate_nothing():
         assert dominating(other, [a, other]) is None
 
 
+def test_a_single_call_has_no_spread_to_be_outside_of():
+    slow = row("b", latency=2.0)
+    assert dominating(slow, [row("a", calls=1), slow]) is None
+    once = row("b", latency=2.0, calls=1)
+    assert dominating(once, [row("a"), once]) is None
+
+
 def test_a_row_that_loses_score_dominates_only_those_that_lose_it_too():
     bad, good = row("bad", latency=0.5, score=-5.0), row("good", psnr=40.0)
     assert dominating(good, [bad, good]) is None

@@ -39,6 +39,7 @@ def test_a_row_has_latency_throughput_memory_and_pictures(task):
     cost, pictures = found["cost"], found["pictures"]
     assert 0 < cost["latency_low_s"] <= cost["latency_s"] <= cost["latency_high_s"]
     assert cost["throughput"] == pytest.approx(1 / cost["latency_s"])
+    assert cost["latency_repeats"] == 3
     assert cost["peak_memory_bytes"] > 0
     assert pictures.dtype == np.uint8
     assert pictures.shape == (3, 3, 16, 16)

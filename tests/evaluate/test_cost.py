@@ -81,14 +81,19 @@ def test_what_is_slow_is_repeated_less(monkeypatch):
         return sum(calls)
 
     monkeypatch.setattr("compress.evaluate.cost.latency.time.perf_counter", clock)
-    assert timed(lambda: calls.append(4.0), 20, CPU) == [4.0] * 4
-    assert len(calls) == 5
+    assert timed(lambda: calls.append(4.0), 20, CPU) == [4.0] * 5
+    assert len(calls) == 6
     calls.clear()
-    assert timed(lambda: calls.append(100.0), 20, CPU) == [100.0]
-    assert len(calls) == 2
+    assert timed(lambda: calls.append(100.0), 20, CPU) == [100.0] * 3
+    assert len(calls) == 4
+    calls.clear()
+    assert timed(lambda: calls.append(100.0), 2, CPU) == [100.0] * 2
     calls.clear()
     assert timed(lambda: calls.append(0.5), 20, CPU) == [0.5] * 20
     assert len(calls) == 23
+    calls.clear()
+    compiling = iter([100.0, 0.5, 0.5, 0.5, 0.5])
+    assert timed(lambda: calls.append(next(compiling)), 4, CPU, warm_up=1) == [0.5] * 4
     config = EvaluateConfig(steps=20, guidance=4.0)
     assert picture_latencies(None, config, 5, CPU, step=3.1) == []
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 WARM_UP = 3
+LEAST = 3  # timed calls where as many are asked for: of fewer there is no median, and no spread
 # What is slow varies little from call to call: where all calls would take longer than that, fewer are made.
 MOST_SECONDS = 20.0
 MOST_PICTURE_SECONDS = 120.0
@@ -26,7 +27,8 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 def timed(call: Callable[[], Any], repeats: int, device: torch.device, warm_up: int = WARM_UP) -> list[float]:
     """Seconds of each of ``repeats`` calls, after ``warm_up`` that are not timed.
 
-    Fewer, but one of each at least, where all would take longer than :data:`MOST_SECONDS`.
+    Where all would take longer than :data:`MOST_SECONDS`, one that is not timed and fewer that are, but :data:`LEAST`
+    of them; the first call may have compiled something, so the second one decides.
     """
     seconds: list[float] = []
     while len(seconds) < warm_up + repeats:
@@ -35,9 +37,9 @@ def timed(call: Callable[[], Any], repeats: int, device: torch.device, warm_up: 
         call()
         _synchronize(device)
         seconds.append(time.perf_counter() - start)
-        if len(seconds) == 1 and seconds[0] * (warm_up + repeats) > MOST_SECONDS:
+        if len(seconds) == 2 and seconds[1] * (warm_up + repeats - 1) > MOST_SECONDS:
             warm_up = min(warm_up, 1)
-            repeats = max(1, min(repeats, int(MOST_SECONDS / seconds[0]) - warm_up))
+            repeats = min(repeats, max(LEAST, int(MOST_SECONDS / seconds[1])))
     return seconds[warm_up:]
 
 
