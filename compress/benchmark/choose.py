@@ -1,6 +1,7 @@
 """Which rows nobody should choose, and which one is the best within limits."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from compress.benchmark.config import Limits
@@ -82,47 +83,94 @@ def best(rows: Sequence[Row], limits: Limits) -> tuple[str | None, str]:
 
     Returns:
         Its name, or None where no row keeps to the limits; and a sentence that says what it is the best of, or what
-        comes nearest.
+        is in the way and what can be reached.
     """
-    within = [row for row in measured(rows) if not _broken(row, limits)]
-    candidates = within if limits.psnr_db is not None else [row for row in within if not loses_score(row)]
-    stated = _stated(limits)
-    if not candidates:
-        return None, _nearest(rows, limits, stated)
+    within = [row for row in _eligible(rows, limits) if not _broken(row, limits)]
+    stated = _stated(limits, LIMITS)
+    if not within:
+        return None, _nearest(rows, limits)
     if limits.latency_s is not None and limits.psnr_db is None:
-        chosen = max(candidates, key=lambda row: (psnr(row), -row["cost"]["latency_s"]))
+        chosen = max(within, key=lambda row: (psnr(row), -row["cost"]["latency_s"]))
         return chosen["name"], f"most like the reference{stated}"
-    chosen = min(candidates, key=lambda row: row["cost"]["latency_s"])
+    chosen = min(within, key=lambda row: row["cost"]["latency_s"])
     loss = "" if limits.psnr_db is not None else " without a clear loss of CLIP score"
     return chosen["name"], f"fastest{stated}{loss if chosen['metrics']['clip_score'] else ''}"
 
 
-def _broken(row: Row, limits: Limits) -> list[str]:
-    """Keys of the limits that a row does not keep to."""
-    cost = row["cost"]
-    over = {
-        "memory_gb": limits.memory_gb is not None and cost["peak_memory_bytes"] > 1e9 * limits.memory_gb,
-        "psnr_db": limits.psnr_db is not None and psnr(row) < limits.psnr_db,
-        "latency_s": limits.latency_s is not None and cost["latency_s"] > limits.latency_s,
-    }
-    return [key for key, broken in over.items() if broken]
+def _eligible(rows: Sequence[Row], limits: Limits) -> list[Row]:
+    """The measured rows that may be chosen if they keep to the limits."""
+    return [row for row in measured(rows) if limits.psnr_db is not None or not loses_score(row)]
 
 
-def _stated(limits: Limits) -> str:
-    parts = []
-    if limits.memory_gb is not None:
-        parts.append(f"at most {limits.memory_gb:g} GB")
-    if limits.psnr_db is not None:
-        parts.append(f"at least {limits.psnr_db:g} dB")
-    if limits.latency_s is not None:
-        parts.append(f"at most {limits.latency_s:g} s")
+@dataclass(frozen=True)
+class _Limit:
+    """What a limit is about.
+
+    Attributes:
+        words: The limit in words, with a place for its number.
+        nearest: What the best value is called.
+        unit: Of the value.
+        value: The row's.
+        least: Whether the limit is the smallest value allowed, and not the largest.
+    """
+
+    words: str
+    nearest: str
+    unit: str
+    value: Callable[[Row], float]
+    least: bool = False
+
+    def keeps(self, row: Row, limit: float) -> bool:
+        value = self.value(row)
+        return value >= limit if self.least else value <= limit
+
+    def best(self, rows: Sequence[Row]) -> Row:
+        return (max if self.least else min)(rows, key=self.value)
+
+
+LIMITS = {
+    "memory_gb": _Limit("at most {:g} GB", "least memory", "GB", lambda row: row["cost"]["peak_memory_bytes"] / 1e9),
+    "psnr_db": _Limit("at least {:g} dB", "highest PSNR", "dB", psnr, least=True),
+    "latency_s": _Limit("at most {:g} s", "lowest latency", "s", lambda row: row["cost"]["latency_s"]),
+}
+
+
+def _broken(row: Row, limits: Limits, keys: Iterable[str] = LIMITS) -> bool:
+    """Whether a row does not keep to one of the limits of these keys."""
+    given = {key: limit for key in keys if (limit := getattr(limits, key)) is not None}
+    return not all(LIMITS[key].keeps(row, limit) for key, limit in given.items())
+
+
+def _stated(limits: Limits, keys: Iterable[str]) -> str:
+    """The limits of these keys in words, with a space before them; nothing where there are none."""
+    parts = [LIMITS[key].words.format(limit) for key in keys if (limit := getattr(limits, key)) is not None]
     return f" with {' and '.join(parts)}" if parts else ""
 
 
-def _nearest(rows: Sequence[Row], limits: Limits, stated: str) -> str:
-    found = measured(rows)
-    if not found:
+def _nearest(rows: Sequence[Row], limits: Limits) -> str:
+    """What can be reached of each limit while keeping to the others, and which rows only their score rules out."""
+    if not measured(rows):
         return "no row could be measured"
-    least = min(row["cost"]["peak_memory_bytes"] for row in found) / 1e9
-    fastest = min(row["cost"]["latency_s"] for row in found)
-    return f"no row{stated}: the least memory is {least:.3g} GB, the lowest latency {fastest:.3g} s"
+    given = [key for key in LIMITS if getattr(limits, key) is not None]
+    parts = [_reach(_eligible(rows, limits), limits, key, [other for other in given if other != key]) for key in given]
+    lost = [row["name"] for row in measured(rows) if loses_score(row) and not _broken(row, limits)]
+    if lost and limits.psnr_db is None:
+        be = "is" if len(lost) == 1 else "are"
+        parts.append(
+            f"{', '.join(lost)} would keep to it, but {be} left out for a clear loss of CLIP score; limit.psnr_db "
+            "decides by PSNR instead"
+        )
+    return f"no row{_stated(limits, LIMITS)}: {'; '.join(parts)}"
+
+
+def _reach(rows: Sequence[Row], limits: Limits, key: str, others: Sequence[str]) -> str:
+    """The best value of one limit among the rows that keep to the others."""
+    about = LIMITS[key]
+    within = [row for row in rows if not _broken(row, limits, others)]
+    if not within:
+        return f"no row{_stated(limits, others)}, whatever its {about.nearest.split()[-1]}"
+    row = about.best(within)
+    value = about.value(row)
+    cap = ", as much as PSNR can be" if about.least and value == PSNR_CAP else ""
+    among = f"{_stated(limits, others).strip()}, " if others else ""
+    return f"{among}the {about.nearest} is {value:.3g} {about.unit} ({row['name']}{cap})"
