@@ -1,5 +1,6 @@
 """One row of a benchmark, measured in a process of its own by :mod:`compress.benchmark.process`."""
 
+import functools
 import gc
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-REHEARSAL = 2  # steps of the pictures drawn before anything is measured
+REHEARSAL = (2, 4)  # steps of the pictures drawn before anything is measured
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def measure(task: Task) -> dict[str, Any]:
         return {"skipped": reason}
     # What is imported and set up on the way, once a process, is not the row's: have it before the baseline.
     apply(pipeline, replace(choices, compile=False), device)
-    expected = timed(lambda: _call(pipeline, task, [0], steps=REHEARSAL), 1, device, warm_up=1)[0] / REHEARSAL
-    if task.longest is not None and (expected := expected * choices.steps) > task.longest:
+    _call(pipeline, task, [0], steps=REHEARSAL[0])
+    if task.longest is not None and (expected := _expected(pipeline, task, device)) > task.longest:
         return {
             "skipped": f"a picture would take about {expected:.2g} s, and {task.longest:.2g} s are the longest to wait"
         }
@@ -98,6 +99,17 @@ def measure(task: Task) -> dict[str, Any]:
         raise FloatingPointError("the model gives NaN")
     rounded = (drawn * 255).round().astype(np.uint8)
     return {"cost": cost, "pictures": np.ascontiguousarray(rounded.transpose(0, 3, 1, 2))}
+
+
+def _expected(pipeline: "DiffusionPipeline", task: Task, device: torch.device) -> float:
+    """Seconds of a picture, from pictures of few steps: what a step adds, and what is the same for any number of them.
+
+    Of two calls each the faster one counts, so that a busy machine makes no row look slow.
+    """
+    draw = functools.partial(_call, pipeline, task, [0])
+    seconds = [min(timed(functools.partial(draw, steps=steps), 2, device, warm_up=0)) for steps in REHEARSAL]
+    step = max(seconds[1] - seconds[0], 0.0) / (REHEARSAL[1] - REHEARSAL[0])
+    return seconds[0] + (task.choices.steps - REHEARSAL[0]) * step
 
 
 def _load(task: Task) -> "DiffusionPipeline":

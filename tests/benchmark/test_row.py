@@ -87,6 +87,18 @@ def test_a_row_that_would_take_too_long_is_skipped(task):
     assert "cost" in measure(replace(task, longest=1e6))
 
 
+def test_the_time_of_a_picture_is_foretold_from_a_few_steps(task, monkeypatch):
+    now, hiccups = [0.0], iter([0.0, 500.0, 300.0, 0.0])
+
+    def draw(pipeline, task, chosen, embedded=None, steps=None):
+        now[0] += 10.0 + (steps + 1) + next(hiccups)  # text and decoding, a second a pass, and one pass more than steps
+
+    monkeypatch.setattr(compress.benchmark.row, "_call", draw)
+    monkeypatch.setattr("compress.evaluate.cost.latency.time.perf_counter", lambda: now[0])
+    task = replace(task, choices=replace(task.choices, steps=50))
+    assert compress.benchmark.row._expected(None, task, torch.device("cpu")) == 10.0 + 51.0
+
+
 def test_a_model_that_gives_nan_has_no_row(task, monkeypatch):
     def broken(model, dtype):
         pipeline = compress.models.load_teacher(model, "cpu", dtype)
