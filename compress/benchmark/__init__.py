@@ -217,11 +217,13 @@ class _Run:
         }  # fmt: skip
 
     def _code(self, choices: Choices) -> str:
-        from compress.benchmark.model import denoiser_of
+        from compress.benchmark.model import denoiser_of, pipeline_class
+        from compress.benchmark.prompt import embedding_names
         from compress.benchmark.snippet import snippet
 
         config = self.job.benchmark
         size = {"height": config.height, "width": config.width}
         wanted = {name: side for name, side in size.items() if side is not None}
         model = self.job.model
-        return snippet(model, choices, str(self.device), denoiser_of(model), config.guidance, wanted)
+        embeddings = embedding_names(pipeline_class(model))
+        return snippet(model, choices, str(self.device), denoiser_of(model), config.guidance, wanted, embeddings)

@@ -9,6 +9,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
 from compress.benchmark.config import Choices
+from compress.benchmark.prompt import embedding_names
 from compress.evaluate.schedulers import SCHEDULERS
 from compress.models import denoiser
 
@@ -42,8 +43,8 @@ def refusal(
         return f"pictures of {size[1]}x{size[0]} px are not larger than a tile of {tile} px"
     if choices.attention_slicing and not any(hasattr(module, "set_attention_slice") for module in model.modules()):
         return f"{type(model).__name__} has no attention that can be sliced"
-    if choices.reuse_prompt and not hasattr(pipeline, "encode_prompt"):
-        return f"{type(pipeline).__name__} takes no embedded prompts"
+    if choices.reuse_prompt and not embedding_names(type(pipeline)):
+        return f"{type(pipeline).__name__} embeds prompts in another way than Stable Diffusion and its XL"
     return _attention_refusal(model, choices.attention, device) or _scheduler_refusal(pipeline, choices, folder)
 
 

@@ -1,10 +1,11 @@
 """The pipeline that is run: any model, or a checkpoint of a run, which may be quantized."""
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import compress.models
 from compress import checkpoint
+from compress.errors import UserError
 from compress.models import ModelConfig
 from compress.models.folder import DENOISERS
 from compress.output import model_folder
@@ -41,8 +42,27 @@ def load_model(model: ModelConfig, dtype: "torch.dtype") -> "DiffusionPipeline":
 
 def denoiser_of(model: ModelConfig) -> str:
     """Name of the pipeline's denoiser, ``unet`` or ``transformer``, from its index."""
-    index = json.loads((model_folder(model) / "model_index.json").read_text(encoding="utf-8"))
+    index = _index(model)
     return next(name for name in DENOISERS if index.get(name, [None])[0])
+
+
+def pipeline_class(model: ModelConfig) -> type:
+    """The class of diffusers that the pipeline is of, from its index.
+
+    Raises:
+        UserError: This version of diffusers has none of that name.
+    """
+    import diffusers
+
+    name = str(_index(model)["_class_name"])
+    found = getattr(diffusers, name, None)
+    if found is None:
+        raise UserError(f"model.path={model.path}: is a {name}, which diffusers {diffusers.__version__} does not have")
+    return found
+
+
+def _index(model: ModelConfig) -> dict[str, Any]:
+    return json.loads((model_folder(model) / "model_index.json").read_text(encoding="utf-8"))
 
 
 def _is_checkpoint(model: ModelConfig) -> bool:

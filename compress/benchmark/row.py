@@ -11,6 +11,7 @@ import torch
 from compress.benchmark.apply import apply, refusal
 from compress.benchmark.config import Choices
 from compress.benchmark.model import load_model
+from compress.benchmark.prompt import embedding_names
 from compress.evaluate.cost.latency import spread, timed
 from compress.evaluate.cost.memory import forget_peak, peak_since, process_peak
 from compress.models import ModelConfig
@@ -18,6 +19,9 @@ from compress.models import ModelConfig
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+Embedding = dict[
+    str, torch.Tensor
+]  # what is said in place of a prompt, by the name that the pipeline's call has for it
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REHEARSAL = (2, 4)  # steps of the pictures drawn before anything is measured
 
@@ -141,10 +145,15 @@ def _cost(task: Task, seconds: list[float], baseline: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _embed(pipeline: "DiffusionPipeline", task: Task) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Each prompt's embedding, and that of the empty prompt for guidance."""
-    guided = task.guidance > 1
-    return [pipeline.encode_prompt(prompt, torch.device(task.device), 1, guided)[:2] for prompt in task.prompts]
+@torch.no_grad()
+def _embed(pipeline: "DiffusionPipeline", task: Task) -> list[Embedding]:
+    """Each prompt's embeddings, and those of the empty prompt for guidance."""
+    names, where = embedding_names(type(pipeline)), {"device": torch.device(task.device), "num_images_per_prompt": 1}
+    found = []
+    for prompt in task.prompts:
+        given = pipeline.encode_prompt(prompt=prompt, **where, do_classifier_free_guidance=task.guidance > 1)
+        found.append({name: part for name, part in zip(names, given, strict=True) if part is not None})
+    return found
 
 
 @torch.no_grad()
@@ -152,7 +161,7 @@ def _call(
     pipeline: "DiffusionPipeline",
     task: Task,
     chosen: list[int],
-    embedded: list[tuple[torch.Tensor, torch.Tensor | None]] | None = None,
+    embedded: list[Embedding] | None = None,
     steps: int | None = None,
 ) -> np.ndarray:
     """Draws the pictures of some prompts: floats in [0, 1], ``(n, height, width, 3)``.
@@ -168,9 +177,7 @@ def _call(
     if embedded is None:
         text: dict[str, Any] = {"prompt": [task.prompts[index] for index in chosen]}
     else:
-        text = {"prompt_embeds": torch.cat([embedded[index][0] for index in chosen])}
-        if (empty := [embedded[index][1] for index in chosen])[0] is not None:
-            text["negative_prompt_embeds"] = torch.cat(empty)
+        text = {name: torch.cat([embedded[index][name] for index in chosen]) for name in embedded[0]}
     return pipeline(
         **text,
         **size,

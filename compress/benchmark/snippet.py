@@ -9,7 +9,13 @@ TORCH = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float
 
 
 def snippet(
-    model: ModelConfig, choices: Choices, device: str, denoiser: str, guidance: float, size: dict[str, int]
+    model: ModelConfig,
+    choices: Choices,
+    device: str,
+    denoiser: str,
+    guidance: float,
+    size: dict[str, int],
+    embeddings: tuple[str, ...] = (),
 ) -> str:
     """Code that loads the model, puts the row's choices into effect and draws a picture.
 
@@ -20,6 +26,8 @@ def snippet(
         denoiser: Name of its denoiser, ``unet`` or ``transformer``.
         guidance: Classifier-free guidance scale.
         size: ``height`` and ``width`` in pixels where they are not the model's own.
+        embeddings: What the pipeline's ``encode_prompt`` gives, where prompts are reused; see
+            :func:`compress.benchmark.prompt.embedding_names`.
     """
     source = model.path if model.folder is None else str(model.folder)
     options = {"revision": model.revision, "variant": model.variant}
@@ -36,7 +44,7 @@ def snippet(
     lines = ["import torch", f"from diffusers import {', '.join(sorted(imports, key=str.lower))}"]
     if choices.attention == "plain":
         lines.append("from diffusers.models.attention_processor import AttnProcessor")
-    return "\n".join([*lines, "", *body, *_draw(choices, device, guidance, size)]) + "\n"
+    return "\n".join([*lines, "", *body, *_draw(choices, device, guidance, size, embeddings)]) + "\n"
 
 
 def _attention(choices: Choices, denoiser: str) -> list[str]:
@@ -61,7 +69,9 @@ def _memory(choices: Choices, device: str, denoiser: str) -> list[str]:
     return [*lines, f"pipeline.{denoiser}.compile()"] if choices.compile else lines
 
 
-def _draw(choices: Choices, device: str, guidance: float, size: dict[str, int]) -> list[str]:
+def _draw(
+    choices: Choices, device: str, guidance: float, size: dict[str, int], embeddings: tuple[str, ...]
+) -> list[str]:
     sizes = "".join(f", {name}={side}" for name, side in size.items())
     settings = f"num_inference_steps={choices.steps}, guidance_scale={guidance:g}{sizes}"
     prompts = ["a prompt"] if choices.batch_size == 1 else [f"prompt {index}" for index in range(choices.batch_size)]
@@ -71,7 +81,11 @@ def _draw(choices: Choices, device: str, guidance: float, size: dict[str, int]) 
     ]
     text = "prompts"
     if choices.reuse_prompt:
-        call = f'pipeline.encode_prompt(prompts, "{device}", 1, {guidance > 1})'
-        lines.append(f"embeds, empty = {call}[:2]  # once for many pictures")
-        text = "prompt_embeds=embeds, negative_prompt_embeds=empty"
+        names = ", ".join(f'"{name}"' for name in embeddings)
+        asked = f'device="{device}", num_images_per_prompt=1, do_classifier_free_guidance={guidance > 1}'
+        lines += [
+            f"embeddings = pipeline.encode_prompt(prompt=prompts, {asked})  # once for many pictures",
+            f"embedded = dict(zip([{names}], embeddings))",
+        ]
+        text = "**embedded"
     return [*lines, f"images = pipeline({text}, generator=noise, {settings}).images"]

@@ -5,11 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDPMPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    PixArtAlphaPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
 from compress.benchmark import Choices
 from compress.benchmark.apply import apply, refusal
+from compress.benchmark.prompt import EMBEDDINGS, embedding_names
 from compress.evaluate.schedulers import SCHEDULERS
 from tests.tiny import tiny_pipeline
 
@@ -112,3 +119,10 @@ def test_what_only_computes_in_another_way_gives_the_same_picture(change):
         noise = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
         pictures.append(pipeline(["a cat", "a dog"], num_inference_steps=2, generator=noise, output_type="pt").images)
     assert (pictures[0] - pictures[1]).abs().max() < 1e-5
+
+
+def test_what_encode_prompt_gives_is_known_or_nothing():
+    assert embedding_names(StableDiffusionPipeline) == EMBEDDINGS[:2]
+    assert embedding_names(StableDiffusionXLPipeline) == EMBEDDINGS
+    assert embedding_names(PixArtAlphaPipeline) == ()  # gives masks of attention too
+    assert embedding_names(DDPMPipeline) == ()

@@ -5,12 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sdxl import tiny_sdxl_pipeline
 
 from compress.benchmark import Choices
-from compress.benchmark.model import denoiser_of
+from compress.benchmark.model import denoiser_of, pipeline_class
+from compress.benchmark.prompt import embedding_names
 from compress.benchmark.row import Task, measure
 from compress.benchmark.snippet import snippet
 from compress.models import ModelConfig
+
+
+@pytest.fixture(scope="module")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sdxl") / "pipeline"
+    tiny_sdxl_pipeline().save_pretrained(folder)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -23,13 +32,24 @@ from compress.models import ModelConfig
     ],
 )
 def test_the_code_gives_the_pictures_of_the_row(tiny_model: Path, choices: Choices):
-    model = ModelConfig(str(tiny_model))
-    code = snippet(model, choices, "cpu", denoiser_of(model), 4.0, {})
+    assert_same_pictures(tiny_model, choices)
+
+
+def test_the_code_gives_the_pictures_of_a_pipeline_with_two_text_encoders(tiny_sdxl: Path):
+    for change in ({}, {"reuse_prompt": True}, {"reuse_prompt": True, "batch_size": 2}):
+        assert_same_pictures(tiny_sdxl, replace(Choices(scheduler="ddim", steps=2), **change))
+    assert_same_pictures(tiny_sdxl, Choices(scheduler="ddim", steps=2, reuse_prompt=True), guidance=1.0)
+
+
+def assert_same_pictures(folder: Path, choices: Choices, guidance: float = 4.0):
+    """Runs the snippet and a row of the same choices."""
+    model = ModelConfig(str(folder))
     names: dict = {}
+    embeddings = embedding_names(pipeline_class(model))
+    code = snippet(model, choices, "cpu", denoiser_of(model), guidance, {}, embeddings)
     exec(compile(code, "snippet", "exec"), names)
-    task = Task(
-        model, choices, "cpu", 1, tuple(names["prompts"]), tuple(range(len(names["prompts"]))), 4.0, None, None, 1, 2
-    )
+    seeds = tuple(range(len(names["prompts"])))
+    task = Task(model, choices, "cpu", 1, tuple(names["prompts"]), seeds, guidance, None, None, 1, 2)
     expected = measure(task)["pictures"]
     found = np.stack([np.array(image).transpose(2, 0, 1) for image in names["images"]])
     assert found.shape == expected.shape
