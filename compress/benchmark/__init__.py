@@ -83,6 +83,7 @@ class _Run:
         import compress.data
         import compress.models
         from compress import processes
+        from compress.benchmark.model import check_text
         from compress.evaluate.prompts import evaluation_prompts
         from compress.store import Store
 
@@ -90,6 +91,7 @@ class _Run:
         self.device: torch.device = processes.join(job.device)
         self.store = Store(job.store)
         self.fingerprint = compress.models.fingerprint(job.model)
+        check_text(job.model)  # now that a model of the hub is known to be there
         data, images = compress.data.load_data(job.data), job.benchmark.images
         self.prompts = evaluation_prompts(data, job.evaluate, images, job.seed)
         self.seeds = [job.seed + index for index in range(images)]

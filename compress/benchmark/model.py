@@ -1,11 +1,12 @@
 """The pipeline that is run: any model, or a checkpoint of a run, which may be quantized."""
 
+import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
 import compress.models
 from compress import checkpoint
-from compress.errors import UserError
+from compress.errors import UserError, bad_value
 from compress.models import ModelConfig
 from compress.models.folder import DENOISERS
 from compress.output import model_folder
@@ -26,6 +27,19 @@ def check_model(model: ModelConfig) -> None:
         checkpoint.verify_checkpoint(model.folder)
     else:
         compress.models.check(model)
+
+
+def check_text(model: ModelConfig) -> None:
+    """Checks that the pipeline draws from text alone; of a model on the hub only the index is downloaded.
+
+    Raises:
+        UserError: It does not.
+    """
+    kind = pipeline_class(model)
+    taken = inspect.signature(kind.__call__).parameters
+    if "prompt" not in taken or "strength" in taken:
+        what = "takes no text" if "prompt" not in taken else "takes a picture to start from"
+        raise bad_value("model.path", model.path, f"a text-to-image pipeline; a {kind.__name__} {what}")
 
 
 def load_model(model: ModelConfig, dtype: "torch.dtype") -> "DiffusionPipeline":

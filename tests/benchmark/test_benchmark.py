@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -181,6 +182,25 @@ def test_the_command_refuses_a_mistake_before_any_row(
         monkeypatch.setattr(sys, "argv", ["compress", "recipe=benchmark", *usual, "evaluate.clip_name=x", override])
         assert main() == 2
         assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("DDPMPipeline", "takes no text"),
+        ("StableDiffusionInpaintPipeline", "takes a picture to start from"),
+        ("NoSuchPipeline", "which diffusers"),
+    ],
+)
+def test_a_pipeline_that_does_not_draw_from_text_alone_is_refused(
+    go: Go, tiny_model: Path, tmp_path: Path, kind: str, why: str
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": kind}))
+    with pytest.raises(UserError, match=rf"model\.path=.*{kind}.* {why}"):
+        go(f"model.path={folder}")
+    assert go.measured == []  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
