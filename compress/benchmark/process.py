@@ -1,7 +1,9 @@
 """A process for each row, so that no row sees the memory, kernels or caches of another."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def measure_apart(task: "Task") -> dict[str, Any]:
-    """Measures a row in a process of its own, which ends with it.
+    """Measures a row in a process of its own, which ends with it, and with the one that calls this however that ends.
 
     Where the system can, the process is a copy of one that has imported the libraries and done nothing else.
 
@@ -26,7 +28,7 @@ def measure_apart(task: "Task") -> dict[str, Any]:
     context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
     if forks:
         context.set_forkserver_preload(["compress.benchmark.preload"])
-    ours, theirs = context.Pipe(duplex=False)
+    ours, theirs = context.Pipe()
     process = context.Process(target=_answer, args=(task, theirs), name="row")
     process.start()
     theirs.close()
@@ -49,6 +51,7 @@ def _answer(task: "Task", answer: Connection) -> None:
     """The process: measures and sends what came out."""
     from compress.benchmark.row import measure
 
+    threading.Thread(target=_end_with_parent, args=(answer,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends this one
     try:
         answer.send(measure(task))
@@ -56,3 +59,14 @@ def _answer(task: "Task", answer: Connection) -> None:
         answer.send(error)
     except Exception as error:  # noqa: BLE001 - whatever a device or a compiler cannot do fails its own row alone
         answer.send({"failed": (str(error).strip() or type(error).__name__).splitlines()[0]})
+
+
+def _end_with_parent(answer: Connection) -> None:
+    """Ends this process when the other end of its pipe is gone: only the process that asked for the row has it.
+
+    The parent, by its number, may be the server that copies processes, which lives on as long as its copies do.
+    """
+    try:
+        answer.recv()  # nothing is ever sent
+    except (EOFError, OSError):
+        os._exit(1)
