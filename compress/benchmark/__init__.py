@@ -42,7 +42,8 @@ def benchmark(job: "Job") -> dict[str, Any]:
     Returns:
         What stands in ``benchmark.json``: ``rows``, each with ``name``, ``status`` (``measured``, ``skipped`` or
         ``failed``, with a ``reason``), ``choices``, ``cost``, ``metrics`` and ``dominated_by``; the name of the
-        ``best`` row, what it is the best of, and the ``code`` that runs it; the settings and the prompts.
+        ``best`` row, what it is the best of, and the ``code`` that runs it; the settings, the prompts, and whether any
+        was ``truncated``.
 
     Raises:
         UserError: Something the user can put right.
@@ -96,6 +97,7 @@ class _Run:
         self.prompts = evaluation_prompts(data, job.evaluate, images, job.seed)
         self.seeds = [job.seed + index for index in range(images)]
         self.pictures: dict[str, torch.Tensor] = {}
+        self.truncated = False
         self.longest: float | None = None  # seconds that a picture may take, once the reference row is known
 
     def go(self) -> dict[str, Any]:
@@ -119,6 +121,7 @@ class _Run:
             "model": dataclasses.asdict(self.job.model) | {"fingerprint": self.fingerprint},
             "settings": self._settings(),
             "prompts": self.prompts,
+            "truncated": self.truncated,
             "limit": dataclasses.asdict(self.job.limit),
             "rows": found,
             "best": chosen,
@@ -142,6 +145,7 @@ class _Run:
                     stored = self.store.evaluation(key)
         assert stored is not None
         self.pictures[name] = self._stored_pictures(key)
+        self.truncated = self.truncated or stored["truncated"]
         return {**row, "status": "measured", "cached": cached, "cost": stored["cost"], "metrics": None}
 
     def _measure(self, key: str, choices: Choices) -> dict[str, str] | None:
@@ -158,7 +162,8 @@ class _Run:
         folder.mkdir(exist_ok=True)
         for index, picture in enumerate(found["pictures"]):
             Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{index:06d}.png")
-        self.store.put_evaluation(key, {"cost": found["cost"], "choices": dataclasses.asdict(choices), "grid": []})
+        content = {"cost": found["cost"], "choices": dataclasses.asdict(choices), "truncated": found["truncated"]}
+        self.store.put_evaluation(key, content | {"grid": []})
         return None
 
     def _stored_pictures(self, key: str) -> "torch.Tensor":

@@ -19,7 +19,8 @@ def measure_apart(task: "Task") -> dict[str, Any]:
     Where the system can, the process is a copy of one that has imported the libraries and done nothing else.
 
     Returns:
-        What :func:`compress.benchmark.row.measure` gives, or ``{"failed": reason}``.
+        What :func:`compress.benchmark.row.measure` gives and ``truncated``, whether a prompt was too long for the text
+        encoder; or ``{"failed": reason}``.
 
     Raises:
         UserError: The pipeline cannot be loaded.
@@ -49,12 +50,14 @@ def measure_apart(task: "Task") -> dict[str, Any]:
 
 def _answer(task: "Task", answer: Connection) -> None:
     """The process: measures and sends what came out."""
+    from compress.benchmark.notices import hear_truncation
     from compress.benchmark.row import measure
 
+    truncation = hear_truncation()
     threading.Thread(target=_end_with_parent, args=(answer,), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends this one
     try:
-        answer.send(measure(task))
+        answer.send({**measure(task), "truncated": truncation.heard})
     except UserError as error:
         answer.send(error)
     except Exception as error:  # noqa: BLE001 - whatever a device or a compiler cannot do fails its own row alone

@@ -61,6 +61,8 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         "prompts and noise; brackets are 95 % intervals. Another scheduler draws other pictures: its PSNR says how "
         "other, not how good; for that look at the score.",
     ]
+    if result["truncated"]:
+        lines.append("Some prompts are longer than the text encoder reads: in every row it read their beginning alone.")
     if any(row["metrics"]["psnr"] and row["metrics"]["psnr"]["equal"] for row in measured):
         lines.append(
             f"PSNR is equal where all pictures are the reference row's to the bit; one that is counts {PSNR_CAP:g} dB."

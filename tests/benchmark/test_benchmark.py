@@ -48,7 +48,7 @@ def made_up(task: Any) -> dict[str, Any]:
         "latency_s": seconds, "latency_low_s": 0.99 * seconds, "latency_high_s": 1.01 * seconds, "latency_repeats": 4,
         "throughput": 1 / seconds, "peak_memory_bytes": 5e7, "memory_method": "made up",
     }  # fmt: skip
-    return {"cost": cost, "pictures": pictures}
+    return {"cost": cost, "pictures": pictures, "truncated": False}
 
 
 @pytest.fixture
@@ -92,6 +92,7 @@ def test_rows_are_measured_compared_and_written(go: Go, tmp_path: Path) -> None:
     assert result["best"] == "bf16"
     assert "torch_dtype=torch.bfloat16" in result["code"]
     assert result["settings"]["resolution"] == "16x16"
+    assert result["truncated"] is False
 
     out = tmp_path / "out"
     written = json.loads((out / "benchmark.json").read_text())

@@ -116,6 +116,11 @@ def test_a_process_of_its_own_gives_the_same(task):
     assert found["cost"]["peak_memory_bytes"] < 500e6  # without Python and the libraries
 
 
+def test_prompts_that_are_too_long_are_told_of(task):
+    assert not measure_apart(task)["truncated"]
+    assert measure_apart(replace(task, prompts=("a cat",) * 2 + ("a red cat " * 20,)))["truncated"]
+
+
 def test_a_row_that_fails_takes_nothing_with_it(task):
     assert "tpu" in measure_apart(replace(task, device="tpu"))["failed"]
     with pytest.raises(UserError, match="model.path"):
