@@ -80,8 +80,18 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         schema.value = value
         converted = typing.cast(dict[str, Any], OmegaConf.to_container(schema))["value"]
     except OmegaConfBaseException as error:
-        raise bad_value(key, value, _describe(hint)) from error
+        if typing.get_origin(hint) is dict and isinstance(value, dict):
+            for name, part in value.items():  # say which of them it is
+                _typed(typing.get_args(hint)[1], part, _join(key, str(name)))
+        such = f", such as [{value}]" if isinstance(value, str | int | float) and _holds_list(hint) else ""
+        raise bad_value(key, value, _describe(hint) + such) from error
     return tuple(converted) if typing.get_origin(hint) is tuple and converted is not None else converted
+
+
+def _holds_list(hint: Any) -> bool:
+    """Whether a type is a list, perhaps or null."""
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return any(typing.get_origin(part) in (list, tuple) for part in (typing.get_args(hint) if union else (hint,)))
 
 
 def _describe(hint: Any) -> str:

@@ -66,6 +66,13 @@ def test_the_grids_that_come_along_hold_every_choice(name):
         (["benchmark.change.compile=[perhaps]"], "benchmark.change.compile: compile=perhaps: expected true or false"),
         (["benchmark.change.offload=[disk]"], "benchmark.change.offload: offload=disk: expected one of none"),
         (["+benchmark.schedulers.heun=[20]"], "benchmark.schedulers.heun: scheduler=heun: expected one of checkpoint"),
+        (["benchmark.change.dtype=bf16"], "benchmark.change.dtype=bf16: expected a list, such as [bf16]"),
+        (
+            ["benchmark.schedulers.ddim=50"],
+            "benchmark.schedulers.ddim=50: expected a list of whole numbers, such as [50]",
+        ),
+        (["benchmark.schedulers.ddim=[x]"], "benchmark.schedulers.ddim=['x']: expected a list of whole numbers"),
+        (["benchmark.schedulers=50"], "benchmark.schedulers=50: expected keys and values"),
         (["benchmark.combine=[{speed: 1}]"], "benchmark.combine.0: no such choice"),
         (["benchmark.combine=[{attention: plain, attention_slicing: true}]"], "replace attention=plain"),
         (["limit.memory_gb=0"], "limit.memory_gb=0.0: expected a number above 0"),
@@ -78,6 +85,12 @@ def test_a_mistake_is_named_with_its_key(overrides, part):
     with pytest.raises(UserError) as error:
         to_job(compose(["recipe=benchmark", *overrides]))
     assert part in str(error.value)
+    assert str(error.value).count("such as") == part.count("such as")
+
+
+def test_all_rows_of_a_kind_can_be_left_out():
+    job = to_job(compose(["recipe=benchmark", "~benchmark.change", "~benchmark.schedulers", "benchmark.combine=[]"]))
+    assert list(rows(job.benchmark)) == ["reference"]
 
 
 def test_limits_are_numbers_or_nothing():
