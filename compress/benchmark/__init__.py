@@ -42,8 +42,8 @@ def benchmark(job: "Job") -> dict[str, Any]:
     Returns:
         What stands in ``benchmark.json``: ``rows``, each with ``name``, ``status`` (``measured``, ``skipped`` or
         ``failed``, with a ``reason``), ``choices``, ``cost``, ``metrics`` and ``dominated_by``; the name of the
-        ``best`` row, what it is the best of, and the ``code`` that runs it; the settings, the prompts, and whether any
-        was ``truncated``.
+        ``best`` row, what it is the best of, and the ``code`` that runs it; the ``noise_floor``, which is the metrics
+        of the reference row's pictures of other seeds; the settings, the prompts, and whether any was ``truncated``.
 
     Raises:
         UserError: Something the user can put right.
@@ -97,6 +97,7 @@ class _Run:
         self.prompts = evaluation_prompts(data, job.evaluate, images, job.seed)
         self.seeds = [job.seed + index for index in range(images)]
         self.pictures: dict[str, torch.Tensor] = {}
+        self.others: torch.Tensor | None = None  # the reference row's, with other noise
         self.truncated = False
         self.longest: float | None = None  # seconds that a picture may take, once the reference row is known
 
@@ -113,7 +114,7 @@ class _Run:
                 if found[0]["status"] != "measured":
                     raise UserError(f"benchmark.reference: the row that others are compared with: {found[0]['reason']}")
                 self.longest = self.job.benchmark.slowest / found[0]["cost"]["throughput"]
-        self._compare(found)
+        floor = self._compare(found)
         for row in found:
             row["dominated_by"] = dominating(row, found) if row["status"] == "measured" else None
         chosen, why = best(found, self.job.limit)
@@ -124,6 +125,7 @@ class _Run:
             "truncated": self.truncated,
             "limit": dataclasses.asdict(self.job.limit),
             "rows": found,
+            "noise_floor": floor,
             "best": chosen,
             "best_of": why,
             "code": self._code(grid[chosen]) if chosen is not None else None,
@@ -131,7 +133,8 @@ class _Run:
 
     def _row(self, name: str, choices: Choices) -> dict[str, Any]:
         """A row from the store, or measured and put there; one that cannot be measured is tried again next time."""
-        key = self.store.key(self._parts(choices))
+        task = self._task(name, choices)
+        key = self.store.key(self._parts(task))
         row: dict[str, Any] = {"name": name, "choices": dataclasses.asdict(choices), "key": key, "reason": None}
         stored = self.store.evaluation(key)
         cached = stored is not None
@@ -139,67 +142,71 @@ class _Run:
             with self.store.lock(key):
                 stored = self.store.evaluation(key)  # another benchmark may have been faster
                 if stored is None:
-                    outcome = self._measure(key, choices)
+                    outcome = self._measure(key, task)
                     if outcome is not None:
                         return {**row, **outcome, "cached": False, "cost": None, "metrics": None}
                     stored = self.store.evaluation(key)
         assert stored is not None
-        self.pictures[name] = self._stored_pictures(key)
+        self.pictures[name] = self._stored_pictures(key, "pictures")
+        if task.other_seeds:
+            self.others = self._stored_pictures(key, "others")
         self.truncated = self.truncated or stored["truncated"]
         return {**row, "status": "measured", "cached": cached, "cost": stored["cost"], "metrics": None}
 
-    def _measure(self, key: str, choices: Choices) -> dict[str, str] | None:
+    def _measure(self, key: str, task: "Task") -> dict[str, str] | None:
         """Measures a row into the store; returns its status and reason where that cannot be."""
         from PIL import Image
 
         from compress.benchmark.process import measure_apart
 
-        found = measure_apart(self._task(choices))
+        found = measure_apart(task)
         for status in ("skipped", "failed"):
             if status in found:
                 return {"status": status, "reason": found[status]}
-        folder = self.store.work(key) / "images"
-        folder.mkdir(exist_ok=True)
-        for index, picture in enumerate(found["pictures"]):
-            Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{index:06d}.png")
-        content = {"cost": found["cost"], "choices": dataclasses.asdict(choices), "truncated": found["truncated"]}
+        for kind in found.keys() & {"pictures", "others"}:
+            folder = self.store.work(key) / kind
+            folder.mkdir(exist_ok=True)
+            for index, picture in enumerate(found[kind]):
+                Image.fromarray(picture.transpose(1, 2, 0)).save(folder / f"{index:06d}.png")
+        content = {"cost": found["cost"], "choices": dataclasses.asdict(task.choices), "truncated": found["truncated"]}
         self.store.put_evaluation(key, content | {"grid": []})
         return None
 
-    def _stored_pictures(self, key: str) -> "torch.Tensor":
+    def _stored_pictures(self, key: str, kind: str) -> "torch.Tensor":
         import torch
 
         from compress.evaluate.pictures import PictureFiles, picture_files
 
-        pictures = PictureFiles(picture_files(self.store.evaluation_folder(key) / "images"))[:]
+        pictures = PictureFiles(picture_files(self.store.evaluation_folder(key) / kind))[:]
         assert isinstance(pictures, torch.Tensor)  # a row's pictures are of one size
         return pictures
 
-    def _task(self, choices: Choices) -> "Task":
+    def _task(self, name: str, choices: Choices) -> "Task":
         import torch
 
         from compress.benchmark.row import Task
 
         config = self.job.benchmark
+        others = tuple(seed + len(self.seeds) for seed in self.seeds) if name == "reference" else ()
         return Task(
             self.job.model, choices, str(self.device), torch.get_num_threads(), tuple(self.prompts), tuple(self.seeds),
-            config.guidance, config.height, config.width, config.picture_batch, config.repeats, self.longest,
+            config.guidance, config.height, config.width, config.picture_batch, config.repeats, self.longest, others,
         )  # fmt: skip
 
-    def _parts(self, choices: Choices) -> dict[str, Any]:
+    def _parts(self, task: "Task") -> dict[str, Any]:
         """Everything that decides a row's numbers and pictures."""
         from compress.evaluate.cost import device_name
 
-        task = dataclasses.asdict(self._task(choices))
-        del task["longest"]  # decides whether there are numbers, but not what they are
+        parts = dataclasses.asdict(task)
+        del parts["longest"]  # decides whether there are numbers, but not what they are
         libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
         return {
-            **task, "model": self.fingerprint, "rows": ROWS, "device_name": device_name(self.device),
+            **parts, "model": self.fingerprint, "rows": ROWS, "device_name": device_name(self.device),
             "libraries": libraries,
         }  # fmt: skip
 
-    def _compare(self, found: list[dict[str, Any]]) -> None:
-        """Adds the metrics of every measured row."""
+    def _compare(self, found: list[dict[str, Any]]) -> dict[str, Any]:
+        """Adds the metrics of every measured row; returns those of the reference row with other noise."""
         from compress.benchmark.quality import Quality
         from compress.evaluate.networks import Networks
         from compress.progress import track
@@ -209,6 +216,8 @@ class _Run:
         quality = Quality(self.pictures["reference"], self.prompts, clip, config.bootstrap)
         for row in track([row for row in found if row["status"] == "measured"], "comparing pictures"):
             row["metrics"] = quality(self.pictures[row["name"]])
+        assert self.others is not None  # drawn with the reference row
+        return quality(self.others)
 
     def _settings(self) -> dict[str, Any]:
         import torch

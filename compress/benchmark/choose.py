@@ -28,6 +28,12 @@ def loses_score(row: Row) -> bool:
     return found is not None and found["high"] < 0
 
 
+def within_noise(row: Row) -> bool:
+    """Whether chance alone may explain the difference of the CLIP score; false where there is none at all."""
+    found = row["metrics"]["clip_difference"]
+    return found is not None and found["low"] <= 0 <= found["high"] and found["low"] < found["high"]
+
+
 def dominating(row: Row, rows: Sequence[Row]) -> str | None:
     """The name of a row that is at least as good in everything and clearly better in something; the fastest of them.
 

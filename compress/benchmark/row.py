@@ -43,6 +43,7 @@ class Task:
         picture_batch: Pictures at once when they are sampled for quality; the row's own batch where that is larger.
         repeats: Timed calls.
         longest: Seconds that a picture may take; a row that would take longer is skipped. None is no limit.
+        other_seeds: Seeds of as many pictures of the same prompts with other noise, which are drawn besides.
     """
 
     model: ModelConfig
@@ -57,13 +58,15 @@ class Task:
     picture_batch: int
     repeats: int
     longest: float | None = None
+    other_seeds: tuple[int, ...] = ()
 
 
 def measure(task: Task) -> dict[str, Any]:
     """Measures a row; meant for a process that does nothing else.
 
     Returns:
-        ``{"skipped": reason}``, or ``cost`` (see :func:`_cost`) and ``pictures`` (uint8, ``(n, 3, height, width)``).
+        ``{"skipped": reason}``, or ``cost`` (see :func:`_cost`), ``pictures`` (uint8, ``(n, 3, height, width)``) and,
+        where the task has other seeds, ``others``, like the pictures.
 
     Raises:
         FloatingPointError: The model gives NaN.
@@ -93,6 +96,15 @@ def measure(task: Task) -> dict[str, Any]:
     embedded = _embed(pipeline, task) if choices.reuse_prompt else None
     first = [index % len(task.prompts) for index in range(choices.batch_size)]
     cost = _cost(task, timed(lambda: _call(pipeline, task, first, embedded), task.repeats, device, warm_up=1), baseline)
+    found = {"cost": cost, "pictures": _draw(pipeline, task, embedded)}
+    if task.other_seeds:
+        found["others"] = _draw(pipeline, replace(task, seeds=task.other_seeds), embedded)
+    return found
+
+
+def _draw(pipeline: "DiffusionPipeline", task: Task, embedded: list[Embedding] | None) -> np.ndarray:
+    """All pictures of a row, uint8, ``(n, 3, height, width)``."""
+    choices = task.choices
     at_once = choices.batch_size if choices.compile else max(choices.batch_size, task.picture_batch)
     pictures = []
     for start in range(0, len(task.prompts), at_once):
@@ -102,7 +114,7 @@ def measure(task: Task) -> dict[str, Any]:
     if np.isnan(drawn).any():
         raise FloatingPointError("the model gives NaN")
     rounded = (drawn * 255).round().astype(np.uint8)
-    return {"cost": cost, "pictures": np.ascontiguousarray(rounded.transpose(0, 3, 1, 2))}
+    return np.ascontiguousarray(rounded.transpose(0, 3, 1, 2))
 
 
 def _expected(pipeline: "DiffusionPipeline", task: Task, device: torch.device) -> float:

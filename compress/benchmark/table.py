@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from compress.benchmark.choose import PSNR_CAP, loses_score
+from compress.benchmark.choose import PSNR_CAP, loses_score, within_noise
+from compress.report.footer import NOISE, NOISE_FLOOR
 
 MISSING = "–"
 DOMINATED, BEST, LOSES = "×", "★", "▼"
@@ -33,7 +34,10 @@ def cells(result: Mapping[str, Any], row: Row) -> list[tuple[str, str]]:
         difference = _cell(metrics["clip_difference"], 1, signed=True)
         found += [
             _cell(metrics["clip_score"], 1),
-            (difference[0] + (f" {LOSES}" if loses_score(row) else ""), difference[1]),
+            (
+                difference[0] + (f" {LOSES}" if loses_score(row) else f" {NOISE}" if within_noise(row) else ""),
+                difference[1],
+            ),
         ]
     return found
 
@@ -60,6 +64,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         f"PSNR, SSIM and the difference of scores compare {about['n']} pictures with the reference row's of the same "
         "prompts and noise; brackets are 95 % intervals. Another scheduler draws other pictures: its PSNR says how "
         "other, not how good; for that look at the score.",
+        _floor(result),
     ]
     if result["truncated"]:
         lines.append("Some prompts are longer than the text encoder reads: in every row it read their beginning alone.")
@@ -74,7 +79,21 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         )
     if any(loses_score(row) for row in measured):
         lines.append(f"{LOSES} the score is below the reference row's by more than the noise.")
+    if any(within_noise(row) for row in measured):
+        lines.append(f"{NOISE} the difference of scores lies inside the noise: its interval holds 0.")
     return lines
+
+
+def _floor(result: Mapping[str, Any]) -> str:
+    """What pictures of other noise get."""
+    floor, score = result["noise_floor"], _network(result)
+    parts = [f"PSNR {' '.join(_cell(floor['psnr'], 1))} dB", f"SSIM {' '.join(_cell(floor['ssim'], 3))}"]
+    if score:
+        parts.append(f"{score} score {' '.join(_cell(floor['clip_difference'], 1, signed=True))} from its own")
+    return (
+        f"{NOISE_FLOOR.capitalize()}, the reference row with other noise: {', '.join(parts)}. So much does another "
+        "picture of the same prompt get."
+    )
 
 
 def _calls(rows: Sequence[Row]) -> str:

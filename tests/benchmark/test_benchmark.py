@@ -48,7 +48,8 @@ def made_up(task: Any) -> dict[str, Any]:
         "latency_s": seconds, "latency_low_s": 0.99 * seconds, "latency_high_s": 1.01 * seconds, "latency_repeats": 4,
         "throughput": 1 / seconds, "peak_memory_bytes": 5e7, "memory_method": "made up",
     }  # fmt: skip
-    return {"cost": cost, "pictures": pictures, "truncated": False}
+    found = {"cost": cost, "pictures": pictures, "truncated": False}
+    return found | ({"others": 255 - pictures} if task.other_seeds else {})
 
 
 @pytest.fixture
@@ -93,15 +94,19 @@ def test_rows_are_measured_compared_and_written(go: Go, tmp_path: Path) -> None:
     assert "torch_dtype=torch.bfloat16" in result["code"]
     assert result["settings"]["resolution"] == "16x16"
     assert result["truncated"] is False
+    assert 0 < result["noise_floor"]["psnr"]["value"] < 15
+    assert result["noise_floor"]["psnr"]["n"] == result["noise_floor"]["clip_difference"]["n"] == 4
 
     out = tmp_path / "out"
     written = json.loads((out / "benchmark.json").read_text())
     assert written["rows"] == json.loads(json.dumps(result["rows"]))
+    assert written["noise_floor"] == json.loads(json.dumps(result["noise_floor"]))
     assert {"best", "best_of", "code", "limit", "model", "environment", "prompts", "seconds", "settings"} <= set(
         written
     )
     report = (out / "report.md").read_text()
     assert "best: bf16 (fastest with at least 30 dB)" in report
+    assert "Noise floor, the reference row with other noise: PSNR " in report
     assert "model offload: skipped, there is nothing to offload to" in report
     assert "| bf16 ★ | 0.5 [0.495, 0.505] | 2 | 50 | 48.1 [48.1, 48.1] |" in report
     for name in ("latency_quality.png", "memory_quality.png", "pictures.png"):
@@ -114,6 +119,7 @@ def test_a_second_benchmark_measures_only_what_is_new_or_could_not_be(go: Go) ->
     again = go()
     assert [choices.compile or choices.offload == "model" for choices in go.measured] == [True, True]  # type: ignore
     assert [row["cost"] for row in again["rows"]] == [row["cost"] for row in first["rows"]]
+    assert again["noise_floor"] == first["noise_floor"]
     assert [row["metrics"] for row in again["rows"]] == [row["metrics"] for row in first["rows"]]
     assert [row.get("cached") for row in again["rows"]] == [True, True, False, False, True, True]
     go("benchmark.schedulers.ddim=[20, 30, 50]")

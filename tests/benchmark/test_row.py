@@ -76,6 +76,13 @@ def test_pictures_may_have_another_size(task):
     assert measure(replace(task, height=24, width=32))["pictures"].shape == (3, 3, 24, 32)
 
 
+def test_pictures_of_other_noise_are_drawn_besides(task):
+    found = measure(replace(task, other_seeds=(15, 16, 17)))
+    assert np.array_equal(found["pictures"], measure(task)["pictures"])
+    assert np.array_equal(found["others"], measure(replace(task, seeds=(15, 16, 17)))["pictures"])
+    assert "others" not in measure(task)
+
+
 def test_what_cannot_be_done_is_skipped(task):
     found = measure(replace(task, choices=Choices(offload="model")))
     assert found == {"skipped": "offloading moves models from an accelerator to the CPU, and this device is the CPU"}

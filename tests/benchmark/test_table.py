@@ -2,16 +2,16 @@
 
 from typing import Any
 
-from made_up import row
+from made_up import floor, row
 
-from compress.benchmark.table import notes
+from compress.benchmark.table import cells, notes
 
 
 def result(*rows: dict[str, Any]) -> dict[str, Any]:
     """What a benchmark returns, as far as the table needs it."""
     settings = {"n": 8, "resolution": "16x16", "guidance": 4.0, "repeats": 9, "device": "a CPU", "threads": 1}
     rows = (row("reference", psnr=None), *rows)
-    return {"rows": rows, "best": None, "settings": settings, "truncated": False}
+    return {"rows": rows, "best": None, "settings": settings, "truncated": False, "noise_floor": floor()}
 
 
 def test_truncated_prompts_are_told_of_once():
@@ -23,3 +23,21 @@ def test_truncated_prompts_are_told_of_once():
 def test_the_notes_say_how_many_calls_were_timed():
     assert "median of 4 " in "".join(notes(result(row("a"))))
     assert "median of 3 (the slowest rows) to 9 calls " in "".join(notes(result(row("a", calls=3), row("b", calls=9))))
+
+
+def test_a_difference_of_scores_is_marked_as_noise_or_loss_or_neither():
+    rows = [row("a", score=-0.5), row("b", score=-5.0), row("c", score=5.0), row("same")]
+    rows[3]["metrics"]["clip_difference"] |= {"low": 0.0, "high": 0.0}
+    told = result(*rows)
+    assert [cells(told, row)[-1][0] for row in rows] == ["-0.5 ≈", "-5.0 ▼", "+5.0", "+0.0"]
+    assert "its interval holds 0" in "".join(notes(told))
+    assert "its interval holds 0" not in "".join(notes(result(*rows[1:])))
+
+
+def test_the_noise_floor_says_what_other_noise_gets():
+    expected = "PSNR 12.0 [11.0, 13.0] dB, SSIM 0.900 [-0.100, 1.900], a-clip score +0.5 [-0.5, +1.5] from its own"
+    assert expected in "".join(notes(result()))
+    told = result()
+    for metrics in (told["rows"][0]["metrics"], told["noise_floor"]):
+        metrics["clip_score"] = metrics["clip_difference"] = None
+    assert "SSIM 0.900 [-0.100, 1.900]. So much" in "".join(notes(told))
