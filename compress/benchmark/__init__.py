@@ -42,7 +42,8 @@ def benchmark(job: "Job") -> dict[str, Any]:
     Returns:
         What stands in ``benchmark.json``: ``rows``, each with ``name``, ``status`` (``measured``, ``skipped`` or
         ``failed``, with a ``reason``), ``choices``, ``cost``, ``metrics`` and ``dominated_by``; the name of the
-        ``best`` row, what it is the best of, and the ``code`` that runs it; the ``noise_floor``, which is the metrics
+        ``best`` row, what it is the best of, and the ``code`` that runs it; that of the row with ``most_pictures`` a
+        second within the same limits; the ``noise_floor``, which is the metrics
         of the reference row's pictures of other seeds; the settings, the prompts, and whether any was ``truncated``.
 
     Raises:
@@ -103,7 +104,7 @@ class _Run:
 
     def go(self) -> dict[str, Any]:
         """Measures and compares all rows."""
-        from compress.benchmark.choose import best, dominating
+        from compress.benchmark.choose import best, dominating, most_pictures
         from compress.progress import track
 
         grid = rows(self.job.benchmark)
@@ -128,6 +129,7 @@ class _Run:
             "noise_floor": floor,
             "best": chosen,
             "best_of": why,
+            "most_pictures": most_pictures(found, self.job.limit),
             "code": self._code(grid[chosen]) if chosen is not None else None,
         }
 

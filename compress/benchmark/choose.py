@@ -78,7 +78,7 @@ def _end(row: Row, end: str) -> float:
 
 
 def best(rows: Sequence[Row], limits: Limits) -> tuple[str | None, str]:
-    """The best row within limits: the fastest; with a limit for the latency alone, the one most like the reference.
+    """The best row within limits: the fastest call; with a limit for the latency alone, the most like the reference.
 
     A row whose CLIP score is below the reference row's by more than the noise is no candidate, unless a limit for PSNR
     says how far pictures may be from the reference row's.
@@ -100,7 +100,15 @@ def best(rows: Sequence[Row], limits: Limits) -> tuple[str | None, str]:
         return chosen["name"], f"most like the reference{stated}"
     chosen = min(within, key=lambda row: row["cost"]["latency_s"])
     loss = "" if limits.psnr_db is not None else " without a clear loss of CLIP score"
-    return chosen["name"], f"fastest{stated}{loss if chosen['metrics']['clip_score'] else ''}"
+    size = chosen["choices"]["batch_size"]
+    fastest = "fastest for one picture at a time" if size == 1 else f"fastest call, of {size} pictures"
+    return chosen["name"], f"{fastest}{stated}{loss if chosen['metrics']['clip_score'] else ''}"
+
+
+def most_pictures(rows: Sequence[Row], limits: Limits) -> str | None:
+    """The row of the highest throughput within the limits of :func:`best`, which looks at the latency of a call."""
+    within = [row for row in _eligible(rows, limits) if not _broken(row, limits)]
+    return max(within, key=lambda row: row["cost"]["throughput"])["name"] if within else None
 
 
 def _eligible(rows: Sequence[Row], limits: Limits) -> list[Row]:

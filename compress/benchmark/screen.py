@@ -1,5 +1,6 @@
 """What a benchmark prints at its end."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
 
     from compress.benchmark.job import Job
 
+TITLE = 10  # characters of a line of a heading, but for a longer word
 NAME = 20  # characters at least for a row's name
 # Columns to do without on a narrow screen, the first to go first; the report has them all.
 EXPENDABLE = ("SSIM", "score", "pictures/s")
@@ -55,8 +57,7 @@ def _table(result: Mapping[str, Any], shown: Sequence[int]) -> "Table":
         if index == 0:
             table.add_column(head[0], min_width=NAME)
             continue
-        words, space, unit = head[index].rpartition(" (") if " (" in head[index] else head[index].partition(" ")
-        title = f"{words}\n{space.strip()}{unit}"
+        title = "\n".join(textwrap.wrap(head[index], TITLE, break_long_words=False, break_on_hyphens=False))
         # Rich would cut numbers rather than give up a column.
         wide = max(
             cell_len(line) for text in (title, *(row[index - 1] for row in written)) for line in text.split("\n")

@@ -15,7 +15,7 @@ def headings(result: Mapping[str, Any]) -> list[str]:
     """The columns' headings; CLIP scores bear their network's name, and are left out without one."""
     score = _network(result)
     of_clip = [f"{score} score ↑", "difference"] if score else []
-    return ["row", "latency (s)", "pictures/s ↑", "memory (MB)", "PSNR (dB) ↑", "SSIM ↑", *of_clip]
+    return ["row", "latency of a call (s)", "pictures/s ↑", "memory (MB)", "PSNR (dB) ↑", "SSIM ↑", *of_clip]
 
 
 def cells(result: Mapping[str, Any], row: Row) -> list[tuple[str, str]]:
@@ -109,8 +109,14 @@ def unmeasured(result: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """The best row and what it is the best of, or that there is none."""
-    return f"best: {result['best']} ({result['best_of']})" if result["best"] else f"best: {result['best_of']}"
+    """The best row and what it is the best of, and the one of most pictures a second; or that there is none."""
+    if not result["best"]:
+        return f"best: {result['best_of']}"
+    chosen, most = f"best: {result['best']} ({result['best_of']})", result["most_pictures"]
+    if most == result["best"]:
+        return chosen
+    throughput = next(row["cost"]["throughput"] for row in result["rows"] if row["name"] == most)
+    return f"{chosen}; most pictures a second within the same limits: {most} ({_short(throughput)})"
 
 
 def markdown(result: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 from made_up import floor, row
 
-from compress.benchmark.table import cells, notes
+from compress.benchmark.table import cells, headings, notes, verdict
 
 
 def result(*rows: dict[str, Any]) -> dict[str, Any]:
@@ -41,3 +41,10 @@ def test_the_noise_floor_says_what_other_noise_gets():
     for metrics in (told["rows"][0]["metrics"], told["noise_floor"]):
         metrics["clip_score"] = metrics["clip_difference"] = None
     assert "SSIM 0.900 [-0.100, 1.900]. So much" in "".join(notes(told))
+
+
+def test_latency_is_that_of_a_call_and_the_verdict_names_the_highest_throughput():
+    told = result(row("a", latency=0.5), row("b", latency=1.6, batch=8)) | {"best": "a", "best_of": "fastest"}
+    assert headings(told)[1] == "latency of a call (s)"
+    assert verdict(told | {"most_pictures": "a"}) == "best: a (fastest)"
+    assert verdict(told | {"most_pictures": "b"}).endswith("; most pictures a second within the same limits: b (5)")
