@@ -77,10 +77,11 @@ class BenchmarkConfig:
         guidance: Classifier-free guidance scale, at least 0; 1 and below turn guidance off.
         height: Of the pictures in pixels; None for the model's own.
         width: As ``height``.
-        images: Pictures of each row that quality is computed from, at least 4.
+        images: Pictures of each row that quality is computed from, at least 4; the reference row draws as many again,
+            with other noise.
         picture_batch: Pictures at once when they are sampled for quality, where the row's own batch is smaller; a
             compiled row keeps its own.
-        repeats: Timed calls of each row, at least 2.
+        repeats: Timed calls of each row, at least 2; of slow rows fewer, but 3 where as many are asked for.
         slowest: A row whose pictures take more than this many times as long as the reference row's is skipped.
     """
 
