@@ -27,7 +27,8 @@ ROOM = (12.0, 9.0)  # points that a number takes, along and up
 def draw_plots(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
     """Draws both plots, each with a panel for PSNR and, where there is one, for the CLIP score.
 
-    Rows are numbered, with the names beside; dominated rows are hollow, the best row is a star.
+    Rows are numbered, with the names beside; dominated rows are hollow, the best row is a star. A dotted line is the
+    noise floor, the reference row with other noise.
 
     Args:
         result: What :func:`compress.benchmark.benchmark` returns.
@@ -53,8 +54,10 @@ def draw_plots(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
             for panel, (metric, title) in zip(axes, panels, strict=True):
                 panel.set_xlabel(axis)
                 panel.set_ylabel(f"{title}, higher is better")
+                panel.axhline(result["noise_floor"][metric]["value"], color="#999999", linestyle=":", linewidth=0.9)
                 _draw_panel(panel, rows, [row["cost"][key] * scale for row in rows], metric, result["best"])
-            listed = "\n".join(f"{index}  {_named(row, result)}" for index, row in enumerate(rows, 1))
+            names = [f"{index}  {_named(row, result)}" for index, row in enumerate(rows, 1)]
+            listed = "\n".join([*names, "", "dotted: noise floor"])
             figure.text(right + 0.15 / figure.get_figwidth(), 0.95, listed, va="top", fontsize=7.5, linespacing=1.35)
             figure.canvas.print_png(folder / name, metadata={"Software": None})  # type: ignore[attr-defined]
     return {name: title for name, (*_, title) in PLOTS.items()}

@@ -15,11 +15,12 @@ from compress.benchmark.figures import PLOTS, _places, draw_plots
 def test_both_plots_are_drawn_with_and_without_scores(tmp_path: Path):
     rows = [row("reference", psnr=None), row("a", latency=0.1), row("b", memory=2.0), refused("c")]
     rows[2]["dominated_by"] = "a"
-    assert list(draw_plots({"rows": rows, "best": "a"}, tmp_path)) == list(PLOTS)
+    floor = row("other noise", psnr=13.0)["metrics"]
+    assert list(draw_plots({"rows": rows, "best": "a", "noise_floor": floor}, tmp_path)) == list(PLOTS)
     wide = Image.open(tmp_path / "latency_quality.png").width
     for entry in rows[:3]:
         entry["metrics"]["clip_score"] = None
-    draw_plots({"rows": rows, "best": None}, tmp_path)
+    draw_plots({"rows": rows, "best": None, "noise_floor": floor}, tmp_path)
     assert Image.open(tmp_path / "latency_quality.png").width < wide
 
 

@@ -19,7 +19,7 @@ WARM_UP = 3
 LEAST = 3  # timed calls where as many are asked for: of fewer there is no median, and no spread
 # What is slow varies little from call to call: where all calls would take longer than that, fewer are made.
 MOST_SECONDS = 20.0
-MOST_PICTURE_SECONDS = 120.0
+MOST_PICTURE_SECONDS = 60.0
 # Largest difference that a compiled denoiser may have from the eager one, as a share of the largest output.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
