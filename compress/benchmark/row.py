@@ -19,9 +19,7 @@ from compress.models import ModelConfig
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-Embedding = dict[
-    str, torch.Tensor
-]  # what is said in place of a prompt, by the name that the pipeline's call has for it
+Embedding = dict[str, torch.Tensor]  # in place of a prompt, by the names of the pipeline's call
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REHEARSAL = (2, 4)  # steps of the pictures drawn before anything is measured
 
