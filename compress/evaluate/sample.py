@@ -106,23 +106,23 @@ def sample(
     """
     twin = sampler(pipeline, config)
     starts = range(0, len(prompts), config.batch_size)
-    shown = track(starts, f"sampling {len(prompts)} pictures")
 
     def batch(start: int) -> torch.Tensor:
         chosen = slice(start, start + config.batch_size)
         return _batch(twin, prompts[chosen], seeds[chosen], config, first + start)
 
     if folder is None:
-        return torch.cat([batch(start) for start in shown])
+        return torch.cat([batch(start) for start in track(starts, f"sampling {len(prompts)} pictures")])
     folder.mkdir(parents=True, exist_ok=True)
     files = picture_paths(folder, range(first, first + len(prompts)), name)
+    missing = [start for start in starts if not all(file.exists() for file in files[start : start + config.batch_size])]
+    if not missing:
+        return PictureFiles(files)
     recorder = FirstStep(twin.scheduler) if latents else None
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as writer:  # a batch is written while the next is made
-        for start in shown:
+        for start in track(missing, f"sampling {len(prompts)} pictures"):
             targets = files[start : start + config.batch_size]
-            if all(file.exists() for file in targets):
-                continue
             pictures = batch(start)
             keep = recorder.take() if recorder is not None and first + start < KEPT else None
             if writing is not None:
