@@ -78,11 +78,12 @@ class PictureFiles:
         """
         every = range(len(self.files)) if chosen is None else chosen
         places = [index for index in every if index not in self._decoded]
+        if not places:
+            return
         files = [self.files[index] for index in places]
+        shown = track(files, f"checking {len(files)} pictures of {self.key}")
         with ThreadPoolExecutor(READERS) as pool:
-            for _ in zip(
-                track(files, f"checking {len(files)} pictures of {self.key}"), pool.map(self._whole, files), strict=True
-            ):
+            for _ in zip(shown, pool.map(self._whole, files), strict=True):
                 pass
         self._decoded.update(places)
 

@@ -16,9 +16,7 @@ CHUNK = 1024  # rows of a distance matrix at once
 MOST = 4096  # pictures from which the halves come, and of the reference that theirs is the recall of
 SPLITS = 64  # into halves
 QUARTERS = 32  # that are left out, one after another
-UNSURE = (
-    32  # n / (n + UNSURE) of the surplus is taken off, in logarithms: of few pictures it is as unsure as the jackknife
-)
+UNSURE = 32  # of n pictures n / (n + UNSURE) of the surplus is taken off, in logarithms: few show it unsurely
 LEAP = 5.0  # how many times as much as the jackknife says recall may vary where a quarter is left out
 WORTH = 8  # recall may vary this many times as much as a share of independent pictures, or as that of so many alone
 GAP = 2.5  # how many times as far as its nearest neighbor the 3k-th of a picture in a small mode is at least
