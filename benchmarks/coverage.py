@@ -8,7 +8,7 @@ Prints a Markdown table: the share in percent and, in brackets, the mean width o
 ``const``: the statistic is the same in every draw, and every interval holds it. ``*``: it is the same in four draws of
 five or more, so that a share between 90 and 99 % is a matter of luck. ``refused``: the share of the draws in which the
 code gives no interval; of the others the first number is. Below it stand the cells outside 90 to 99 %, each with what
-its share may be after so many draws (Clopper and Pearson, 95 %). All of it takes well over half an hour on two cores.
+its share may be after so many draws (Clopper and Pearson, 95 %). All of it takes twenty minutes on two cores.
 ``--repetitions``, ``--sizes 64x16,64x256``, ``--kinds`` and ``--metrics`` take less, ``--results FILE`` keeps every
 draw and goes on where it was, and ``--resampled`` adds what resampling pictures with replacement would give for the
 Fréchet distance.
