@@ -120,7 +120,7 @@ def _kept(cfg: "DictConfig") -> str:
     """What an interrupted run leaves for the next one."""
     if cfg.job == "score":
         return f"features of the reference are kept in {cfg.store} once they are whole, of images none"
-    return f"finished stages and the last training state are kept in {cfg.store}"
+    return f"finished stages, sampled pictures and the last training state are kept in {cfg.store}"
 
 
 def _run(cfg: "DictConfig") -> None:
