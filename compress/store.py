@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
+from compress.files import replace_with
 
 if TYPE_CHECKING:
     import torch
@@ -163,9 +164,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        beside = target.with_name(f".{target.name}")
-        shutil.copyfile(source, beside)
-        os.replace(beside, target)
+        with replace_with(target) as beside:
+            shutil.copyfile(source, beside)
 
 
 def _hash(file: Path) -> str:

@@ -43,8 +43,8 @@ def benchmark(job: "Job") -> dict[str, Any]:
         What stands in ``benchmark.json``: ``rows``, each with ``name``, ``status`` (``measured``, ``skipped`` or
         ``failed``, with a ``reason``), ``choices``, ``cost``, ``metrics`` and ``dominated_by``; the name of the
         ``best`` row, what it is the best of, and the ``code`` that runs it; that of the row with ``most_pictures`` a
-        second within the same limits; the ``noise_floor``, which is the metrics
-        of the reference row's pictures of other seeds; the settings, the prompts, and whether any was ``truncated``.
+        second within the same limits; the ``noise_floor``, which is the metrics of the reference row's pictures of
+        other seeds; the settings, the prompts, and whether any was ``truncated``.
 
     Raises:
         UserError: Something the user can put right.

@@ -14,6 +14,8 @@ from compress.evaluate.schedulers import SCHEDULERS
 EMBEDDED_CLIP = "embedded:emoji/clip"
 EMBEDDED_CLIP_NAME = "emoji-clip"
 
+EXTRAPOLATED_FROM = 5000
+"""Pictures of the smallest subset that published extrapolations of the Fréchet distance begin with."""
 RESIZES = ("tensorflow1", "clean")
 PREFERENCES = ("pickscore", "imagereward", "hpsv2")
 # What ``leave_out`` may name; an encoder's and a preference model's is left out by not naming it.

@@ -1,5 +1,6 @@
 """Pictures to score, in memory or on disk: looked at in slices, so that a large set need not fit into memory."""
 
+import copy
 import hashlib
 import logging
 import os
@@ -66,6 +67,12 @@ class PictureFiles:
         self.sizes = [size for size, _ in found]
         self._decoded: set[int] = set()
         self.transparent = sum(transparent for _, transparent in found)
+
+    def squeezed(self, size: tuple[int, int]) -> "PictureFiles":
+        """The same files, every picture brought to a height and width whatever its shape."""
+        found = copy.copy(self)
+        found.fit, found.squeeze = size, True
+        return found
 
     def verify(self, chosen: range | None = None) -> None:
         """Decodes pictures, each once, so that damage is found before any network has looked at one.

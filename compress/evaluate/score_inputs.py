@@ -31,11 +31,11 @@ def inputs(config: "ScoreConfig") -> tuple[PictureFiles, PictureFiles | None, li
     if config.paired and others is not None:
         others = _pair(names, others, config)
     pictures = PictureFiles(files, "images")
-    fit = None
+    reference = None if others is None else PictureFiles(others, "reference")
     if config.evaluate.resize is not None:
-        fit = _reduced_size(config.evaluate.resize, pictures)
-        pictures = PictureFiles(files, "images", fit, squeeze=True)
-    reference = None if others is None else PictureFiles(others, "reference", fit, squeeze=fit is not None)
+        size = _reduced_size(config.evaluate.resize, pictures)
+        pictures = pictures.squeezed(size)
+        reference = None if reference is None else reference.squeezed(size)
     for key, folder, found in (("images", config.images, pictures), ("reference", config.reference, reference)):
         if found is not None and len(found) < LEAST:
             raise bad_value(key, folder, f"at least {LEAST} pictures, but there are {len(found)}")

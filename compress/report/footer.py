@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from compress.evaluate.config import EXTRAPOLATED_FROM
+
 NOISE = "≈"
 NO_NEARER = "°"
 NOISE_FLOOR = "noise floor"
 PAIRED = ("fid_teacher", "psnr", "ssim", "ms_ssim", "lpips", "latent_psnr")
-FEWEST = 5000
-"""Pictures of the smallest subset that published extrapolations of FID begin with."""
 UNBIASED_FROM = 10_000
 """Pictures from which FID's bias is small enough to compare with other tables."""
 
@@ -47,8 +47,9 @@ def footer(
             )
     if "fid.infinite" in titles:
         first = values(entries, "infinite_from", ("fid",))
-        rough = f", here from subsets of {' or '.join(first)} on, which is rough: published ones begin at {FEWEST:,}"
-        few = any(int(value) < FEWEST for value in first)
+        begin = f"published ones begin at {EXTRAPOLATED_FROM:,}"
+        rough = f", here from subsets of {' or '.join(first)} on, which is rough: {begin}"
+        few = any(int(value) < EXTRAPOLATED_FROM for value in first)
         lines.append(f"FID∞ is FID extrapolated to infinitely many pictures (Chong & Forsyth 2020){rough * few}.")
     if any(values(entries, "low")):
         level, of = values(entries, "interval"), values(entries, "interval_of", [k for k in titles if k not in PAIRED])

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from compress.report.footer import FEWEST, UNBIASED_FROM
+from compress.evaluate.config import EXTRAPOLATED_FROM
+from compress.report.footer import UNBIASED_FROM
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +87,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             )
         lines.append(
             f"N → ∞ extrapolates from subsets of {fid['infinite_from']:,} pictures on; published ones begin at "
-            f"{FEWEST:,}, and with fewer pictures than features it is a rough guess."
+            f"{EXTRAPOLATED_FROM:,}, and with fewer pictures than features it is a rough guess."
         )
     if "cmmd" in metrics:
         lines.append(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from compress.evaluate.config import EXTRAPOLATED_FROM
 from compress.evaluate.intervals import jackknife_interval, logarithm, pair_corrected_variance
 from compress.evaluate.metrics.nuclear import directions, falls
 from compress.evaluate.metrics.rows import RowMetric
@@ -13,7 +14,6 @@ LEAST = 4  # pictures, so that two can be left out
 PAIRS = 512  # of pictures left out together, a random choice of all
 CHUNK = 4096  # rows at once
 POINTS = 15  # of the extrapolation, as published
-FEWEST = 5000  # pictures of the extrapolation's smallest subset, as published, where n allows it
 
 
 class FrechetDistance(RowMetric):
@@ -167,7 +167,7 @@ def _random_pairs(n: int, generator: torch.Generator) -> torch.Tensor:
 def _extrapolate(fake: torch.Tensor, real: torch.Tensor, paired: bool, generator: torch.Generator) -> tuple[float, int]:
     """The distance at infinitely many pictures, and the size of the smallest subset behind it."""
     n = len(fake)
-    smallest = min(FEWEST, n // 2)
+    smallest = min(EXTRAPOLATED_FROM, n // 2)
     sizes = torch.linspace(smallest, n, POINTS, dtype=torch.float64).round().long().tolist()
     values = []
     if not paired:  # the reference is the same for all
