@@ -3,7 +3,7 @@
 Runs ``recipe=prune_distill`` once for every choice of ``prune=``, ratio and seed, and prints a Markdown table: mean
 over the seeds of each metric before and after distillation, with the 95 % interval of that mean, and below it the
 differences to the first choice, paired by seed. A seed draws the calibration examples, the order and noise of the
-distillation, and the noise of the pictures.
+distillation, and the noise of the images.
 
 All choices are compared at equal multiply-accumulates: where a choice takes a ratio of channels, the same ratio leaves
 the same; any other choice is given as target what the first one has left at that ratio, and so is one that takes a
@@ -119,7 +119,7 @@ def measured(found: dict[Cell, list[dict[str, Any]]]) -> list[str]:
 
 
 def found_n(found: dict[Cell, list[dict[str, Any]]]) -> int:
-    """Pictures behind each metric."""
+    """Images behind each metric."""
     return int(next(iter(found.values()))[0]["stages"][0]["metrics"]["fid"]["n"])
 
 

@@ -1,8 +1,8 @@
 """How often the 95 % intervals hold what they are of, by simulation: ``python benchmarks/coverage.py``.
 
 Draws sets of n features again and again from a known distribution, the reference held fixed, and counts how many
-intervals hold the statistic's expectation, estimated by the mean over all draws. ``--pictures DIR`` (with
-``--reference DIR`` and ``--captions FILE``) or ``--pictures embedded`` draw from a pool of real features instead.
+intervals hold the statistic's expectation, estimated by the mean over all draws. ``--images DIR`` (with
+``--reference DIR`` and ``--captions FILE``) or ``--images embedded`` draw from a pool of real features instead.
 
 Prints a Markdown table: the share in percent and, in brackets, the mean width over that of 3.92 standard deviations.
 ``const``: the statistic is the same in every draw, and every interval holds it. ``*``: it is the same in four draws of
@@ -10,7 +10,7 @@ five or more, so that a share between 90 and 99 % is a matter of luck. ``refused
 code gives no interval; of the others the first number is. Below it stand the cells outside 90 to 99 %, each with what
 its share may be after so many draws (Clopper and Pearson, 95 %). All of it takes twenty minutes on two cores.
 ``--repetitions``, ``--sizes 64x16,64x256``, ``--kinds`` and ``--metrics`` take less, ``--results FILE`` keeps every
-draw and goes on where it was, and ``--resampled`` adds what resampling pictures with replacement would give for the
+draw and goes on where it was, and ``--resampled`` adds what resampling images with replacement would give for the
 Fréchet distance.
 """
 
@@ -31,8 +31,8 @@ from compress.evaluate.intervals import mean_interval
 from compress.evaluate.metrics import CLIPScore, KernelDistance, MaximumMeanDiscrepancy, PrecisionRecall, Retrieval
 from compress.evaluate.metrics.frechet import frechet_interval
 
-REFERENCE = 300  # pictures
-RESAMPLES = 100  # of pictures, where they are resampled for comparison
+REFERENCE = 300  # images
+RESAMPLES = 100  # of images, where they are resampled for comparison
 KINDS = ("same", "gaussian", "rectified", "skewed", "heavy", "clustered")
 KEPT_APART = ("laplace", "uneven", "bounded")  # distributions that no choice in the intervals was made on
 SIZES = ("64x16", "64x256", "256x64", "256x512", "1000x32")
@@ -42,14 +42,14 @@ Interval = tuple[float, float | None, float | None]
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of n pictures, and what they are compared with.
+    """One draw of n images, and what they are compared with.
 
     Attributes:
         fake: Features ``(n, d)``, float64.
         reference: Features ``(m, d)``.
         clip: The same of another network, for CMMD; None without one, like those below.
         clip_reference: Of the same network.
-        images: Embeddings of the pictures, and
+        images: Embeddings of the images, and
         texts: of their captions, both ``(n, e)``.
         ids: Which caption each has, ``(n,)``.
         student: Features that belong to ``fake`` one by one.
@@ -70,7 +70,7 @@ def draw(kind: str, n: int, d: int, generator: torch.Generator) -> torch.Tensor:
 
     ``same`` and ``gaussian`` are normal; ``rectified`` is a mixed normal above a threshold, like a network's features;
     ``skewed`` log-normal of sigma 0.5; ``heavy`` Student's t of 10 degrees of freedom over whole rows, so that all
-    features of a picture are large together; ``clustered`` six modes, the rarest with 10 %; ``laplace`` differences of
+    features of a image are large together; ``clustered`` six modes, the rarest with 10 %; ``laplace`` differences of
     exponentials; ``uneven`` twelve modes, the r-th in proportion to 1 / r; ``bounded`` logistic functions of normals.
     """
     z = torch.randn(n, d, generator=generator, dtype=torch.float64)
@@ -96,7 +96,7 @@ def draw(kind: str, n: int, d: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def synthetic(kind: str, size: str, seed: int) -> Draw:
-    """A draw from a known distribution; its pictures come in twos with one caption.
+    """A draw from a known distribution; its images come in twos with one caption.
 
     What it is compared with is of the distribution itself (``same``), or of one that is shifted and narrower.
     """
@@ -121,15 +121,15 @@ def _pool(*where: Any) -> Any:
 
 
 def pooled(where: tuple[Any, ...], size: str, seed: int) -> Draw:
-    """A draw of different pictures of a pool."""
+    """A draw of different images of a pool."""
     found = _pool(*where)
     rows = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))[: int(size)]
-    pictures = {key: features[rows].double() for key, features in found.pictures.items()}
+    images = {key: features[rows].double() for key, features in found.images.items()}
     real = {key: features.double() for key, features in found.reference.items()}
-    seen = "inception" if "inception" in pictures else "clip"
-    clip = pictures.get("clip")
+    seen = "inception" if "inception" in images else "clip"
+    clip = images.get("clip")
     texts = None if found.texts is None else found.texts[rows].double()
-    return Draw(pictures[seen], real[seen], clip, real.get("clip"), clip, texts, found.ids[rows])
+    return Draw(images[seen], real[seen], clip, real.get("clip"), clip, texts, found.ids[rows])
 
 
 def intervals(found: Draw, metrics: Sequence[str], resampled: bool) -> dict[str, Interval]:
@@ -170,7 +170,7 @@ def _compared(metric: Any, fake: torch.Tensor, reference: torch.Tensor) -> dict[
 
 
 def _resampled(fake: torch.Tensor, reference: torch.Tensor) -> dict[str, Interval]:
-    """The percentile bootstrap of whole pictures, as it is and moved so that its mean is the value."""
+    """The percentile bootstrap of whole images, as it is and moved so that its mean is the value."""
     generator = torch.Generator().manual_seed(0)
     real = reference - reference.mean(dim=0)
     factor = torch.linalg.qr(real).R if real.shape[0] > real.shape[1] else real
@@ -184,8 +184,8 @@ def _resampled(fake: torch.Tensor, reference: torch.Tensor) -> dict[str, Interva
     low, high = torch.quantile(torch.stack(values), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
     center = float(torch.stack(values).mean())
     return {
-        "Fréchet, pictures resampled": (value, low, high),
-        "Fréchet, pictures resampled, centered": (value, value + low - center, value + high - center),
+        "Fréchet, images resampled": (value, low, high),
+        "Fréchet, images resampled, centered": (value, value + low - center, value + high - center),
     }
 
 
@@ -286,12 +286,12 @@ def run(
 
 def _task(kind: str, size: str, arguments: argparse.Namespace, seed: int) -> dict[str, Interval]:
     torch.set_num_threads(1)
-    found = synthetic(kind, size, seed) if arguments.pictures is None else pooled(_where(arguments), size, seed)
+    found = synthetic(kind, size, seed) if arguments.images is None else pooled(_where(arguments), size, seed)
     return intervals(found, arguments.metrics.split(","), arguments.resampled)
 
 
 def _where(arguments: argparse.Namespace) -> tuple[Any, ...]:
-    where = (arguments.pictures, arguments.reference, arguments.captions, Path(arguments.cache), arguments.clip)
+    where = (arguments.images, arguments.reference, arguments.captions, Path(arguments.cache), arguments.clip)
     return *where, arguments.network, arguments.pool
 
 
@@ -300,12 +300,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=300)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--sizes", help="pictures x features, such as 64x16; with --pictures, pictures alone")
+    parser.add_argument("--sizes", help="images x features, such as 64x16; with --images, images alone")
     parser.add_argument("--kinds", default=",".join(KINDS), help=f"also {', '.join(KEPT_APART)}")
     parser.add_argument("--metrics", default=",".join(METRICS))
-    parser.add_argument("--pictures", help="a folder, or embedded: a pool of real pictures to draw from")
-    parser.add_argument("--reference", help="folder of the pictures that those of --pictures are compared with")
-    parser.add_argument("--captions", help="csv or jsonl file with the captions of --pictures")
+    parser.add_argument("--images", help="a folder, or embedded: a pool of real images to draw from")
+    parser.add_argument("--reference", help="folder of the images that those of --images are compared with")
+    parser.add_argument("--captions", help="csv or jsonl file with the captions of --images")
     parser.add_argument("--clip", help="folder or hub id of the CLIP model; emoji-clip if not given")
     parser.add_argument(
         "--network",
@@ -313,16 +313,16 @@ def main() -> None:
         default="inception",
         help="what the sets are compared through",
     )
-    parser.add_argument("--pool", type=int, default=5000, help="at most so many of the embedded pictures")
-    parser.add_argument("--cache", default="runs/coverage", help="folder for the features of --pictures")
+    parser.add_argument("--pool", type=int, default=5000, help="at most so many of the embedded images")
+    parser.add_argument("--cache", default="runs/coverage", help="folder for the features of --images")
     parser.add_argument("--results", help="file that keeps every draw, to go on with")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--resampled", action="store_true")
     arguments = parser.parse_args()
     kinds = arguments.kinds.split(",")
     sizes = (arguments.sizes or ",".join(SIZES)).split(",")
-    if arguments.pictures is not None:
-        kinds = [f"{Path(arguments.pictures).name}, {arguments.network}"]
+    if arguments.images is not None:
+        kinds = [f"{Path(arguments.images).name}, {arguments.network}"]
         sizes = (arguments.sizes or "64,256").split(",")
         _pool(*_where(arguments))  # once, before the processes share its cache
     names: list[str] = []

@@ -3,11 +3,11 @@
 ``python benchmarks/evaluation.py [KEY=VALUE ...]`` with the keys of a recipe, for instance ``evaluate.images=512
 device=cuda model.path=owner/name``. In one run and turn by turn it measures
 
-- a bare loop that calls the stock pipeline and throws the pictures away,
-- a bare pass of the pictures, in memory, through each network of the metrics, and of the captions through CLIP's,
-- the whole evaluation of a student: sampling, writing and reading pictures, networks, metrics, intervals,
+- a bare loop that calls the stock pipeline and throws the images away,
+- a bare pass of the images, in memory, through each network of the metrics, and of the captions through CLIP's,
+- the whole evaluation of a student: sampling, writing and reading images, networks, metrics, intervals,
 
-each at its best batch size. What a run has in its store is there: real pictures' features, the teacher's pictures.
+each at its best batch size. What a run has in its store is there: real images' features, the teacher's images.
 """
 
 import functools
@@ -22,27 +22,27 @@ from typing import TYPE_CHECKING, Any
 
 import compress.data
 import compress.models
-from compress import processes
-from compress.compose import compose
-from compress.config import to_run_config
+from compress.config.compose import compose
 from compress.evaluate import EvaluateConfig, evaluate
+from compress.evaluate.images import Images
 from compress.evaluate.networks import Networks
-from compress.evaluate.pictures import Pictures
 from compress.evaluate.prompts import evaluation_prompts
+from compress.run.config import to_run_config
+from compress.system import processes
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 SIZES = (8, 16, 32, 64, 128)
 REPEATS = 3
-TRIAL = 64  # pictures that decide the best batch size
+TRIAL = 64  # images that decide the best batch size
 LIMIT = 1.05
 GENERATION, CAPTIONS, WHOLE = "generation alone", "captions alone", "whole evaluation"
 
 
 def main(overrides: Sequence[str]) -> int:
     """Prints the table; returns 1 if the whole takes more than :data:`LIMIT` times its parts."""
-    from compress.run import DTYPES
+    from compress.run.recipe import DTYPES
 
     config = to_run_config(compose(["recipe=prune", "evaluate.grid=0", *overrides]))
     device, dtype = processes.join(config.device), DTYPES[config.precision]
@@ -58,16 +58,16 @@ def main(overrides: Sequence[str]) -> int:
         settings = replace(config.evaluate, batch_size=batch)
         teacher = Path(scratch) / "teacher"
         evaluate(pipeline, data, settings, teacher, **how)
-        pictures = in_memory(teacher, len(prompts))
-        sizes = {key: best(lambda size, key=key: look(networks, key, pictures[:TRIAL], size)) for key in keys}
-        settings = replace(settings, score_batch_size=best(lambda size: looks(networks, keys, pictures[:TRIAL], size)))
+        images = in_memory(teacher, len(prompts))
+        sizes = {key: best(lambda size, key=key: look(networks, key, images[:TRIAL], size)) for key in keys}
+        settings = replace(settings, score_batch_size=best(lambda size: looks(networks, keys, images[:TRIAL], size)))
         seconds: dict[str, list[float]] = {}
         for turn in range(REPEATS):
             measured = {GENERATION: generate(pipeline, prompts, settings, batch)}
-            measured |= {networks[key].name: look(networks, key, pictures, sizes[key]) for key in keys}
+            measured |= {networks[key].name: look(networks, key, images, sizes[key]) for key in keys}
             if "clip" in keys:
                 measured[CAPTIONS] = timed(lambda: networks.clip.text(prompts))
-            # Other seeds instead of another model: as costly, and compared with the teacher's pictures too.
+            # Other seeds instead of another model: as costly, and compared with the teacher's images too.
             student = {**how, "folder": Path(scratch) / f"student-{turn}", "teacher": teacher, "other_seeds": True}
             measured[WHOLE] = timed(functools.partial(evaluate, pipeline, data, settings, **student))
             for name, found in measured.items():
@@ -106,29 +106,29 @@ def generate(pipeline: "DiffusionPipeline", prompts: Sequence[str], config: Eval
     return timed(loop)
 
 
-def look(networks: Networks, key: str, pictures: Pictures, size: int) -> float:
-    """Seconds of a bare pass of pictures through a network."""
+def look(networks: Networks, key: str, images: Images, size: int) -> float:
+    """Seconds of a bare pass of images through a network."""
     network = networks[key]
-    return timed(lambda: [network(pictures[start : start + size]) for start in range(0, len(pictures), size)])
+    return timed(lambda: [network(images[start : start + size]) for start in range(0, len(images), size)])
 
 
-def looks(networks: Networks, keys: Sequence[str], pictures: Pictures, size: int) -> float:
+def looks(networks: Networks, keys: Sequence[str], images: Images, size: int) -> float:
     """Seconds through all networks at one batch size."""
-    return sum(look(networks, key, pictures, size) for key in keys)
+    return sum(look(networks, key, images, size) for key in keys)
 
 
-def in_memory(folder: Path, n: int) -> Pictures:
-    """An evaluation's pictures."""
-    from compress.evaluate.pictures import PictureFiles
-    from compress.evaluate.sample import picture_paths
+def in_memory(folder: Path, n: int) -> Images:
+    """An evaluation's images."""
+    from compress.evaluate.images import ImageFiles
+    from compress.evaluate.sample import image_paths
 
-    return PictureFiles(picture_paths(folder / "images", range(n)))[0:n]  # type: ignore[return-value]
+    return ImageFiles(image_paths(folder / "images", range(n)))[0:n]  # type: ignore[return-value]
 
 
 def show(seconds: dict[str, list[float]], sizes: dict[str, int], n: int) -> int:
     """Prints medians and the ratio as Markdown."""
     medians = {name: statistics.median(found) for name, found in seconds.items()}
-    print(f"| {n} pictures | batch size | seconds | pictures/s |\n|---|---:|---:|---:|")
+    print(f"| {n} images | batch size | seconds | images/s |\n|---|---:|---:|---:|")
     for name, value in medians.items():
         print(f"| {name} | {sizes.get(name, '')} | {value:.2f} | {n / value:.2f} |")
     parts = [sum(found[turn] for name, found in seconds.items() if name != WHOLE) for turn in range(REPEATS)]

@@ -1,9 +1,9 @@
-"""Time and memory of the metrics of sets, values and intervals, by the number of pictures.
+"""Time and memory of the metrics of sets, values and intervals, by the number of images.
 
-``python benchmarks/intervals.py [--pictures 256 10000 30000] [--reference 40504] [--metrics kid manifold ...]`` gives
+``python benchmarks/intervals.py [--images 256 10000 30000] [--reference 40504] [--metrics kid manifold ...]`` gives
 each metric random features in a process of its own and prints a Markdown table: seconds from features to value and
 interval, and the most memory that the process held beyond the features. No network is run: what sampling and scoring of
-as many pictures take is ``evaluation.py``'s to say.
+as many images take is ``evaluation.py``'s to say.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def features(n: int, d: int, seed: int) -> torch.Tensor:
 
 
 def filled(name: str, n: int, m: int) -> Any:
-    """A metric that has seen n pictures, m of the reference or n captions."""
+    """A metric that has seen n images, m of the reference or n captions."""
     if name in ("clip_score", "retrieval"):
         images, texts = features(n, CLIP, 0), features(n, CLIP, 1)
         texts += images
@@ -73,21 +73,21 @@ def measure(name: str, n: int, m: int) -> dict[str, float]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--pictures", type=int, nargs="+", default=[256, 10000, 30000])
-    parser.add_argument("--reference", type=int, default=40504, help="pictures of the reference (COCO val2014)")
+    parser.add_argument("--images", type=int, nargs="+", default=[256, 10000, 30000])
+    parser.add_argument("--reference", type=int, default=40504, help="images of the reference (COCO val2014)")
     parser.add_argument("--metrics", nargs="+", default=list(METRICS), choices=list(METRICS))
     parser.add_argument("--one", action="store_true", help="one cell in this process, as JSON")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measure(options.metrics[0], options.pictures[0], options.reference)))
+        print(json.dumps(measure(options.metrics[0], options.images[0], options.reference)))
         return
-    print("| metric | " + " | ".join(f"N = {n:,}" for n in options.pictures) + " |")
-    print("|---|" + "---:|" * len(options.pictures))
+    print("| metric | " + " | ".join(f"N = {n:,}" for n in options.images) + " |")
+    print("|---|" + "---:|" * len(options.images))
     for name in options.metrics:
         cells = []
-        for n in options.pictures:
+        for n in options.images:
             command = [sys.executable, __file__, "--one", "--metrics", name, "--reference", str(options.reference)]
-            done = subprocess.run([*command, "--pictures", str(n)], stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run([*command, "--images", str(n)], stdout=subprocess.PIPE, text=True, check=True)
             found = json.loads(done.stdout.splitlines()[-1])
             cells.append(f"{found['seconds']:.1f} s, {found['bytes'] / 2**30:.2f} GiB")
         print(f"| {METRICS[name]} | " + " | ".join(cells) + " |", flush=True)

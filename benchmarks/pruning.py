@@ -18,12 +18,13 @@ import torch
 from torch import nn
 
 from compress.data import DataConfig, load_data
-from compress.evaluate.cost import count, latencies
+from compress.data.calibration import Calibration, CalibrationConfig, calibrate
+from compress.evaluate.cost import latencies
 from compress.models import ModelConfig, denoiser, load_teacher
+from compress.models import macs as count
+from compress.models.random_inputs import full_size
+from compress.prune.channels.rebuild import prune_unet
 from compress.prune.importance import FAMILIES, make_scorer, parse
-from compress.prune.importance.calibration import Calibration, CalibrationConfig, calibrate
-from compress.prune.importance.made_up import full_size
-from compress.prune.rebuild import prune_unet
 from compress.prune.sensitivity.error import Reference
 
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # of Student, two-sided, by the number of values

@@ -22,56 +22,56 @@ from compress.data import Data, DataConfig, load_data
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.intervals import difference
 from compress.evaluate.networks import Network, Networks
-from compress.evaluate.reference import DataPictures, data_reference
-from compress.evaluate.scoring import score_pictures
-from compress.report.scores import described
+from compress.evaluate.quality import score_images
+from compress.evaluate.reference import DataImages, data_reference
+from compress.jobs.score.report import described
 
 SIZE = (64, 64)
-FURTHER = ("fid", "fid_teacher", "kid", "cmmd")  # rise as pictures get worse; all others fall
+FURTHER = ("fid", "fid_teacher", "kid", "cmmd")  # rise as images get worse; all others fall
 STYLES = ("noto", "fluent", "twemoji")
 
 
 class Remembering:
-    """A network that looks at each picture once in its life."""
+    """A network that looks at each image once in its life."""
 
     def __init__(self, network: Network) -> None:
         self.network, self.known = network, dict[bytes, Tensor]()
         self.name, self.sha256, self.preprocessing = network.name, network.sha256, network.preprocessing
 
-    def __call__(self, pictures: Tensor) -> Tensor:
+    def __call__(self, images: Tensor) -> Tensor:
         """See :class:`compress.evaluate.networks.Network`."""
-        keys = [picture.numpy().tobytes() for picture in pictures]
+        keys = [image.numpy().tobytes() for image in images]
         new = [index for index, key in enumerate(keys) if key not in self.known]
         if new:
-            self.known |= dict(zip([keys[index] for index in new], self.network(pictures[new]), strict=True))
+            self.known |= dict(zip([keys[index] for index in new], self.network(images[new]), strict=True))
         return torch.stack([self.known[key] for key in keys])
 
 
-def edited(pictures: Tensor, edit: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """Pictures after an edit of Pillow's."""
-    shown = [edit(Image.fromarray(picture.permute(1, 2, 0).numpy())).convert("RGB") for picture in pictures]
+def edited(images: Tensor, edit: Callable[[Image.Image], Image.Image]) -> Tensor:
+    """Images after an edit of Pillow's."""
+    shown = [edit(Image.fromarray(image.permute(1, 2, 0).numpy())).convert("RGB") for image in images]
     return torch.from_numpy(np.stack([np.asarray(one) for one in shown])).permute(0, 3, 1, 2).contiguous()
 
 
-def blurred(pictures: Tensor, sigma: float) -> Tensor:
+def blurred(images: Tensor, sigma: float) -> Tensor:
     """Gaussian blur; sigma in pixels."""
-    return edited(pictures, lambda picture: picture.filter(ImageFilter.GaussianBlur(sigma)))
+    return edited(images, lambda image: image.filter(ImageFilter.GaussianBlur(sigma)))
 
 
-def noisy(pictures: Tensor, sigma: float) -> Tensor:
+def noisy(images: Tensor, sigma: float) -> Tensor:
     """Gaussian noise; sigma in levels of 255."""
-    noise = torch.randn(pictures.shape, generator=torch.Generator().manual_seed(0))
-    return (pictures + sigma * noise).round().clamp(0, 255).byte()
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    return (images + sigma * noise).round().clamp(0, 255).byte()
 
 
-def turned(pictures: Tensor, degrees: float) -> Tensor:
+def turned(images: Tensor, degrees: float) -> Tensor:
     """Hue turned on the color circle."""
 
-    def turn(picture: Image.Image) -> Image.Image:
-        hue, saturation, value = picture.convert("HSV").split()
+    def turn(image: Image.Image) -> Image.Image:
+        hue, saturation, value = image.convert("HSV").split()
         return Image.merge("HSV", (hue.point(lambda h: (h + round(degrees / 360 * 256)) % 256), saturation, value))
 
-    return edited(pictures, turn)
+    return edited(images, turn)
 
 
 def rows_without(data: Data, reference: Sequence[int], wanted: Callable[[str], bool], n: int) -> list[int]:
@@ -89,7 +89,7 @@ def table(
     Args:
         title: What was done.
         strengths: How much, ``results`` belonging to each.
-        results: Of :func:`compress.evaluate.scoring.score_pictures`; the first of undamaged pictures.
+        results: Of :func:`compress.evaluate.quality.score_images`; the first of undamaged images.
         still: Metrics that must not move.
     """
     lines = [
@@ -135,7 +135,7 @@ def _moved(found: Sequence[dict[str, Any]], name: str, still: bool) -> tuple[str
 def main() -> int:
     """Prints all tables; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=128, help="pictures scored at each strength")
+    parser.add_argument("--images", type=int, default=128, help="images scored at each strength")
     n = parser.parse_args().images
     embedded = "embedded:emoji/emoji.parquet"
     data = load_data(DataConfig(embedded, split_column="split", reference="embedded:emoji/inception.safetensors"))
@@ -145,12 +145,12 @@ def main() -> int:
     reference = data_reference(data, config, SIZE, networks)
     indices = _reference_rows(data)
 
-    def scored(pictures: Tensor, rows: list[int], captions: list[int] | None = None, **more: Any) -> dict[str, Any]:
+    def scored(images: Tensor, rows: list[int], captions: list[int] | None = None, **more: Any) -> dict[str, Any]:
         texts = [data.text[index] for index in captions or rows]
-        return score_pictures(pictures, config, networks, reference=reference, captions=texts, **more)
+        return score_images(images, config, networks, reference=reference, captions=texts, **more)
 
     rows = rows_without(data, indices, lambda text: True, n)
-    clean = DataPictures(data, rows, SIZE)[:]
+    clean = DataImages(data, rows, SIZE)[:]
     features: dict[str, Tensor] = {}
     start = scored(clean, rows, keep=features)
     pairs = {"teacher": clean, "teacher_features": features}
@@ -176,17 +176,17 @@ def main() -> int:
 def _modes(
     data: Data, reference: Sequence[int], start: dict[str, Any], scored: Callable[..., dict[str, Any]], n: int
 ) -> tuple[str, bool]:
-    """Fewer and fewer kinds of pictures: two styles of three, one, and eight pictures again and again."""
+    """Fewer and fewer kinds of images: two styles of three, one, and eight images again and again."""
     results = []
     for styles, distinct in ((2, n), (1, n), (1, 8)):
         endings = tuple(f"{style} emoji" for style in STYLES[:styles])
         rows = rows_without(data, reference, partial(_ends_with, endings), distinct)
         rows = (rows * (n // len(rows) + 1))[:n]
-        found = scored(DataPictures(data, rows, SIZE)[:], rows)
-        # Captions and each picture's own realism have nothing to do with what is missing.
+        found = scored(DataImages(data, rows, SIZE)[:], rows)
+        # Captions and each image's own realism have nothing to do with what is missing.
         results.append({name: found[name] for name in ("fid", "kid", "cmmd", "recall")})
     begun = {name: start[name] for name in results[0]}
-    return table("Kinds dropped", ["none", "one style of three", "two styles", "all but 8 pictures"], [begun, *results])
+    return table("Kinds dropped", ["none", "one style of three", "two styles", "all but 8 images"], [begun, *results])
 
 
 def _ends_with(endings: tuple[str, ...], text: str) -> bool:

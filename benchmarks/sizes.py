@@ -4,7 +4,7 @@ Builds the UNets of Stable Diffusion 1.5, 2.1 and XL from their published config
 a process of its own. Prints a Markdown table: widths, parameters and multiply-accumulates (with attention products, at
 the model's own size) that are left, seconds of the pruning, those of all its threads' work (what else the machine does
 hits the former), and the largest resident memory of the process, with the model itself and the libraries. A target's
-sensitivity and depth's effects are measured on made-up examples.
+sensitivity and depth's effects are measured on random inputs.
 """
 
 import argparse
@@ -24,9 +24,9 @@ hide_notices()  # before the libraries say them
 import torch  # noqa: E402
 from diffusers import DDPMScheduler, UNet2DConditionModel  # noqa: E402
 
-from compress.evaluate.cost import count  # noqa: E402
 from compress.evaluate.cost.memory import process_peak  # noqa: E402
-from compress.prune.importance.made_up import full_size  # noqa: E402
+from compress.models import macs as count  # noqa: E402
+from compress.models.random_inputs import full_size  # noqa: E402
 
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}  # what else it has are the class's defaults
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -73,9 +73,9 @@ def random_unet(name: str, dtype: torch.dtype) -> UNet2DConditionModel:
 
 def prune_width(unet: UNet2DConditionModel, unit: str, share: float) -> Any:
     """By l2, to a ratio of the channels or a target."""
+    from compress.data.calibration import calibrate
     from compress.prune import width
-    from compress.prune.importance.calibration import calibrate
-    from compress.prune.target import Target
+    from compress.prune.channels.target import Target
 
     if unit == "ratio":
         return width.prune_width(unet, width.Config(share)).unet
@@ -86,14 +86,14 @@ def prune_width(unet: UNet2DConditionModel, unit: str, share: float) -> Any:
 
 @torch.no_grad()
 def prune_depth(unet: UNet2DConditionModel, unit: str, share: float) -> Any:
-    """Greedily, by the effect on as many made-up examples as calls that the stage looks at by default."""
+    """Greedily, by the effect on as many random inputs as calls that the stage looks at by default."""
+    from compress.data.calls import Call
+    from compress.models.random_inputs import random_inputs
     from compress.prune import depth
-    from compress.prune.blocks.calls import Call
-    from compress.prune.importance.made_up import made_up
 
     config = depth.Config(target=depth.Target(**{unit: share}))
     sampled = config.calibration
-    sample, conditions = made_up(unet, sampled.examples, 0)
+    sample, conditions = random_inputs(unet, sampled.examples, 0)
     side = (sampled.side or 8 * unet.config.sample_size) // 8
     sample = sample[:, :, :side, :side].to(unet.dtype)
     calls = []

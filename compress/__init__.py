@@ -1,6 +1,6 @@
 """Makes a text-to-image diffusion model smaller and faster, and measures what that cost."""
 
-from compress.registration import register
+from compress.models.registration import register
 
 __version__ = "0.1.0"
 

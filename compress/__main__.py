@@ -6,8 +6,8 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.compose import explain, place_choices, quoted, register_recipes, sentence
-from compress.config import NOT_STAGES, conf_folder, recipe_files
+from compress.config.compose import explain, place_choices, quoted, register_recipes, sentence
+from compress.config.folders import NOT_STAGES, conf_folder, recipe_files
 from compress.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Any other key is set by its path
   prune=taylor  prune=bk_sdm_small                  another choice for the stage of that name
   ~stages.distill                                   leaves a stage out
   model.path=/some/pipeline  model.path=owner/name  another model: a local folder or a hub id
-  data.path=/some/pictures                          other pictures with captions
+  data.path=/some/images                          other images with captions
   seed=1  device=cuda  precision=bf16               device: auto, cpu, cuda, cuda:N, mps; precision: fp32, bf16, fp16
   out=DIR  store=DIR                                the folder of this run; checkpoints shared by runs
 
@@ -38,7 +38,7 @@ Examples
   python -m compress recipe=prune_distill_int8 stages.prune.ratio=0.4 track=none evaluate=cost
   python -m compress recipe=prune_distill_int8 stages.prune.ratio=0.25,0.5 --multirun    one run after the other
   accelerate launch --num_processes 2 -m compress recipe=prune_distill_int8
-  python -m compress recipe=score images=DIR reference=DIR out=DIR     scores pictures that are there already
+  python -m compress recipe=score images=DIR reference=DIR out=DIR     scores images that are there already
   python -m compress recipe=benchmark limit.psnr_db=30                 finds the fastest way to run a pipeline
 
 Options
@@ -98,7 +98,7 @@ def main() -> int:
 
 def _guarded(cfg: "DictConfig") -> int:
     """One run, its errors turned into messages and an exit code."""
-    from compress import preflight
+    from compress.run import preflight
 
     folders = [preflight.existing(Path(str(cfg.get(key) or "."))) for key in ("out", "store")]
     try:
@@ -120,7 +120,7 @@ def _kept(cfg: "DictConfig") -> str:
     """What an interrupted run leaves for the next one."""
     if cfg.job == "score":
         return f"features of the reference are kept in {cfg.store} once they are whole, of images none"
-    return f"finished stages, sampled pictures and the last training state are kept in {cfg.store}"
+    return f"finished stages, sampled images and the last training state are kept in {cfg.store}"
 
 
 def _run(cfg: "DictConfig") -> None:
@@ -135,7 +135,7 @@ def _run(cfg: "DictConfig") -> None:
 
 
 def _refuse(message: str) -> int:
-    from compress import processes
+    from compress.system import processes
 
     if processes.is_main():
         print(f"error: {message}", file=sys.stderr)

@@ -18,7 +18,7 @@ class StageContext:
 
     Attributes:
         load_teacher: Gives the uncompressed pipeline, frozen, on ``device``; the same one each time.
-        data: Training pictures and captions.
+        data: Training images and captions.
         folder: A folder of this stage alone that outlives a crash; training states go here.
         history: The entries of the stages before, as ``compress.json`` holds them.
         before: What was done to the teacher by earlier runs, where its folder says so: ``name``, ``kind`` and

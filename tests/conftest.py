@@ -10,7 +10,8 @@ import pytest
 
 TESTS = Path(__file__).parent
 # Tests import the modules beside them and tiny.py by their plain names, wherever pytest is started.
-sys.path[:0] = [str(TESTS.parent), str(TESTS), *(str(folder) for folder in sorted(TESTS.iterdir()) if folder.is_dir())]
+FOLDERS = sorted({str(file.parent) for file in TESTS.rglob("*.py")})
+sys.path[:0] = [str(TESTS.parent), *FOLDERS]
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
 
 
@@ -36,18 +37,18 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_parquet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 pictures of 16 px with captions, 12 of them in the split ``train``."""
+    """16 images of 16 px with captions, 12 of them in the split ``train``."""
     import datasets
     import numpy as np
     from PIL import Image
 
-    def picture(seed: int) -> bytes:
+    def image(seed: int) -> bytes:
         stream = io.BytesIO()
         Image.fromarray(np.random.default_rng(seed).integers(0, 256, (16, 16, 3), np.uint8)).save(stream, "PNG")
         return stream.getvalue()
 
     rows = {
-        "image": [{"bytes": picture(i), "path": None} for i in range(16)],
+        "image": [{"bytes": image(i), "path": None} for i in range(16)],
         "text": [f"a {('cat', 'dog', 'tree', 'sun')[i % 4]} in flat style" for i in range(16)],
         "split": ["held_out" if i % 4 == 3 else "train" for i in range(16)],
     }

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from compress.assets import resolve
-from compress.pretrain.pictures import STYLES, load_pictures
+from compress.pretrain.images import STYLES, load_images
 
 ASSETS = Path(resolve("embedded:emoji"))
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return load_pictures("embedded:emoji/emoji.parquet")[1]
+    return load_images("embedded:emoji/emoji.parquet")[1]
 
 
 def test_all_of_it_fits_into_40_megabytes_without_a_pickle():
@@ -56,7 +56,7 @@ def test_text_encoder_is_the_text_tower_of_emoji_clip():
 
 
 def test_teacher_draws_something_like_its_caption():
-    """A few pictures only: the bars themselves are measured by the recipe ``train_emoji_bars``."""
+    """A few images only: the bars themselves are measured by the recipe ``train_emoji_bars``."""
     from diffusers import StableDiffusionPipeline
 
     from compress.evaluate.config import EvaluateConfig
@@ -65,9 +65,9 @@ def test_teacher_draws_something_like_its_caption():
 
     pipeline = StableDiffusionPipeline.from_pretrained(ASSETS / "pipeline", torch_dtype=torch.float32)
     captions = ["red heart, noto emoji", "hot dog, fluent emoji", "grinning face, twemoji emoji", "tent, noto emoji"]
-    pictures = sample(pipeline, captions, range(4), EvaluateConfig(steps=20, guidance=4.0, batch_size=4))
+    images = sample(pipeline, captions, range(4), EvaluateConfig(steps=20, guidance=4.0, batch_size=4))
     clip = load_clip("embedded:emoji/clip")
-    seen, texts = clip(pictures[:]), clip.text(captions)
+    seen, texts = clip(images[:]), clip.text(captions)
     own = torch.nn.functional.cosine_similarity(seen, texts)
     other = torch.nn.functional.cosine_similarity(seen, texts.roll(-1, dims=0))
     assert own.mean() > other.mean() + 0.1

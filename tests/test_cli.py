@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-import compress.run
+import compress.run.recipe
 from compress.__main__ import main, usage
-from compress.config import recipe_files
+from compress.config.folders import recipe_files
 from compress.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +59,7 @@ def test_help_lists_recipes_and_how_to_override(
 def test_help_and_import_load_neither_torch_nor_diffusers(tmp_path: Path) -> None:
     code = (
         "import runpy, sys\n"
-        "import compress, compress.compose, compress.data, compress.models, compress.store\n"
+        "import compress, compress.config.compose, compress.data, compress.models, compress.store\n"
         "sys.argv = ['compress', {argument!r}, '--cfg', 'job']\n"
         "try:\n    runpy.run_module('compress', run_name='__main__')\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
@@ -155,7 +155,7 @@ def test_exit_codes(
     code: int,
     part: str,
 ) -> None:
-    monkeypatch.setattr(compress.run, "run_recipe", failing(error))
+    monkeypatch.setattr(compress.run.recipe, "run_recipe", failing(error))
     assert cli("recipe=prune", *tiny_overrides) == code
     text = capsys.readouterr().err
     assert part in text
@@ -167,7 +167,7 @@ def test_multirun_gives_every_run_a_folder_and_goes_on_after_a_mistake(
 ) -> None:
     seen: list[tuple[float, str]] = []
     monkeypatch.setattr(
-        compress.run, "run_recipe", lambda config: seen.append((config.stages[0].config.ratio, str(config.out)))
+        compress.run.recipe, "run_recipe", lambda config: seen.append((config.stages[0].config.ratio, str(config.out)))
     )
     assert cli("-m", "recipe=prune", *tiny_overrides, "stages.prune.ratio=0.25,1.5,0.5", "out=sweep") == 2
     assert seen == [(0.25, "sweep/0"), (0.5, "sweep/2")]

@@ -45,7 +45,7 @@ def tiny_unet(
     layers_per_block: int = 1,
     seed: int = 0,
 ) -> UNet2DConditionModel:
-    """A UNet of Stable Diffusion's make-up: cross-attention on all levels but the last, which is plain.
+    """A UNet of Stable Diffusion's architecture: cross-attention on all levels but the last, which is plain.
 
     Args:
         widths: Channels of each level, from the finest on.
@@ -74,7 +74,7 @@ def tiny_unet(
 
 
 def tiny_vae(seed: int = 0) -> AutoencoderKL:
-    """An autoencoder from 16 px pictures to 8x8x4 latents."""
+    """An autoencoder from 16 px images to 8x8x4 latents."""
     with seeded(seed + 1):
         vae = AutoencoderKL(
             block_out_channels=(8, 16),
@@ -111,7 +111,7 @@ def tiny_pipeline(
     cross_attention_dim: int = 16,
     unet: UNet2DConditionModel | None = None,
 ) -> StableDiffusionPipeline:
-    """A stock Stable Diffusion pipeline with random weights that makes 16 px pictures, about 0.8 M parameters.
+    """A stock Stable Diffusion pipeline with random weights that makes 16 px images, about 0.8 M parameters.
 
     Args:
         seed: Seed of all weights.

@@ -1,4 +1,4 @@
-"""Pictures with captions: from a parquet file, a folder or the hub, by ``datasets``."""
+"""Images with captions: from a parquet file, a folder or the hub, by ``datasets``."""
 
 import hashlib
 import json
@@ -12,28 +12,29 @@ from typing import TYPE_CHECKING
 
 from compress.assets import resolve
 from compress.errors import UserError, bad_value
+from compress.system.files import file_hash
 
 if TYPE_CHECKING:
     import datasets
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 IN_MEMORY = 2 * 1024**3  # bytes of parquet up to which tables are held in memory and nothing is cached on disk
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where pictures and captions are.
+    """Where images and captions are.
 
     Attributes:
-        path: A parquet file, a folder of parquet files, a folder of pictures with ``metadata.csv``, ``.jsonl`` or
+        path: A parquet file, a folder of parquet files, a folder of images with ``metadata.csv``, ``.jsonl`` or
             ``.parquet`` (the ``imagefolder`` of ``datasets``), or a hub id; ``embedded:`` means inside the package.
         revision: Branch, tag or commit of a hub id; ``None`` is the newest.
-        image_column: Column of pictures.
+        image_column: Column of images.
         text_column: Column of captions.
         split_column: Column that says which split a row belongs to; ``None`` where there is none.
-        train_split: The rows to train on (``split_column``), else the split of a hub id or folder of pictures.
-        reference: Safetensors file of the real pictures' Inception features, or ``None``.
+        train_split: The rows to train on (``split_column``), else the split of a hub id or folder of images.
+        reference: Safetensors file of the real images' Inception features, or ``None``.
     """
 
     path: str
@@ -48,7 +49,7 @@ class DataConfig:
         """Checks what can be told without the data.
 
         Raises:
-            UserError: Pictures and captions are to come from one column.
+            UserError: Images and captions are to come from one column.
         """
         if self.text_column == self.image_column:
             raise bad_value("text_column", self.text_column, "another column than image_column")
@@ -62,7 +63,7 @@ class Data:
         train: Rows to train on, with the columns ``image`` (decoded on access) and ``text``.
         text: The captions of ``train``, in its order.
         fingerprint: Hash of everything that decides the content of ``train``.
-        reference: Path of the real pictures' Inception features, or ``None``.
+        reference: Path of the real images' Inception features, or ``None``.
     """
 
     train: "datasets.Dataset"
@@ -83,8 +84,8 @@ def check(config: DataConfig) -> None:
         for file in files:
             _check_columns(file, config)
     elif path.is_dir():
-        if not any(file.suffix.lower() in PICTURES for file in path.rglob("*")):
-            raise bad_value("data.path", config.path, "a folder that holds parquet files or pictures")
+        if not any(file.suffix.lower() in IMAGES for file in path.rglob("*")):
+            raise bad_value("data.path", config.path, "a folder that holds parquet files or images")
         if not any(path.rglob("metadata.*")):
             raise bad_value("data.path", config.path, "a metadata.csv or metadata.jsonl with the captions beside them")
     elif path.exists() or not HUB_ID.fullmatch(config.path):
@@ -105,7 +106,7 @@ def fingerprint(config: DataConfig) -> str:
 
 
 def load_data(config: DataConfig) -> Data:
-    """Loads captions and still encoded pictures; nothing is decoded and local data is cached nowhere.
+    """Loads captions and still encoded images; nothing is decoded and local data is cached nowhere.
 
     Raises:
         UserError: A hub id that cannot be had, columns that are missing, or no row to train on.
@@ -125,21 +126,15 @@ def load_data(config: DataConfig) -> Data:
         if not isinstance(rows.features["image"], datasets.Image):
             rows = rows.cast_column("image", datasets.Image())
         try:
-            rows[0]["image"].load()  # the first alone: whether the column holds pictures at all
+            rows[0]["image"].load()  # the first alone: whether the column holds images at all
         except (OSError, TypeError, ValueError, AttributeError) as error:
-            raise bad_value("data.image_column", config.image_column, f"a column of pictures ({error})") from error
+            raise bad_value("data.image_column", config.image_column, f"a column of images ({error})") from error
     text = list(rows.with_format(None)["text"])
     empty = sum(not isinstance(caption, str) for caption in text)
     if empty:
         raise bad_value("data.text_column", config.text_column, f"text in every row, but {empty} rows have none")
     reference = None if config.reference is None else resolve(config.reference)
     return Data(train=rows, text=text, fingerprint=fingerprint(config), reference=reference)
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def content_hash(path: Path) -> str:
@@ -155,7 +150,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _parquet_files(path: Path) -> list[Path]:
-    """The parquet file or the folder's parquet files; ``metadata.parquet`` belongs to a folder of pictures."""
+    """The parquet file or the folder's parquet files; ``metadata.parquet`` belongs to a folder of images."""
     if path.is_file():
         return [path] if path.suffix == ".parquet" else []
     return [file for file in sorted(path.rglob("*.parquet")) if file.stem != "metadata"] if path.is_dir() else []
@@ -199,7 +194,7 @@ def _from_folder(path: Path, config: DataConfig) -> "datasets.Dataset":
     import datasets
 
     split = "all" if config.split_column else config.train_split
-    with tempfile.TemporaryDirectory() as cache:  # only names and captions; the pictures stay where they are
+    with tempfile.TemporaryDirectory() as cache:  # only names and captions; the images stay where they are
         try:
             return datasets.load_dataset(
                 "imagefolder", data_dir=str(path), split=split, cache_dir=cache, keep_in_memory=True

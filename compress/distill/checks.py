@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers import DDPMScheduler
 
-from compress.distill.examples import Examples
+from compress.data.examples import Examples
 from compress.errors import UserError
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
-    from compress.distill.examples import Examples
+    from compress.data.examples import Examples
 
 VERSION = 1
 NEEDS_FLOAT = True
@@ -116,7 +116,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
     from accelerate import PartialState
 
-    from compress.distill.examples import cached_examples
+    from compress.data.examples import cached_examples
     from compress.distill.losses import kept_channels
     from compress.distill.zeros import made_sparse
     from compress.models import denoiser
@@ -169,7 +169,7 @@ def distill(
 ) -> StageReport:
     """Trains ``student`` in place to follow ``teacher`` and leaves it with its averaged weights.
 
-    Needs no pipeline and no Hydra, only ``examples`` (see :func:`compress.distill.examples.encode_examples`). With a
+    Needs no pipeline and no Hydra, only ``examples`` (see :func:`compress.data.examples.encode_examples`). With a
     ``folder`` it saves training states there and continues from the newest; on a CPU with the same number of threads
     the weights are, bit for bit, those of a run that was never stopped. Works under ``accelerate launch``: the batch is
     split among the processes.
@@ -197,7 +197,7 @@ def distill(
     """
     import torch
 
-    from compress.distill.loop import train
+    from compress.distill.trainer import train
 
     return train(
         student,

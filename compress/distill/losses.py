@@ -8,7 +8,7 @@ import torch
 from diffusers.training_utils import compute_snr
 from torch import nn
 
-from compress.distill.state import generator
+from compress.system.random import generator
 
 
 def kept_channels(history: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:

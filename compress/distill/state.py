@@ -1,23 +1,21 @@
 """Training states: everything that is needed to go on after a crash as if nothing had happened."""
 
-import hashlib
 import json
-import os
 import signal
 import threading
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from compress.errors import UserError
+from compress.system.files import write_tensors
 
 _PATTERN = "state-*.safetensors"
 
@@ -35,41 +33,6 @@ class Record:
     step: int = 0
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     window: list[list[float]] = field(default_factory=list)
-
-
-def generator(seed: int, purpose: str, index: int) -> torch.Generator:
-    """A generator on the CPU that the three arguments alone decide."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes beside ``file`` and renames, so that there is always the whole old one or the whole new one.
-
-    Raises:
-        UserError: The folder cannot be written or the disk is full.
-    """
-    beside = file.with_name(f".{file.name}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, beside, metadata)
-        _flush(beside)
-        os.replace(beside, file)
-        _flush(file.parent)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise UserError(
-            f"cannot write {file}: {error}; make room or choose another folder, then run it again"
-        ) from error
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], record: Record) -> None:

@@ -1,4 +1,4 @@
-"""Measures a pipeline: what it costs and what its pictures are worth."""
+"""Measures a pipeline: what it costs and what its images are worth."""
 
 import logging
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from compress.data import Data
+    from compress.evaluate.images import Images
     from compress.evaluate.networks import Networks
-    from compress.evaluate.pictures import Pictures
     from compress.evaluate.reference import Reference
 
 __all__ = ["EvaluateConfig", "Evaluation", "check", "evaluate"]
 
 VERSION = 6  # raised when the numbers change their meaning
-PICTURES_VERSION = 1  # raised when other pictures are sampled
+IMAGES_VERSION = 1  # raised when other images are sampled
 
 # What the noise floor's seeds are further on than the teacher's. Generators on the CPU look at 32 bits of a seed.
 OTHER_SEEDS = 2**31
@@ -38,10 +38,10 @@ class Evaluation:
     Attributes:
         cost: See :func:`compress.evaluate.cost.measure_cost`; empty where it was not asked for, and in processes other
             than the first.
-        metrics: See :func:`compress.evaluate.scoring.score_pictures`, and ``latent_psnr``: each with ``value``,
-            ``low``, ``high`` (95 % interval), ``n``, the network and its hash, and how the pictures were made. None
-            where a metric cannot be had, as the teacher's PSNR to itself. Empty if no pictures were sampled.
-        manifest: All that decides the pictures and their scores; see :func:`compress.evaluate.manifest.manifest`.
+        metrics: See :func:`compress.evaluate.quality.score_images`, and ``latent_psnr``: each with ``value``,
+            ``low``, ``high`` (95 % interval), ``n``, the network and its hash, and how the images were made. None
+            where a metric cannot be had, as the teacher's PSNR to itself. Empty if no images were sampled.
+        manifest: All that decides the images and their scores; see :func:`compress.evaluate.manifest.manifest`.
         grid: ``{"prompt", "seed", "image"}``, the image as the path of its file inside the evaluation's folder.
     """
 
@@ -69,32 +69,32 @@ def evaluate(
 ) -> Evaluation:
     """Measures a pipeline.
 
-    Under ``accelerate launch`` every process calls it and makes its share of the pictures; the metrics are those of all
-    pictures, in every process. Batches of pictures that are in ``folder`` already, from a call that was interrupted,
+    Under ``accelerate launch`` every process calls it and makes its share of the images; the metrics are those of all
+    images, in every process. Batches of images that are in ``folder`` already, from a call that was interrupted,
     are not sampled again.
 
     Args:
         pipeline: On ``device``; left as it was.
-        data: Captions to sample from and real pictures to compare with.
+        data: Captions to sample from and real images to compare with.
         config: What to measure.
-        folder: Where the pictures go, the same for all processes: ``images/sample-*.png`` behind the metrics and
+        folder: Where the images go, the same for all processes: ``images/sample-*.png`` behind the metrics and
             ``images/grid-*.png``. A teacher's holds what its students are compared with besides.
         device: Where the run computes.
         dtype: The run's precision.
-        seed: Seed of the choice of prompts; picture i has the seed ``seed + i``.
+        seed: Seed of the choice of prompts; image i has the seed ``seed + i``.
         cost_of: The pipeline's checkpoint, to measure its cost; None leaves that out.
         teacher: ``folder`` of the teacher's evaluation at the same config and seed; None for the teacher itself.
         other_seeds: Samples from other noise, and no grid: with the teacher itself as pipeline, what the metrics make
             of nothing but chance.
         networks: Those of the metrics, where several evaluations share them.
-        cache: Folder for the features of real pictures where they have to be computed.
+        cache: Folder for the features of real images where they have to be computed.
         variant: Of the weight files in ``cost_of``, such as ``fp16``.
 
     Raises:
         FloatingPointError: The model gives NaN.
         UserError: A file is missing or does not fit.
     """
-    from compress import processes
+    from compress.system import processes
 
     cost: dict[str, Any] = {}
     with processes.together():
@@ -120,12 +120,12 @@ def evaluate(
     size = _size(folder)
     shown = settings(pipeline, config, size, dtype, seeds[0])
     reference = _reference(data, config, size, networks, cache)
-    pictures = _pictures(folder, mine)
-    metrics = _score(folder, pictures, mine, prompts, config, networks, reference, teacher)
+    images = _images(folder, mine)
+    metrics = _score(folder, images, mine, prompts, config, networks, reference, teacher)
     metrics["latent_psnr"] = _latents(folder, mine, config, teacher) if config.wants("latent_psnr") else None
-    blank = sum(processes.gather(_blank(pictures, config)))
+    blank = sum(processes.gather(_blank(images, config)))
     if blank:
-        logger.warning("%d of %d pictures are of one color all over", blank, config.images)
+        logger.warning("%d of %d images are of one color all over", blank, config.images)
     for found in metrics.values():
         if found is not None:
             found |= {**shown, "interval": 0.95, "blank": blank}
@@ -146,9 +146,9 @@ def _sample(
     folder: Path,
     grid: int,
 ) -> range:
-    """Samples this process's share of the pictures and of the grid; returns the pictures' numbers."""
-    from compress import processes
+    """Samples this process's share of the images and of the grid; returns the images' numbers."""
     from compress.evaluate.sample import alone, sample
+    from compress.system import processes
 
     mine = processes.share(config.images, config.batch_size)
     if mine:
@@ -163,11 +163,11 @@ def _sample(
 
 
 def _size(folder: Path) -> tuple[int, int]:
-    """Height and width of the sampled pictures, which every process has to know."""
+    """Height and width of the sampled images, which every process has to know."""
     from PIL import Image
 
-    with Image.open(folder / "images" / "sample-000000.png") as picture:
-        return picture.height, picture.width
+    with Image.open(folder / "images" / "sample-000000.png") as image:
+        return image.height, image.width
 
 
 def _reference(
@@ -177,13 +177,13 @@ def _reference(
 
     if config.reference is None:
         return data_reference(data, config, size, networks, cache)
-    # Where sampled pictures are reduced the real ones are too, as published.
+    # Where sampled images are reduced the real ones are too, as published.
     return folder_reference(config.reference, config, networks, cache, squeeze=size if config.resize else None)
 
 
 def _score(
     folder: Path,
-    pictures: "Pictures",
+    images: "Images",
     mine: range,
     prompts: Sequence[str],
     config: EvaluateConfig,
@@ -191,24 +191,24 @@ def _score(
     reference: "Reference",
     teacher: Path | None,
 ) -> Metrics:
-    """The metrics of all processes' pictures; a teacher's features are kept beside its pictures."""
+    """The metrics of all processes' images; a teacher's features are kept beside its images."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    from compress import processes
-    from compress.evaluate.scoring import score_pictures
-    from compress.files import replace_with
+    from compress.evaluate.quality import score_images
+    from compress.system import processes
+    from compress.system.files import replace_with
 
     keep: dict[str, torch.Tensor] = {}
     known = None
     if teacher is not None:
         known = {name: rows[mine.start : mine.stop] for name, rows in load_file(teacher / FEATURES).items()}
-    metrics = score_pictures(
-        pictures,
+    metrics = score_images(
+        images,
         config,
         networks,
         reference=reference,
-        teacher=None if teacher is None else _pictures(teacher, mine),
+        teacher=None if teacher is None else _images(teacher, mine),
         teacher_features=known,
         captions=[prompts[index] for index in mine],
         keep=keep,
@@ -217,21 +217,21 @@ def _score(
         shares = processes.gather(keep)
         if processes.is_main():
             with replace_with(folder / FEATURES) as beside:
-                # Of a process without pictures not even the width is known.
+                # Of a process without images not even the width is known.
                 whole = {name: torch.cat([share[name] for share in shares if len(share[name])]) for name in keep}
                 save_file(whole, beside)
     return metrics
 
 
-def _pictures(folder: Path, chosen: range) -> "Pictures":
+def _images(folder: Path, chosen: range) -> "Images":
     import torch
 
-    from compress.evaluate.pictures import PictureFiles
-    from compress.evaluate.sample import picture_paths
+    from compress.evaluate.images import ImageFiles
+    from compress.evaluate.sample import image_paths
 
     if not chosen:  # more processes than batches
         return torch.empty(0, 3, *_size(folder), dtype=torch.uint8)
-    return PictureFiles(picture_paths(folder / "images", chosen))
+    return ImageFiles(image_paths(folder / "images", chosen))
 
 
 def _latents(folder: Path, mine: range, config: EvaluateConfig, teacher: Path | None) -> dict[str, Any] | None:
@@ -248,9 +248,9 @@ def _latents(folder: Path, mine: range, config: EvaluateConfig, teacher: Path | 
     return {**metric.compute(), "network": None, "network_sha256": None, "denoising_steps": 1}
 
 
-def _blank(pictures: "Pictures", config: EvaluateConfig) -> int:
-    """How many of this process's pictures are of one color all over."""
+def _blank(images: "Images", config: EvaluateConfig) -> int:
+    """How many of this process's images are of one color all over."""
     from compress.evaluate.sample import blank
 
-    starts = range(0, len(pictures), config.score_batch_size)
-    return sum(blank(pictures[start : start + config.score_batch_size]) for start in starts)
+    starts = range(0, len(images), config.score_batch_size)
+    return sum(blank(images[start : start + config.score_batch_size]) for start in starts)

@@ -1,4 +1,4 @@
-"""Captions of pictures on disk, from a csv or jsonl file with ``file_name`` and ``text``."""
+"""Captions of images on disk, from a csv or jsonl file with ``file_name`` and ``text``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +11,15 @@ FORMATS = "a csv file with the columns file_name and text, or a jsonl file with 
 
 
 def read_captions(path: str, names: Sequence[str], key: str = "captions") -> list[str]:
-    """The caption of every picture, in the order of the pictures.
+    """The caption of every image, in the order of the images.
 
     Args:
-        path: The file. It may hold captions of further pictures.
-        names: The pictures' files, relative to their folder, with ``/`` between folders.
+        path: The file. It may hold captions of further images.
+        names: The images' files, relative to their folder, with ``/`` between folders.
         key: The config key of ``path``, for messages.
 
     Raises:
-        UserError: The file is missing, cannot be read, lacks a column, or says nothing or two things of a picture.
+        UserError: The file is missing, cannot be read, lacks a column, or says nothing or two things of a image.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -36,8 +36,8 @@ def read_captions(path: str, names: Sequence[str], key: str = "captions") -> lis
     missing = [name for name in names if name not in found]
     if missing:
         raise UserError(
-            f"{key}={path}: {len(missing)} of {len(names)} pictures have no caption there: {some(missing)}; "
-            f"file_name is relative to the folder of pictures, and the file has {some(list(found)) or 'none'}"
+            f"{key}={path}: {len(missing)} of {len(names)} images have no caption there: {some(missing)}; "
+            f"file_name is relative to the folder of images, and the file has {some(list(found)) or 'none'}"
         )
     return [found[name] for name in names]
 

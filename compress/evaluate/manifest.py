@@ -20,7 +20,7 @@ PATHS = ("prompts", "reference", "clip", "clip_name", "inception", "encoders")
 def settings(
     pipeline: "DiffusionPipeline", config: EvaluateConfig, size: tuple[int, int], dtype: "torch.dtype", seed: int
 ) -> dict[str, Any]:
-    """How the pictures were made, as it stands beside every metric; ``seed`` is the first picture's."""
+    """How the images were made, as it stands beside every metric; ``seed`` is the first image's."""
     return {
         "resolution": f"{size[1]}x{size[0]}",
         "scheduler": type(pipeline.scheduler).__name__ if config.scheduler == "checkpoint" else config.scheduler,
@@ -40,15 +40,15 @@ def manifest(
     metrics: dict[str, dict[str, Any] | None],
     reference: "Reference",
 ) -> dict[str, Any]:
-    """All that decides the pictures and their scores.
+    """All that decides the images and their scores.
 
     Args:
         pipeline: What was measured.
         config: The settings.
         shown: As :func:`settings` gives them.
-        prompts: One for each picture.
+        prompts: One for each image.
         metrics: Those computed, which name their networks.
-        reference: The real pictures' features.
+        reference: The real images' features.
 
     Returns:
         ``protocol``, ``version`` and ``changed`` (the protocol's own values that this run has not kept); the settings
@@ -95,7 +95,7 @@ def changed(config: EvaluateConfig) -> list[str]:
     """The keys of the protocol's file that have another value here; paths, which are the user's own, do not count."""
     from omegaconf import OmegaConf
 
-    from compress.config import conf_folder
+    from compress.config.folders import conf_folder
 
     folder = conf_folder() / "evaluate"
     expected: dict[Any, Any] = {}

@@ -1,4 +1,4 @@
-"""What pictures are sampled of: captions of the training data, or a file's."""
+"""What images are sampled of: captions of the training data, or a file's."""
 
 import random
 from pathlib import Path

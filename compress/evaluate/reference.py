@@ -1,4 +1,4 @@
-"""Features of the real pictures that generated ones are compared with: computed once, and kept."""
+"""Features of the real images that generated ones are compared with: computed once, and kept."""
 
 import hashlib
 import json
@@ -12,15 +12,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from compress import processes
 from compress.assets import resolve
 from compress.errors import UserError
 from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.images import ImageFiles, Images, image_files, on_white
 from compress.evaluate.networks import Network, Networks
 from compress.evaluate.networks.inception_file import INCEPTION_SHA256
-from compress.evaluate.pictures import PictureFiles, Pictures, on_white, picture_files
-from compress.files import replace_with
-from compress.progress import track
+from compress.system import processes
+from compress.system.files import replace_with
+from compress.system.progress import track
 
 if TYPE_CHECKING:
     from compress.data import Data
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Reference:
-    """Features of real pictures.
+    """Features of real images.
 
     Attributes:
         name: Where they come from.
@@ -46,8 +46,8 @@ class Reference:
         return cls(name, features, {key: features_hash(found) for key, found in features.items()})
 
 
-class DataPictures:
-    """Rows of a data set as :class:`Pictures`, center-cropped and resized (Lanczos) where they are of another size.
+class DataImages:
+    """Rows of a data set as :class:`Images`, center-cropped and resized (Lanczos) where they are of another size.
 
     Args:
         data: The data set.
@@ -66,41 +66,41 @@ class DataPictures:
         import numpy as np
         from PIL import Image, ImageOps
 
-        pictures = [
+        images = [
             ImageOps.fit(on_white(self.data.train[index]["image"]), self.size[::-1], Image.Resampling.LANCZOS)
             for index in self.indices[chosen]
         ]
-        return torch.from_numpy(np.stack([np.asarray(one) for one in pictures])).permute(0, 3, 1, 2).contiguous()
+        return torch.from_numpy(np.stack([np.asarray(one) for one in images])).permute(0, 3, 1, 2).contiguous()
 
 
-def features(pictures: Pictures, network: Network, batch_size: int) -> Tensor:
-    """Features of all pictures through one network, float32 ``(n, d)``, on the CPU."""
-    starts = range(0, len(pictures), batch_size)
-    batches = track(starts, f"{network.name}: {len(pictures)} pictures")
-    return torch.cat([network(pictures[start : start + batch_size]) for start in batches])
+def features(images: Images, network: Network, batch_size: int) -> Tensor:
+    """Features of all images through one network, float32 ``(n, d)``, on the CPU."""
+    starts = range(0, len(images), batch_size)
+    batches = track(starts, f"{network.name}: {len(images)} images")
+    return torch.cat([network(images[start : start + batch_size]) for start in batches])
 
 
 def data_reference(
     data: "Data", config: EvaluateConfig, size: tuple[int, int], networks: Networks, cache: Path | None = None
 ) -> Reference:
-    """A random choice of training pictures, brought to the size of the generated ones.
+    """A random choice of training images, brought to the size of the generated ones.
 
-    Inception's features come from the file of ``data.reference`` where it fits: enough pictures of that size, seen
-    through the same resize. The other networks then look at the same pictures.
+    Inception's features come from the file of ``data.reference`` where it fits: enough images of that size, seen
+    through the same resize. The other networks then look at the same images.
 
     Args:
         data: The data set; ``data.reference`` is a safetensors file of :func:`write_reference` or None.
         config: ``reference_images``, ``score_batch_size`` and the choice of networks.
-        size: Height and width of the generated pictures.
+        size: Height and width of the generated images.
         networks: Those of the evaluation.
         cache: Folder for computed features; None keeps nothing.
 
     Raises:
-        UserError: ``data.reference`` is missing, damaged, or made from other pictures or by another network.
+        UserError: ``data.reference`` is missing, damaged, or made from other images or by another network.
     """
     wanted = min(config.reference_images or len(data.text), len(data.text))
     order = torch.randperm(len(data.text), generator=torch.Generator().manual_seed(0))[:wanted]
-    name, found = "training pictures", {}
+    name, found = "training images", {}
     keys = networks.keys(sets=True, captions=False)
     if data.reference is not None:
         stored, indices, metadata = _read(Path(resolve(data.reference)), data, f"data.reference={data.reference}")
@@ -110,7 +110,7 @@ def data_reference(
             found = {"inception": stored[:wanted].float()}
     content = json.dumps([data.fingerprint, features_hash(order), size])
     rest = [key for key in keys if key not in found]
-    found |= _kept(lambda: DataPictures(data, order.tolist(), size), content, rest, networks, cache)
+    found |= _kept(lambda: DataImages(data, order.tolist(), size), content, rest, networks, cache)
     return Reference.of(name, {key: found[key] for key in keys})
 
 
@@ -122,32 +122,32 @@ def folder_reference(
     squeeze: tuple[int, int] | None = None,
     key: str = "evaluate.reference",
 ) -> Reference:
-    """All pictures of a folder, or a random choice of them.
+    """All images of a folder, or a random choice of them.
 
     Args:
         folder: With its folders.
         config: ``reference_images`` (None: all), ``score_batch_size`` and the choice of networks.
         networks: Those of the evaluation.
         cache: Folder for computed features; None keeps nothing.
-        squeeze: Height and width to resize them to, whatever their shape; None leaves every picture as it is.
+        squeeze: Height and width to resize them to, whatever their shape; None leaves every image as it is.
         key: The config key of ``folder``, for messages.
 
     Raises:
-        UserError: The folder has no pictures, or one cannot be read.
+        UserError: The folder has no images, or one cannot be read.
     """
-    files = picture_files(folder, key)
+    files = image_files(folder, key)
     if config.reference_images is not None and config.reference_images < len(files):
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[: config.reference_images]
         files = [files[index] for index in sorted(order.tolist())]
-    pictures = PictureFiles(files, key, squeeze, squeeze=squeeze is not None)
-    return files_reference(pictures, Path(folder).name, networks, cache)
+    images = ImageFiles(files, key, squeeze, squeeze=squeeze is not None)
+    return files_reference(images, Path(folder).name, networks, cache)
 
 
-def files_reference(pictures: PictureFiles, name: str, networks: Networks, cache: Path | None = None) -> Reference:
-    """The features of pictures on disk, which are known again by their content."""
-    content = json.dumps([pictures.sha256, pictures.fit, pictures.squeeze])
+def files_reference(images: ImageFiles, name: str, networks: Networks, cache: Path | None = None) -> Reference:
+    """The features of images on disk, which are known again by their content."""
+    content = json.dumps([images.sha256, images.fit, images.squeeze])
     keys = networks.keys(sets=True, captions=False)
-    return Reference.of(name, _kept(lambda: pictures, content, keys, networks, cache))
+    return Reference.of(name, _kept(lambda: images, content, keys, networks, cache))
 
 
 def write_reference(
@@ -159,23 +159,23 @@ def write_reference(
     network: Network | None = None,
     batch_size: int = 32,
 ) -> None:
-    """Writes the Inception features of training pictures as a file for ``data.reference``.
+    """Writes the Inception features of training images as a file for ``data.reference``.
 
     A safetensors file with ``features`` ``(n, 2048)`` float16 and ``indices`` ``(n,)`` int64, rows of ``data.train`` in
-    random order, so that the first k are a random choice too; its metadata names network, picture size and captions.
+    random order, so that the first k are a random choice too; its metadata names network, image size and captions.
 
     Args:
         data: The data set.
         path: The file; appears whole or not at all.
-        n: Number of pictures; all of them where there are fewer.
-        size: Height and width to which the pictures are brought first, those of the generated ones.
+        n: Number of images; all of them where there are fewer.
+        size: Height and width to which the images are brought first, those of the generated ones.
         seed: Seed of the choice.
         network: Other than Inception only in tests.
-        batch_size: Pictures at once.
+        batch_size: Images at once.
     """
     network = Networks(EvaluateConfig()).inception if network is None else network
     order = torch.randperm(len(data.text), generator=torch.Generator().manual_seed(seed))[:n]
-    found = features(DataPictures(data, order.tolist(), size), network, batch_size)
+    found = features(DataImages(data, order.tolist(), size), network, batch_size)
     metadata = {
         "network": network.name,
         "network_sha256": INCEPTION_SHA256,
@@ -194,7 +194,7 @@ def features_hash(values: Tensor) -> str:
 
 
 def _kept(
-    pictures: Callable[[], Pictures], content: str, keys: Sequence[str], networks: Networks, cache: Path | None
+    images: Callable[[], Images], content: str, keys: Sequence[str], networks: Networks, cache: Path | None
 ) -> dict[str, Tensor]:
     """Features through some networks, from the cache where it has them; of several processes the first computes."""
     found: dict[str, Tensor] = {}
@@ -206,18 +206,18 @@ def _kept(
         for first in (True, False):
             with processes.together():
                 if processes.is_main() == first:
-                    found[key] = _load_or_compute(pictures, network, path, networks.config.score_batch_size)
+                    found[key] = _load_or_compute(images, network, path, networks.config.score_batch_size)
     return found
 
 
-def _load_or_compute(pictures: Callable[[], Pictures], network: Network, path: Path | None, batch_size: int) -> Tensor:
+def _load_or_compute(images: Callable[[], Images], network: Network, path: Path | None, batch_size: int) -> Tensor:
     if path is not None and path.exists():
         try:
             return load_file(path)["features"]
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(f"{path}: damaged ({error}); delete it and run the same command again") from error
-    found = pictures()
-    if isinstance(found, PictureFiles):
+    found = images()
+    if isinstance(found, ImageFiles):
         found.verify()
     computed = features(found, network, batch_size)
     if path is not None:
@@ -244,5 +244,5 @@ def _read(path: Path, data: "Data", shown: str) -> tuple[Tensor, Tensor, dict[st
         raise UserError(f"{shown}: made by another network than Inception's; {remedy}")
     fits = not len(indices) or int(indices.max()) < len(data.text)
     if not fits or metadata.get("captions_sha256") != _captions_hash(data, indices):
-        raise UserError(f"{shown}: made from other pictures than the training data; {remedy}")
+        raise UserError(f"{shown}: made from other images than the training data; {remedy}")
     return stored, indices, metadata

@@ -1,4 +1,4 @@
-"""The one way pictures are sampled here: a seed for every prompt, and a batch that is finished is not lost."""
+"""The one way images are sampled here: a seed for every prompt, and a batch that is finished is not lost."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -13,11 +13,11 @@ import torch
 
 from compress.errors import bad_value
 from compress.evaluate.config import EvaluateConfig
+from compress.evaluate.images import ImageFiles, reduced_size
 from compress.evaluate.latents import KEPT, FirstStep, write_latents
-from compress.evaluate.pictures import PictureFiles, reduced_size
-from compress.evaluate.schedulers import SCHEDULERS
-from compress.files import replace_with
-from compress.progress import track
+from compress.models.schedulers import SCHEDULERS
+from compress.system.files import replace_with
+from compress.system.progress import track
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -64,7 +64,7 @@ def sample(
     first: int = 0,
     name: str = "sample",
     latents: bool = False,
-) -> PictureFiles: ...
+) -> ImageFiles: ...
 
 
 def sample(
@@ -76,10 +76,10 @@ def sample(
     first: int = 0,
     name: str = "sample",
     latents: bool = False,
-) -> torch.Tensor | PictureFiles:
-    """Samples a picture for every prompt.
+) -> torch.Tensor | ImageFiles:
+    """Samples a image for every prompt.
 
-    Picture ``i`` starts from the noise of ``torch.Generator("cpu").manual_seed(seeds[i])``, whatever the batch size,
+    Image ``i`` starts from the noise of ``torch.Generator("cpu").manual_seed(seeds[i])``, whatever the batch size,
     the device or the number of processes. At the same batch size it is the same to the bit; at another, sums are
     rounded otherwise.
 
@@ -89,15 +89,15 @@ def sample(
         seeds: n seeds.
         config: Steps, guidance, scheduler, size and batch size.
         folder: Where every finished batch is written, ``sample-000000.png`` and so on; batches found there are not
-            sampled again. None keeps all pictures in memory.
-        first: Number of the first picture, where a process samples only a part of all; a multiple of the batch size,
-            so that each batch holds the same pictures whoever samples it.
+            sampled again. None keeps all images in memory.
+        first: Number of the first image, where a process samples only a part of all; a multiple of the batch size,
+            so that each batch holds the same images whoever samples it.
         name: What the files' names begin with.
         latents: Whether to keep the latents after the first denoising step there too, of the first :data:`KEPT`
-            pictures.
+            images.
 
     Returns:
-        The pictures, uint8 RGB, rounded as the pipeline's ``output_type="pil"`` rounds: a tensor
+        The images, uint8 RGB, rounded as the pipeline's ``output_type="pil"`` rounds: a tensor
         ``(n, 3, height, width)`` on the CPU, or files of ``folder``.
 
     Raises:
@@ -112,41 +112,39 @@ def sample(
         return _batch(twin, prompts[chosen], seeds[chosen], config, first + start)
 
     if folder is None:
-        return torch.cat([batch(start) for start in track(starts, f"sampling {len(prompts)} pictures")])
+        return torch.cat([batch(start) for start in track(starts, f"sampling {len(prompts)} images")])
     folder.mkdir(parents=True, exist_ok=True)
-    files = picture_paths(folder, range(first, first + len(prompts)), name)
+    files = image_paths(folder, range(first, first + len(prompts)), name)
     missing = [start for start in starts if not all(file.exists() for file in files[start : start + config.batch_size])]
     if not missing:
-        return PictureFiles(files)
+        return ImageFiles(files)
     recorder = FirstStep(twin.scheduler) if latents else None
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1) as writer:  # a batch is written while the next is made
-        for start in track(missing, f"sampling {len(prompts)} pictures"):
+        for start in track(missing, f"sampling {len(prompts)} images"):
             targets = files[start : start + config.batch_size]
-            pictures = batch(start)
+            images = batch(start)
             keep = recorder.take() if recorder is not None and first + start < KEPT else None
             if writing is not None:
                 writing.result()  # a full disk is noticed now, and no more than two batches wait in memory
-            writing = writer.submit(_write, targets, pictures, folder, first + start, keep)
+            writing = writer.submit(_write, targets, images, folder, first + start, keep)
         if writing is not None:
             writing.result()
-    return PictureFiles(files)
+    return ImageFiles(files)
 
 
-def picture_paths(folder: Path, indices: Iterable[int], name: str = "sample") -> list[Path]:
-    """Where the pictures of these numbers are."""
+def image_paths(folder: Path, indices: Iterable[int], name: str = "sample") -> list[Path]:
+    """Where the images of these numbers are."""
     return [folder / f"{name}-{index:06d}.png" for index in indices]
 
 
-def _write(
-    files: Sequence[Path], pictures: torch.Tensor, folder: Path, start: int, latents: torch.Tensor | None
-) -> None:
-    """Writes a batch; its pictures come last, since they say that it is done."""
+def _write(files: Sequence[Path], images: torch.Tensor, folder: Path, start: int, latents: torch.Tensor | None) -> None:
+    """Writes a batch; its images come last, since they say that it is done."""
     if latents is not None:
         write_latents(folder, start, latents)
-    for file, picture in zip(files, pictures, strict=True):
+    for file, image in zip(files, images, strict=True):
         with replace_with(file) as beside:
-            to_pil(picture).save(beside, compress_level=1)  # a fifth larger than the best, and four times as fast
+            to_pil(image).save(beside, compress_level=1)  # a fifth larger than the best, and four times as fast
 
 
 def call(
@@ -171,40 +169,40 @@ def call(
 def _batch(
     twin: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], config: EvaluateConfig, first: int
 ) -> torch.Tensor:
-    """uint8 ``(b, 3, height, width)``; ``first`` is the number of the first picture, for the message."""
-    pictures = call(twin, prompts, seeds, config)
-    broken = np.isnan(pictures).any(axis=(1, 2, 3))
+    """uint8 ``(b, 3, height, width)``; ``first`` is the number of the first image, for the message."""
+    images = call(twin, prompts, seeds, config)
+    broken = np.isnan(images).any(axis=(1, 2, 3))
     if broken.any():
         index = int(broken.argmax())
         raise FloatingPointError(
-            f"the model gives NaN: picture {first + index} (prompt {prompts[index]!r}, seed {seeds[index]}) and "
+            f"the model gives NaN: image {first + index} (prompt {prompts[index]!r}, seed {seeds[index]}) and "
             f"{int(broken.sum()) - 1} more of its batch; a precision with a wider range (bf16, fp32) may help"
         )
-    whole = torch.from_numpy((pictures * 255).round().astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+    whole = torch.from_numpy((images * 255).round().astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
     return whole if config.resize is None else _reduced(whole, config.resize)
 
 
-def _reduced(pictures: torch.Tensor, side: int) -> torch.Tensor:
-    """Pictures whose shorter side has ``side`` pixels, by Pillow's antialiased bicubic filter."""
+def _reduced(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Images whose shorter side has ``side`` pixels, by Pillow's antialiased bicubic filter."""
     from PIL import Image
 
-    height, width = reduced_size(pictures.shape[2], pictures.shape[3], side)
-    resized = [np.asarray(to_pil(picture).resize((width, height), Image.Resampling.BICUBIC)) for picture in pictures]
+    height, width = reduced_size(images.shape[2], images.shape[3], side)
+    resized = [np.asarray(to_pil(image).resize((width, height), Image.Resampling.BICUBIC)) for image in images]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 
 def alone(config: EvaluateConfig) -> EvaluateConfig:
-    """Settings for pictures as a user gets them who calls the pipeline with one prompt: the same bits."""
+    """Settings for images as a user gets them who calls the pipeline with one prompt: the same bits."""
     return replace(config, batch_size=1, resize=None)
 
 
-def to_pil(picture: torch.Tensor) -> "Image":
+def to_pil(image: torch.Tensor) -> "Image":
     """A uint8 tensor ``(3, height, width)`` as a PIL image."""
     from PIL import Image
 
-    return Image.fromarray(picture.permute(1, 2, 0).numpy())
+    return Image.fromarray(image.permute(1, 2, 0).numpy())
 
 
-def blank(pictures: Iterable[torch.Tensor]) -> int:
-    """How many uint8 pictures ``(3, height, width)`` are of one color all over, as a broken model's may be."""
-    return sum(bool((picture == picture[:, :1, :1]).all()) for picture in pictures)
+def blank(images: Iterable[torch.Tensor]) -> int:
+    """How many uint8 images ``(3, height, width)`` are of one color all over, as a broken model's may be."""
+    return sum(bool((image == image[:, :1, :1]).all()) for image in images)

@@ -10,6 +10,7 @@ from compress.assets import PREFIX, resolve
 from compress.errors import UserError, bad_value
 from compress.models.folder import DENOISERS, check_folder
 from compress.models.quiet import hide_notices, no_progress_bars
+from compress.system.files import file_hash
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +79,7 @@ def _not_found(config: ModelConfig) -> UserError:
 def fingerprint(config: ModelConfig) -> str:
     """What tells this model from every other: 64 hexadecimal digits.
 
-    Of a local folder: SHA256 over the names and contents of its files, but for hidden files, documents and pictures.
+    Of a local folder: SHA256 over the names and contents of its files, but for hidden files, documents and images.
     Of a model on the hub: over its id and commit, which is looked up.
 
     Raises:
@@ -94,9 +95,7 @@ def fingerprint(config: ModelConfig) -> str:
         hidden = any(part.startswith(".") for part in name.split("/"))
         if hidden or file.suffix.lower() in (".md", ".png", ".jpg", ".jpeg", ".webp") or not file.is_file():
             continue
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{name} {content}\n".encode())
+        digest.update(f"{name} {file_hash(file)}\n".encode())
     return digest.hexdigest()
 
 

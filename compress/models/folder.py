@@ -46,7 +46,8 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
 def check_code(folder: Path) -> None:
     """Checks that a pipeline needs no code that comes with it but our own model file.
 
-    Of that one the class installed here is loaded (see :mod:`compress.registration`), so nothing in the folder is run.
+    Of that one the class installed here is loaded (see :mod:`compress.models.registration`), so nothing in the
+    folder is run.
 
     Raises:
         UserError: If diffusers would have to run a file of the folder, or the model file is not the one we know.

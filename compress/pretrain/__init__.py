@@ -1,4 +1,4 @@
-"""The training of the embedded default: its pictures, autoencoder, ``emoji-clip`` and teacher.
+"""The training of the embedded default: its images, autoencoder, ``emoji-clip`` and teacher.
 
 Nothing here is needed to compress a model. It is what made the files in ``compress/assets``, kept so that
 anyone can make them again with one command each: ``python -m compress recipe=train_emoji_autoencoder`` and so on.
@@ -9,12 +9,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from compress.config.values import build, nearest
 from compress.errors import UserError
-from compress.values import build, nearest
 
 # What can be trained or made: the module here, its config and its function.
 METHODS = {
-    "pictures": ("PicturesConfig", "build_pictures"),
+    "images": ("ImagesConfig", "build_images"),
     "autoencoder": ("AutoencoderConfig", "train_autoencoder"),
     "clip": ("ClipConfig", "train_clip"),
     "teacher": ("TeacherConfig", "train_teacher"),

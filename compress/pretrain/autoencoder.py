@@ -1,4 +1,4 @@
-"""Trains the autoencoder of the embedded teacher: 64 px pictures to 16 x 16 x 4 latents and back."""
+"""Trains the autoencoder of the embedded teacher: 64 px images to 16 x 16 x 4 latents and back."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from compress.pretrain.images import load_images
 from compress.pretrain.loop import LoopConfig, train
-from compress.pretrain.pictures import load_pictures
 
 
 @dataclass(frozen=True)
@@ -15,15 +15,15 @@ class AutoencoderConfig:
     """The shape and the training of an ``AutoencoderKL``.
 
     Attributes:
-        pictures: The parquet file of pictures.
-        widths: Channels of each resolution; the picture is halved between two.
+        images: The parquet file of images.
+        widths: Channels of each resolution; the image is halved between two.
         latent_channels: Channels of the latents.
         kl_weight: Weight of the Kullback-Leibler term beside the mean squared error.
-        shift: Pictures are shifted by up to this many pixels, and mirrored half of the time.
+        shift: Images are shifted by up to this many pixels, and mirrored half of the time.
         loop: See :class:`compress.pretrain.loop.LoopConfig`.
     """
 
-    pictures: str = "embedded:emoji/emoji.parquet"
+    images: str = "embedded:emoji/emoji.parquet"
     widths: tuple[int, ...] = (32, 64, 96)
     latent_channels: int = 4
     kl_weight: float = 1e-6
@@ -39,15 +39,15 @@ def train_autoencoder(config: AutoencoderConfig, out: Path) -> dict[str, object]
     The scaling factor is one over the standard deviation of the latents, as in Rombach et al. 2022 (section G).
     """
     torch.manual_seed(config.loop.seed)
-    pictures, rows = load_pictures(config.pictures)
+    images, rows = load_images(config.images)
     held = torch.tensor([r["split"] != "train" for r in rows])
-    training, testing = pictures[~held], pictures[held]
+    training, testing = images[~held], images[held]
     model = _model(config).to(memory_format=torch.channels_last)
 
-    def loss(picture: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        posterior = model.encode(picture).latent_dist
+    def loss(image: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        posterior = model.encode(image).latent_dist
         latents = posterior.mean + posterior.std * noise
-        error = (model.decode(latents).sample - picture).pow(2).mean()
+        error = (model.decode(latents).sample - image).pow(2).mean()
         return error + config.kl_weight * posterior.kl().mean()
 
     def step(index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -84,22 +84,22 @@ def _model(config: AutoencoderConfig) -> AutoencoderKL:
     return model
 
 
-def _augment(pictures: torch.Tensor, shift: int, generator: torch.Generator) -> torch.Tensor:
+def _augment(images: torch.Tensor, shift: int, generator: torch.Generator) -> torch.Tensor:
     """From uint8 ``(n, 3, h, w)`` to floats in [-1, 1], mirrored and shifted at random with white borders."""
-    mirror = torch.rand(len(pictures), generator=generator) < 0.5
-    pictures = torch.where(mirror[:, None, None, None], pictures.flip(-1), pictures)
+    mirror = torch.rand(len(images), generator=generator) < 0.5
+    images = torch.where(mirror[:, None, None, None], images.flip(-1), images)
     dx, dy = torch.randint(-shift, shift + 1, (2,), generator=generator).tolist()
-    padded = torch.nn.functional.pad(pictures, (shift,) * 4, value=255)
-    size = pictures.shape[-1]
+    padded = torch.nn.functional.pad(images, (shift,) * 4, value=255)
+    size = images.shape[-1]
     moved = padded[:, :, shift + dy : shift + dy + size, shift + dx : shift + dx + size]
     return (moved / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
-def held_out_psnr(model: AutoencoderKL, pictures: torch.Tensor) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio in dB, after rounding to 8 bits."""
+def held_out_psnr(model: AutoencoderKL, images: torch.Tensor) -> float:
+    """Mean over images of the peak signal-to-noise ratio in dB, after rounding to 8 bits."""
     values = []
-    for batch in pictures.split(64):
+    for batch in images.split(64):
         decoded = model.decode(model.encode(batch / 127.5 - 1).latent_dist.mean).sample
         rounded = ((decoded + 1) * 127.5).round().clamp(0, 255)
         error = (rounded - batch.float()).pow(2).mean((1, 2, 3))

@@ -1,4 +1,4 @@
-"""Measures how good the embedded default is, and makes a sheet of its pictures to look at."""
+"""Measures how good the embedded default is, and makes a sheet of its images to look at."""
 
 import json
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.networks.clip import Clip, load_clip
 from compress.evaluate.sample import sample, to_pil
 from compress.pretrain.autoencoder import held_out_psnr
-from compress.pretrain.clip import embed_pictures, embed_text, found_among
-from compress.pretrain.pictures import load_pictures
+from compress.pretrain.clip import embed_images, embed_text, found_among
+from compress.pretrain.images import load_images
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,17 @@ class BarsConfig:
     """What is measured.
 
     Attributes:
-        pictures: The parquet file of pictures.
+        images: The parquet file of images.
         pipeline: The teacher.
         clip: ``emoji-clip``.
         samples: Captions of each split that the teacher draws.
         steps: Denoising steps.
         guidance: Classifier-free guidance scale.
-        seed: Of the choice of captions, and of the first picture's noise.
+        seed: Of the choice of captions, and of the first image's noise.
         curves: Names and files of the trainings' curves, drawn where they are there.
     """
 
-    pictures: str = "embedded:emoji/emoji.parquet"
+    images: str = "embedded:emoji/emoji.parquet"
     pipeline: str = "embedded:emoji/pipeline"
     clip: str = "embedded:emoji/clip"
     samples: int = 200
@@ -44,18 +44,18 @@ class BarsConfig:
 def measure_bars(config: BarsConfig, out: Path) -> dict[str, Any]:
     """Returns all figures and writes ``out / "sheet.png"``: 64 samples of training captions, and of held-out pairs.
 
-    Retrieval figures are shares of pictures that are nearest to their own caption among 200 of the same style.
+    Retrieval figures are shares of images that are nearest to their own caption among 200 of the same style.
     """
     from diffusers import StableDiffusionPipeline
 
     out.mkdir(parents=True, exist_ok=True)
-    pictures, rows = load_pictures(config.pictures)
+    images, rows = load_images(config.images)
     pipeline = StableDiffusionPipeline.from_pretrained(resolve(config.pipeline), torch_dtype=torch.float32)
     clip = load_clip(config.clip)
     held = torch.tensor([row["split"] != "train" for row in rows])
-    figures: dict[str, Any] = {"autoencoder_held_out_psnr": held_out_psnr(pipeline.vae, pictures[held])}
+    figures: dict[str, Any] = {"autoencoder_held_out_psnr": held_out_psnr(pipeline.vae, images[held])}
     texts = _texts(clip, [row["text"] for row in rows])
-    real = _images(clip, pictures)
+    real = _images(clip, images)
     for split in ("train", "held_out_pair", "held_out_concept"):
         figures[f"emoji_clip_{split}"] = found_among(real, texts, rows, split)
     settings = EvaluateConfig(steps=config.steps, guidance=config.guidance)
@@ -80,11 +80,11 @@ def _choice(rows: list[dict[str, Any]], split: str, config: BarsConfig) -> list[
 
 
 @torch.no_grad()
-def _images(clip: Clip, pictures: torch.Tensor) -> torch.Tensor:
+def _images(clip: Clip, images: torch.Tensor) -> torch.Tensor:
     parts = []
-    for batch in pictures.split(256):
+    for batch in images.split(256):
         seen = clip.processor(images=list(batch.numpy()), return_tensors="pt", input_data_format="channels_first")
-        parts.append(embed_pictures(clip.model, seen["pixel_values"]))
+        parts.append(embed_images(clip.model, seen["pixel_values"]))
     return torch.cat(parts)
 
 
@@ -112,14 +112,14 @@ def _draw_curves(files: dict[str, Path], target: Path) -> None:
     figure.savefig(target, dpi=70)
 
 
-def _sheet(pictures: torch.Tensor, captions: list[str], file: Path) -> None:
-    """Pictures in rows of eight with their captions below."""
+def _sheet(images: torch.Tensor, captions: list[str], file: Path) -> None:
+    """Images in rows of eight with their captions below."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(16, 2.15 * -(-len(captions) // 8)))
-    for place, (picture, text) in enumerate(zip(pictures, captions, strict=True)):
+    for place, (image, text) in enumerate(zip(images, captions, strict=True)):
         axes = figure.add_subplot(-(-len(captions) // 8), 8, place + 1)
-        axes.imshow(to_pil(picture))
+        axes.imshow(to_pil(image))
         axes.set_title(text.removesuffix(" emoji"), fontsize=7)
         axes.axis("off")
     figure.tight_layout()

@@ -1,4 +1,4 @@
-"""Trains ``emoji-clip``: a small stock ``CLIPModel`` on the embedded pictures and captions.
+"""Trains ``emoji-clip``: a small stock ``CLIPModel`` on the embedded images and captions.
 
 Its text tower conditions the embedded teacher; the whole of it is the default network of the CLIP score.
 """
@@ -16,8 +16,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from compress.errors import bad_value
 from compress.pretrain.imagenet import Space, imagenet_features
+from compress.pretrain.images import load_images
 from compress.pretrain.loop import LoopConfig, train
-from compress.pretrain.pictures import load_pictures
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -26,27 +26,27 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 class ClipConfig:
     """The shape and the training of ``emoji-clip``.
 
-    Three thousand pictures are too few to learn from nothing what makes two drawings the same thing, so both towers
+    Three thousand images are too few to learn from nothing what makes two drawings the same thing, so both towers
     learn to meet in the space of an ImageNet network: first the captions in that of its features (locked-image tuning,
-    Zhai et al. 2022), then the pictures by distillation of the same features.
+    Zhai et al. 2022), then the images by distillation of the same features.
 
     Attributes:
-        pictures: The parquet file of pictures; only its ``train`` split is learned from.
+        images: The parquet file of images; only its ``train`` split is learned from.
         vocabulary: Entries of the byte-pair vocabulary, learned from the training captions.
         tokens: Tokens a caption is padded or cut to.
         text_width: Width of the text tower, of what the denoiser attends to, and of the space in which both meet.
         text_layers: Depth of the text tower.
-        vision_width: Width of the picture tower.
+        vision_width: Width of the image tower.
         vision_layers: Its depth.
-        patch: Pixels a side of the picture tower's patches.
+        patch: Pixels a side of the image tower's patches.
         sentences: Weight of the loss that pulls captions towards the sentence embeddings of all-MiniLM-L6-v2.
-        views: Views of every training picture that the picture tower learns from: itself and augmented ones.
-        mixed: How many of the views are mixtures of two pictures, for which only the features are a target.
+        views: Views of every training image that the image tower learns from: itself and augmented ones.
+        mixed: How many of the views are mixtures of two images, for which only the features are a target.
         text: The loop of the text tower, see :class:`compress.pretrain.loop.LoopConfig`.
-        vision: The loop of the picture tower.
+        vision: The loop of the image tower.
     """
 
-    pictures: str = "embedded:emoji/emoji.parquet"
+    images: str = "embedded:emoji/emoji.parquet"
     vocabulary: int = 1400
     tokens: int = 20
     text_width: int = 192
@@ -76,9 +76,9 @@ class ClipConfig:
 
 @dataclass
 class Examples:
-    """What both towers are trained on: pictures, tokenized captions and the space they meet in."""
+    """What both towers are trained on: images, tokenized captions and the space they meet in."""
 
-    pictures: torch.Tensor
+    images: torch.Tensor
     rows: list[dict[str, Any]]
     chosen: torch.Tensor
     ids: torch.Tensor
@@ -89,7 +89,7 @@ class Examples:
 def train_clip(config: ClipConfig, out: Path) -> dict[str, object]:
     """Trains both towers; saves model, tokenizer and processor to ``out / "clip"``; returns both loops' records.
 
-    The figures are shares of pictures whose caption is found among 200 (chance is 0.005): of training pictures, of
+    The figures are shares of images whose caption is found among 200 (chance is 0.005): of training images, of
     held-out style and concept pairs, and of concepts never seen. The 199 others are captions of the same style.
     """
     text = train_text(config, out)
@@ -98,7 +98,7 @@ def train_clip(config: ClipConfig, out: Path) -> dict[str, object]:
 
 
 def train_text(config: ClipConfig, out: Path) -> dict[str, object]:
-    """Trains the text tower; saves it with an untrained picture tower to ``out / "text"``."""
+    """Trains the text tower; saves it with an untrained image tower to ``out / "text"``."""
     torch.manual_seed(config.text.seed)
     tokenizer = _tokenizer(config, out / "text")
     examples = _examples(config, tokenizer, out)
@@ -128,24 +128,24 @@ def train_text(config: ClipConfig, out: Path) -> dict[str, object]:
 
 
 def train_vision(config: ClipConfig, out: Path) -> dict[str, object]:
-    """Trains the picture tower towards the text tower of ``out / "text"``, which stays as it is."""
+    """Trains the image tower towards the text tower of ``out / "text"``, which stays as it is."""
     torch.manual_seed(config.vision.seed)
     tokenizer = CLIPTokenizer.from_pretrained(out / "text")
     model = CLIPModel.from_pretrained(out / "text", dtype=torch.float32, attn_implementation="eager")
     examples = _examples(config, tokenizer, out)
     views, targets = _views(config, examples, out / "views.safetensors")
-    mean = (examples.pictures[examples.chosen] / 255).mean((0, 2, 3))
-    std = (examples.pictures[examples.chosen] / 255).std((0, 2, 3))
+    mean = (examples.images[examples.chosen] / 255).mean((0, 2, 3))
+    std = (examples.images[examples.chosen] / 255).std((0, 2, 3))
     trained = torch.nn.ModuleList([model.vision_model, model.visual_projection])
     with torch.no_grad():
         texts = embed_text(model, examples.ids[examples.chosen])
 
-    def normalized(pictures: torch.Tensor) -> torch.Tensor:
-        return (pictures / 255 - mean[:, None, None]) / std[:, None, None]
+    def normalized(images: torch.Tensor) -> torch.Tensor:
+        return (images / 255 - mean[:, None, None]) / std[:, None, None]
 
     def loss(index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         which = torch.randint(config.views, (len(index),), generator=generator)
-        image = embed_pictures(model, normalized(views[index, which]))
+        image = embed_images(model, normalized(views[index, which]))
         wanted = F.normalize(targets[index, which].float(), dim=-1)
         whole = which < config.views - config.mixed
         logits = 20 * image[whole] @ texts[index[whole]].T
@@ -153,7 +153,7 @@ def train_vision(config: ClipConfig, out: Path) -> dict[str, object]:
         return 4 * (1 - (image * wanted).sum(-1).mean()) + 0.3 * contrast
 
     def evaluate() -> dict[str, float]:
-        images = torch.cat([embed_pictures(model, normalized(batch)) for batch in examples.pictures.split(256)])
+        images = torch.cat([embed_images(model, normalized(batch)) for batch in examples.images.split(256)])
         return _figures(images, model, examples)
 
     record = train(trained, loss, len(examples.chosen), config.vision, out / "vision_training", evaluate)
@@ -170,18 +170,18 @@ def _tokenizer(config: ClipConfig, folder: Path) -> CLIPTokenizer:
     """The one that a training interrupted here began with: learning it again would order its entries otherwise."""
     if (folder / "tokenizer.json").exists():
         return CLIPTokenizer.from_pretrained(folder)
-    captions = [row["text"] for row in load_pictures(config.pictures)[1] if row["split"] == "train"]
+    captions = [row["text"] for row in load_images(config.images)[1] if row["split"] == "train"]
     return make_tokenizer(captions, config, folder)
 
 
 def _examples(config: ClipConfig, tokenizer: CLIPTokenizer, out: Path) -> Examples:
-    pictures, rows = load_pictures(config.pictures)
+    images, rows = load_images(config.images)
     chosen = torch.tensor([i for i, row in enumerate(rows) if row["split"] == "train"])
     captions = [row["text"] for row in rows]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-    features = imagenet_features(pictures)
+    features = imagenet_features(images)
     space = Space.fit(features[chosen], config.text_width)
-    return Examples(pictures, rows, chosen, ids, space, space(features))
+    return Examples(images, rows, chosen, ids, space, space(features))
 
 
 def _figures(images: torch.Tensor, model: CLIPModel, examples: Examples) -> dict[str, float]:
@@ -191,14 +191,14 @@ def _figures(images: torch.Tensor, model: CLIPModel, examples: Examples) -> dict
 
 
 def _views(config: ClipConfig, examples: Examples, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Views of the training pictures ``(n, views, 3, h, w)`` in uint8 and their targets ``(n, views, d)``.
+    """Views of the training images ``(n, views, 3, h, w)`` in uint8 and their targets ``(n, views, d)``.
 
-    The first are the pictures as they are, the last ``mixed`` of them mixtures. What a network shows on pictures that
+    The first are the images as they are, the last ``mixed`` of them mixtures. What a network shows on images that
     are no emoji at all is as good to learn from: function matching, Beyer et al. 2022.
     """
     if not file.exists():
         generator = torch.Generator().manual_seed(config.vision.seed + 1)
-        plain = examples.pictures[examples.chosen]
+        plain = examples.images[examples.chosen]
         whole = [plain, *(_augment(plain, generator) for _ in range(config.views - config.mixed - 1))]
         mixed = [_mix(_augment(plain, generator), generator) for _ in range(config.mixed)]
         views = torch.stack([*whole, *mixed], 1)
@@ -242,8 +242,8 @@ def make_tokenizer(captions: list[str], config: ClipConfig, folder: Path) -> CLI
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def embed_pictures(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
-    """Unit vectors ``(n, d)`` of normalized pictures ``(n, 3, h, w)``."""
+def embed_images(model: CLIPModel, pixels: torch.Tensor) -> torch.Tensor:
+    """Unit vectors ``(n, d)`` of normalized images ``(n, 3, h, w)``."""
     return F.normalize(model.visual_projection(model.vision_model(pixels).pooler_output), dim=-1)
 
 
@@ -255,9 +255,9 @@ def embed_text(model: CLIPModel, ids: torch.Tensor) -> torch.Tensor:
 def found_among(
     images: torch.Tensor, texts: torch.Tensor, rows: list[dict[str, Any]], split: str, among: int = 200
 ) -> float:
-    """Share of the pictures of ``split`` that are nearest to their own caption among ``among`` of the same style.
+    """Share of the images of ``split`` that are nearest to their own caption among ``among`` of the same style.
 
-    At most 600 pictures are asked, chosen with a fixed seed. The other captions are of any split.
+    At most 600 images are asked, chosen with a fixed seed. The other captions are of any split.
     """
     generator = torch.Generator().manual_seed(0)
     asked = [i for i, row in enumerate(rows) if row["split"] == split]
@@ -311,9 +311,9 @@ def _sentences(texts: list[str]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def _augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Scaled, turned, moved, mirrored and re-colored: uint8 ``(n, 3, h, w)`` to the same."""
-    n = len(pictures)
+    n = len(images)
 
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return low + (high - low) * torch.rand(n, *shape, generator=generator)
@@ -327,18 +327,18 @@ def _augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor
         ],
         1,
     )
-    grid = F.affine_grid(theta, list(pictures.shape), align_corners=False)
-    x = 1 - F.grid_sample(1 - pictures / 255, grid, align_corners=False)  # white borders
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    x = 1 - F.grid_sample(1 - images / 255, grid, align_corners=False)  # white borders
     gray = x.mean(1, keepdim=True)
     x = gray + (x - gray) * uniform(0.5, 1.4, 1, 1, 1)
     x = (x - 0.5) * uniform(0.75, 1.3, 1, 1, 1) + 0.5 + uniform(-0.1, 0.1, 1, 1, 1)
     return (x * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def _mix(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each picture blended with, laid over or cut together with another: uint8 ``(n, 3, h, w)`` to the same."""
-    n, _, height, width = pictures.shape
-    first, second = pictures.float(), pictures[torch.randperm(n, generator=generator)].float()
+def _mix(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Each image blended with, laid over or cut together with another: uint8 ``(n, 3, h, w)`` to the same."""
+    n, _, height, width = images.shape
+    first, second = images.float(), images[torch.randperm(n, generator=generator)].float()
 
     def uniform(low: float, high: float) -> torch.Tensor:
         return low + (high - low) * torch.rand(n, 1, 1, 1, generator=generator)

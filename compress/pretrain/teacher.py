@@ -9,8 +9,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import compute_snr
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from compress.pretrain.images import load_images
 from compress.pretrain.loop import LoopConfig, train
-from compress.pretrain.pictures import load_pictures
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class TeacherConfig:
     """The shape and the training of the teacher's ``UNet2DConditionModel``.
 
     Attributes:
-        pictures: The parquet file of pictures; only its ``train`` split is learned from.
+        images: The parquet file of images; only its ``train`` split is learned from.
         autoencoder: Folder of the trained ``AutoencoderKL``.
         clip: Folder of the trained ``emoji-clip``, whose text tower becomes the text encoder.
         widths: ``block_out_channels``; all levels but the last attend to the caption.
@@ -30,7 +30,7 @@ class TeacherConfig:
         loop: See :class:`compress.pretrain.loop.LoopConfig`.
     """
 
-    pictures: str = "embedded:emoji/emoji.parquet"
+    images: str = "embedded:emoji/emoji.parquet"
     autoencoder: str = "build/emoji/autoencoder/vae"
     clip: str = "build/emoji/clip/text"
     widths: tuple[int, ...] = (64, 128, 192)
@@ -47,7 +47,7 @@ def train_teacher(config: TeacherConfig, out: Path) -> dict[str, object]:
     torch.manual_seed(config.loop.seed)
     vae = AutoencoderKL.from_pretrained(config.autoencoder, torch_dtype=torch.float32)
     text_encoder, tokenizer = _text_encoder(config.clip)
-    latents, states, empty = _encode(config.pictures, vae, text_encoder, tokenizer)
+    latents, states, empty = _encode(config.images, vae, text_encoder, tokenizer)
     scheduler = DDPMScheduler(
         num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
     )
@@ -98,9 +98,9 @@ def _encode(
     path: str, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scaled latents ``(n, 4, 16, 16)``, caption states ``(n, tokens, width)`` and those of the empty caption."""
-    pictures, rows = load_pictures(path)
+    images, rows = load_images(path)
     chosen = [i for i, row in enumerate(rows) if row["split"] == "train"]
-    means = [vae.encode(batch / 127.5 - 1).latent_dist.mean for batch in pictures[chosen].split(64)]
+    means = [vae.encode(batch / 127.5 - 1).latent_dist.mean for batch in images[chosen].split(64)]
     captions = [rows[i]["text"] for i in chosen] + [""]
     tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     states = torch.cat([text_encoder(batch)[0] for batch in tokens.split(256)])

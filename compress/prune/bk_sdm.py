@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
     from torch import nn
 
-    from compress.evaluate.cost.inputs import Inputs
+    from compress.models.inputs import Inputs
     from compress.prune.blocks.subject import DepthReport
     from compress.prune.blocks.unet import UNetBlocks
 
@@ -47,8 +47,8 @@ def prune_bk_sdm(
         inputs: Arguments of the pass whose multiply-accumulates count; None: one of small latents.
 
     Raises:
-        UserError: For blocks of another make-up, weights that are not finite, a level that cannot be removed, or if
-            nothing would be.
+        UserError: For blocks of an unsupported architecture, weights that are not finite, a level that cannot be
+            removed, or if nothing would be.
     """
     from compress.models.probe import probe_inputs
     from compress.prune.blocks.subject import Subject
@@ -70,12 +70,12 @@ def check(config: Config, denoiser: "nn.Module") -> "nn.Module":
     Raises:
         UserError: See :func:`prune_bk_sdm`.
     """
+    from compress.models.meta import meta_model
     from compress.prune.blocks.unet import read_unet
-    from compress.prune.weights import weightless
 
     _check_class(denoiser)
     left, _ = reduced(read_unet(dict(denoiser.config)), config.size)  # type: ignore[arg-type]
-    return weightless(type(denoiser), left.config())
+    return meta_model(type(denoiser), left.config())
 
 
 def _check_class(denoiser: object) -> None:
@@ -88,8 +88,8 @@ def _check_class(denoiser: object) -> None:
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by the architecture of BK-SDM; see :func:`prune_bk_sdm`."""
+    from compress.data.calls import full_size_inputs
     from compress.models import denoiser, set_denoiser
-    from compress.prune.blocks.calls import full_size_inputs
     from compress.prune.blocks.subject import stage_report
 
     report = prune_bk_sdm(denoiser(pipeline), config.size, inputs=full_size_inputs(pipeline))

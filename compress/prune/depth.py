@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
-    from compress.evaluate.cost.inputs import Inputs
+    from compress.data.calls import Call
+    from compress.models.inputs import Inputs
     from compress.prune.blocks import Blocks
-    from compress.prune.blocks.calls import Call
     from compress.prune.blocks.cost import Costs
     from compress.prune.blocks.subject import DepthReport, Subject
 
@@ -59,12 +59,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which calls of the denoiser the effect of a removal is measured on: those of the pipeline drawing pictures.
+    """Which calls of the denoiser the effect of a removal is measured on: those of the pipeline drawing images.
 
     Attributes:
-        examples: Pictures that are drawn, of captions chosen at random from the training data, at least 1.
+        examples: Images that are drawn, of captions chosen at random from the training data, at least 1.
         steps: Steps of the pipeline's scheduler for each, at least 1: the timesteps that count.
-        side: Side of the pictures in pixels, at most; None: the model's own.
+        side: Side of the images in pixels, at most; None: the model's own.
         guidance: Guidance scale; None: the pipeline's default.
         seed: Of the captions and the noise, in [0, 2^32); None: that of the run.
     """
@@ -133,13 +133,13 @@ def prune_depth(
     Args:
         denoiser: Any float weights; stays unchanged. A ``UNet2DConditionModel`` of Stable Diffusion's blocks (1.x, 2.x,
             XL), or the transformer of PixArt, Stable Diffusion 3 or Flux.
-        calls: Inputs and the predictions from them; see :func:`compress.prune.blocks.calls.record_calls`.
+        calls: Inputs and the predictions from them; see :func:`compress.data.calls.record_calls`.
         config: See :class:`Config`; its ``calibration`` has been used to get the calls.
         inputs: Arguments of the pass whose multiply-accumulates count; None: those of the first call.
 
     Raises:
-        UserError: For a denoiser of another make-up, weights that are not finite, or a target that no stock config
-            reaches, before anything is measured.
+        UserError: For a denoiser of an unsupported architecture, weights that are not finite, or a target that no
+            stock config reaches, before anything is measured.
     """
     from compress.prune.blocks.subject import Subject
 
@@ -150,8 +150,8 @@ def prune_depth(
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace the pipeline's denoiser by one of fewer blocks; see :func:`prune_depth`."""
+    from compress.data.calls import full_size_inputs, record_calls
     from compress.models import denoiser, set_denoiser
-    from compress.prune.blocks.calls import full_size_inputs, record_calls
     from compress.prune.blocks.subject import Subject, stage_report
 
     subject = Subject(denoiser(pipeline), full_size_inputs(pipeline))
@@ -163,16 +163,16 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
 
 def check(config: Config, denoiser: "nn.Module") -> None:
-    """Refuses what no stock config reaches, from the make-up of a denoiser without weights.
+    """Refuses what no stock config reaches, from the architecture of a denoiser without weights.
 
     Raises:
         UserError: See :func:`prune_depth`.
     """
     from diffusers import UNet2DConditionModel
 
+    from compress.models.random_inputs import full_size
     from compress.prune.blocks import read_blocks
     from compress.prune.blocks.cost import count_costs
-    from compress.prune.importance.made_up import full_size
 
     blocks = read_blocks(type(denoiser).__name__, dict(denoiser.config))  # type: ignore[arg-type]
     counted = "macs" in config.shares() and isinstance(denoiser, UNet2DConditionModel)

@@ -16,17 +16,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
-from compress.prune.patterns import check_finite, check_patterns, choose_layers
-from compress.prune.target import TOLERANCE, Target
+from compress.prune.channels.target import TOLERANCE, Target
+from compress.prune.layers.patterns import check_finite, check_patterns, choose_layers
 from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
     from torch import nn
 
-    from compress.evaluate.cost.inputs import Inputs
+    from compress.models.inputs import Inputs
     from compress.models.shapes import Shaped
-    from compress.prune.ranks import Matrix
+    from compress.prune.layers.ranks import Matrix
 
 VERSION = 1
 NEEDS_FLOAT = True
@@ -127,7 +127,7 @@ def prune_low_rank(
             target that no ranks meet, and where no layer is left to factor.
     """
     from compress.models.shapes import shaped
-    from compress.prune import ranks
+    from compress.prune.layers import ranks
 
     chosen, skipped = _layers(unet, config)
     check_finite(chosen)
@@ -180,8 +180,8 @@ def check(config: Config, denoiser: "nn.Module") -> None:
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace the pipeline's denoiser by one of factored layers; see :func:`prune_low_rank`."""
+    from compress.data.calls import full_size_inputs
     from compress.models import denoiser, set_denoiser
-    from compress.prune.blocks.calls import full_size_inputs
 
     inputs = full_size_inputs(pipeline)
     report = prune_low_rank(denoiser(pipeline), config, inputs=inputs)  # type: ignore[arg-type]
@@ -230,15 +230,15 @@ def _unfit(products: set[str], name: str, layer: "nn.Module") -> str | None:
 
 def _macs(unet: Any, inputs: "Inputs | None" = None) -> "Mapping[str, float] | None":
     """Multiply-accumulates of one pass by module; ``""`` is the whole. None: it is not known what the UNet takes."""
-    from compress.prune.importance.made_up import full_size
-    from compress.prune.proxy import weightless
-    from compress.prune.rebuild import module_macs
+    from compress.models.random_inputs import full_size
+    from compress.prune.channels.proxy import meta_model
+    from compress.prune.channels.rebuild import module_macs
 
     try:
         inputs = inputs or ((), full_size(unet))
     except UserError:
         return None
-    return module_macs(weightless(type(unet), unet.config).eval(), inputs)
+    return module_macs(meta_model(type(unet), unet.config).eval(), inputs)
 
 
 def _matrices(
@@ -249,7 +249,7 @@ def _matrices(
     Raises:
         UserError: Not even the least ranks of all save so much.
     """
-    from compress.prune.ranks import Matrix, most_saved
+    from compress.prune.layers.ranks import Matrix, most_saved
 
     unit, share = config.target.goal or ("params", None)
     if unit == "macs" and macs is None:

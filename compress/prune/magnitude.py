@@ -23,7 +23,7 @@ def prune_channels(
         combine: ``"product"``, ``"sum"`` or ``"outgoing"``, see there.
 
     Raises:
-        UserError: For a value out of range, blocks of another make-up, weights that are not finite, or a ratio that
-            leaves every width as it is.
+        UserError: For a value out of range, blocks of an unsupported architecture, weights that are not finite, or a
+            ratio that leaves every width as it is.
     """
     return prune_width(unet, Config(ratio, importance={"name": importance, "combine": combine}))

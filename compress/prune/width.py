@@ -1,8 +1,8 @@
 """Pruning of the channels of a ``UNet2DConditionModel`` or ``UNet2DModel``, level by level.
 
 A stock config holds one width per resolution level, so every layer of a level is pruned to the same width; *which*
-channels go is chosen for each group of coupled channels on its own (see :mod:`compress.prune.channels`), by one of the
-importances of :mod:`compress.prune.importance`.
+channels go is chosen for each group of coupled channels on its own (see :mod:`compress.prune.channels.groups`), by
+one of the importances of :mod:`compress.prune.importance`.
 """
 
 import math
@@ -10,19 +10,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from compress.data.calibration import CalibrationConfig, calibrate
 from compress.errors import UserError, bad_value
 from compress.models import set_denoiser
+from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, needs_calibration, parse
-from compress.prune.importance.calibration import CalibrationConfig, calibrate
-from compress.prune.target import Target
 from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
     from torch import nn
 
-    from compress.evaluate.cost.inputs import Inputs
-    from compress.prune.importance.calibration import Calibration
+    from compress.data.calibration import Calibration
+    from compress.models.inputs import Inputs
     from compress.prune.importance.score import Scorer
     from compress.prune.sensitivity.plan import Plan, Planner
 
@@ -180,8 +180,8 @@ def prune_width(
         inputs: Arguments of the pass whose multiply-accumulates count; None: one at the UNet's own size.
 
     Raises:
-        UserError: For blocks of another make-up, weights that are not finite, a ratio that leaves every width as it
-            is, a target that no widths meet, or examples that are missing.
+        UserError: For blocks of an unsupported architecture, weights that are not finite, a ratio that leaves every
+            width as it is, a target that no widths meet, or examples that are missing.
     """
     if calibration is None and needs_examples(config):
         raise UserError(f"importance={config.importance.name}: examples are needed: give calibration=calibrate(...)")
@@ -230,7 +230,7 @@ def pruner(unet: "UNet2DConditionModel | UNet2DModel", config: Config, scorer: "
         config: Its ``ratio`` and ``target`` do not count.
         scorer: Of its importance.
     """
-    from compress.prune.rebuild import Narrower
+    from compress.prune.channels.rebuild import Narrower
 
     narrower = Narrower(unet, config.heads, config.multiple)
     return lambda ratio: narrower.prune(ratio, scorer)
@@ -242,8 +242,8 @@ def check(config: Config, denoiser: "nn.Module") -> "nn.Module | None":
     Raises:
         UserError: See :func:`prune_width`.
     """
-    from compress.prune import widths
-    from compress.prune.proxy import weightless
+    from compress.prune.channels import widths
+    from compress.prune.channels.proxy import meta_model
 
     unet: Any = _checked_class(denoiser)
     widths.check_blocks(unet.config)
@@ -252,7 +252,7 @@ def check(config: Config, denoiser: "nn.Module") -> "nn.Module | None":
     asked = widths.level_ratios(config.ratio, list(unet.config.block_out_channels))
     changes = widths.choose_shape(unet.config, asked, config.heads, config.multiple).changes
     time_embedding_dim = unet.time_embedding.linear_1.out_features
-    return weightless(type(unet), {**unet.config, **changes, "time_embedding_dim": time_embedding_dim})
+    return meta_model(type(unet), {**unet.config, **changes, "time_embedding_dim": time_embedding_dim})
 
 
 def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditionModel | UNet2DModel":
@@ -268,7 +268,7 @@ def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditio
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_width`."""
-    from compress.prune.blocks.calls import full_size_inputs
+    from compress.data.calls import full_size_inputs
 
     unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
     inputs = full_size_inputs(pipeline) if config.target.goal else None

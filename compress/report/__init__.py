@@ -1,13 +1,9 @@
-"""The report of a run: table, pictures and numbers for people and for programs."""
+"""The report of a run: table, images and numbers for people and for programs."""
 
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +13,12 @@ from compress.report.card import coverage_line, model_card, usage
 from compress.report.footer import how_to_load
 from compress.report.stages import change, effort, layer_types
 from compress.report.table import markdown_table, plain_rows, print_table
+from compress.system.environment import environment, versions
+from compress.system.files import flush, replace_with
 
 __all__ = [
     "change",
     "effort",
-    "environment",
     "how_to_load",
     "markdown_table",
     "model_card",
@@ -31,8 +28,6 @@ __all__ = [
     "write_report",
 ]
 
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "torchao", "torch-pruning", "torchmetrics")
-
 
 def write_report(
     folder: Path, result: Mapping[str, Any], grids: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -40,13 +35,13 @@ def write_report(
     """Writes ``report.json``, ``report.md`` and ``images/``; each is replaced as a whole, never half written.
 
     ``images/`` holds ``grid.png``, ``size_quality.png``, ``losses.png`` (those with something to draw) and every grid
-    picture as ``<row>/<i>.png``, unscaled and lossless.
+    image as ``<row>/<i>.png``, unscaled and lossless.
 
     Args:
         folder: The run's folder; made if absent.
         result: ``{"recipe", "teacher": {"cost", "metrics"}, "stages": [{"name", "kind", ..., "curves"}]}``;
             ``versions``, ``environment`` and ``settings`` are added where absent.
-        grids: Row name to ``{"prompt", "seed", "image"}``, images as :func:`compress.report.pictures.pixels` takes
+        grids: Row name to ``{"prompt", "seed", "image"}``, images as :func:`compress.report.images.pixels` takes
             them.
 
     Returns:
@@ -59,7 +54,7 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     full = {**result}
     full.setdefault("wall_seconds", result.get("seconds"))
-    full.setdefault("versions", _versions())
+    full.setdefault("versions", versions())
     full.setdefault("environment", environment())
     full.setdefault("settings", _settings(result))
     report = plain(full)
@@ -84,45 +79,8 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def environment() -> dict[str, Any]:
-    """The machine: operating system, processor, cores and threads, GPU (where torch is loaded and sees one)."""
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "cpu": _processor(),
-        "cores": os.cpu_count(),
-        "threads": None,
-        "gpu": None,
-    }
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        found["threads"] = torch.get_num_threads()
-        if torch.cuda.is_available():
-            found["gpu"] = torch.cuda.get_device_name()
-    return found
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        match = re.search(r"^model name\s*:\s*(.+)$", info.read_text(errors="replace"), re.MULTILINE)
-        if match:
-            return match[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def _settings(result: Mapping[str, Any]) -> dict[str, Any]:
-    """How the pictures of the metrics were made, as the first metric says."""
+    """How the images of the metrics were made, as the first metric says."""
     names = ("n", "resolution", "scheduler", "steps", "guidance", "dtype", "seed", "batch_size")
     for entry in (result.get("teacher") or {}, *result.get("stages", [])):
         for metric in (entry.get("metrics") or {}).values():
@@ -139,7 +97,7 @@ def _write_images(
     links = []
     try:
         temporary.mkdir()
-        _write_pictures(temporary, grids)
+        _write_grids(temporary, grids)
         if any(grids.values()):
             from compress.report.figures import draw_grid
 
@@ -168,12 +126,12 @@ def _drawable(result: Mapping[str, Any]) -> bool:
     return any(entry.get("metrics") or entry.get("curves") for entry in (result.get("teacher") or {}, *stages))
 
 
-def _write_pictures(folder: Path, grids: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+def _write_grids(folder: Path, grids: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     for name, grid in grids.items():
         if grid:
             from PIL import Image
 
-            from compress.report.pictures import pixels
+            from compress.report.images import pixels
 
             (folder / _file_name(name)).mkdir()
             for index, entry in enumerate(grid):
@@ -220,12 +178,6 @@ def _markdown(result: Mapping[str, Any], links: Sequence[tuple[str, str]]) -> st
 
 
 def _replace(file: Path, text: str) -> None:
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replace_with(file) as beside:
+        beside.write_text(text, encoding="utf-8")
+        flush(beside)

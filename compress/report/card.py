@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from compress.evaluate.schedulers import SCHEDULERS, Scheduler
+from compress.models.schedulers import SCHEDULERS, Scheduler
 from compress.report.footer import how_to_load
 from compress.report.table import markdown_table
 
@@ -59,11 +59,11 @@ def usage(info: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
         if example.get(key) is not None:
             arguments.append(f"{argument}={example[key]}")
     arguments.append(f'generator=torch.Generator("cpu").manual_seed({example.get("seed", 0)})')
-    lines += ["picture = pipeline(", *(f"    {argument}," for argument in arguments), ").images[0]"]
-    lines += ['picture.save("picture.png")', "```", ""]
+    lines += ["image = pipeline(", *(f"    {argument}," for argument in arguments), ").images[0]"]
+    lines += ['image.save("image.png")', "```", ""]
     if "prompt" in example and "seed" in example:
         lines.append(
-            "On the hardware and with the versions of the run, this is the first picture of the report's grid, bit for "
+            "On the hardware and with the versions of the run, this is the first image of the report's grid, bit for "
             "bit."
         )
     if info.get("model_file"):
@@ -147,11 +147,11 @@ def _limits(info: Mapping[str, Any], measured: bool) -> str:
     kinds = {stage.get("kind") for stage in info.get("stages") or []}
     lines = ["- It inherits the limits, the biases and the license terms of the model it was made from."]
     if measured:
-        lines.append("- The numbers hold for the settings below the table; few pictures make wide intervals.")
+        lines.append("- The numbers hold for the settings below the table; few images make wide intervals.")
     else:
         lines.append("- The quality of this checkpoint was not measured when this card was written.")
     if "prune" in kinds and "distill" not in kinds:
-        lines.append("- It was pruned and not trained afterwards: expect poor pictures.")
+        lines.append("- It was pruned and not trained afterwards: expect poor images.")
     if any(stage.get("method") == "sparse" for stage in info.get("stages") or []):
         lines.append("- Weights are zero, not gone: the files are no smaller, and plain kernels are no faster for it.")
     if _torchao(info):

@@ -1,4 +1,4 @@
-"""The pictures of a report: sample grid, size against quality, curves of the losses."""
+"""The images of a report: sample grid, size against quality, curves of the losses."""
 
 import math
 import textwrap
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.report.pictures import pixels
+from compress.report.images import pixels
 from compress.report.table import METRICS, number, rows
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def draw_size_quality(result: Mapping[str, Any], file: Path) -> bool:
             better = "lower" if column.better == "down" else "higher"
             axes.set_ylabel(f"{column.title}, {better} is better")
             if column.key == "psnr":
-                axes.set_title("against the teacher's pictures", fontsize=9, color="#666666")
+                axes.set_title("against the teacher's images", fontsize=9, color="#666666")
             _teacher_line(axes, entries, column.key)
             axes.set_xlim(left=0)
         _save(figure, file)

@@ -10,7 +10,7 @@ NO_NEARER = "°"
 NOISE_FLOOR = "noise floor"
 PAIRED = ("fid_teacher", "psnr", "ssim", "ms_ssim", "lpips", "latent_psnr")
 UNBIASED_FROM = 10_000
-"""Pictures from which FID's bias is small enough to compare with other tables."""
+"""Images from which FID's bias is small enough to compare with other tables."""
 
 Entry = Mapping[str, Any]
 
@@ -28,21 +28,21 @@ def footer(
     """
     entries = [entry for _, entry in rows]
     sampled = [entry for name, entry in rows if name != NOISE_FLOOR]  # its seeds are others, on purpose
-    lines = [_protocol(manifest or {}) + _pictures(sampled), _networks(entries, titles), _cost(entries)]
+    lines = [_protocol(manifest or {}) + _images(sampled), _networks(entries, titles), _cost(entries)]
     lines += [_formats(rows), *_sparse(rows), *_counted(rows), *_model_files(rows)]
     paired = [title.partition(" (")[0] for key, title in titles.items() if key in PAIRED]
     if paired:
-        lines.append(f"{', '.join(paired)}: to the teacher's pictures of the same prompts and seeds.")
+        lines.append(f"{', '.join(paired)}: to the teacher's images of the same prompts and seeds.")
     if any(name == NOISE_FLOOR for name, _ in rows):
         lines.append(
             f"{NOISE_FLOOR}: the teacher with other seeds, so what chance alone does to a metric; to the teacher, what "
-            "a different picture of the same prompt gets."
+            "a different image of the same prompt gets."
         )
     if "fid" in titles:
         n = values(entries, "n", ("fid",))
         if not n or min(int(value) for value in n) < UNBIASED_FROM:
             lines.append(
-                f"FID below {UNBIASED_FROM:,} pictures is biased: compare it within this table only, never with "
+                f"FID below {UNBIASED_FROM:,} images is biased: compare it within this table only, never with "
                 "published numbers."
             )
     if "fid.infinite" in titles:
@@ -50,7 +50,7 @@ def footer(
         begin = f"published ones begin at {EXTRAPOLATED_FROM:,}"
         rough = f", here from subsets of {' or '.join(first)} on, which is rough: {begin}"
         few = any(int(value) < EXTRAPOLATED_FROM for value in first)
-        lines.append(f"FID∞ is FID extrapolated to infinitely many pictures (Chong & Forsyth 2020){rough * few}.")
+        lines.append(f"FID∞ is FID extrapolated to infinitely many images (Chong & Forsyth 2020){rough * few}.")
     if any(values(entries, "low")):
         level, of = values(entries, "interval"), values(entries, "interval_of", [k for k in titles if k not in PAIRED])
         share = f"{100 * float(level[0]):g} % interval" if len(level) == 1 else "interval"
@@ -64,7 +64,7 @@ def footer(
         )
     if NO_NEARER in marks:
         lines.append(
-            f"{NO_NEARER} marks what is no nearer to the teacher's pictures than those of other seeds are (the "
+            f"{NO_NEARER} marks what is no nearer to the teacher's images than those of other seeds are (the "
             f"{NOISE_FLOOR}), but for as much as two independent draws may differ."
         )
     return [line for line in lines if line]
@@ -89,7 +89,7 @@ def _protocol(manifest: Entry) -> str:
     return f"Protocol {manifest['protocol']} version {manifest['version']}{changed}. "
 
 
-def _pictures(entries: Sequence[Entry]) -> str:
+def _images(entries: Sequence[Entry]) -> str:
     labels = {
         "n": "N =",
         "resolution": "resolution",
@@ -103,7 +103,7 @@ def _pictures(entries: Sequence[Entry]) -> str:
     found = [(label, values(entries, key, names)) for key, label in labels.items()]
     text = ", ".join(f"{label} {' / '.join(texts)}" for label, texts in found if texts)
     real = values(entries, "n_reference")
-    return f"Pictures: {text}{f'; compared with {real[0]} real ones' if real else ''}." if text else ""
+    return f"Images: {text}{f'; compared with {real[0]} real ones' if real else ''}." if text else ""
 
 
 def _networks(entries: Sequence[Entry], titles: Mapping[str, str]) -> str:
@@ -163,23 +163,23 @@ def _sparse(rows: Sequence[tuple[str, Entry]]) -> list[str]:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in grouped.items())
         lines.append(
             f"2:4, of these weights: {shares}. Linear layers of that pattern run on sparse tensor cores of NVIDIA GPUs "
-            "after compress.prune.semi_structured.accelerate, which was not measured here."
+            "after compress.prune.layers.semi_structured.accelerate, which was not measured here."
         )
     return lines
 
 
 def _counted(rows: Sequence[tuple[str, Entry]]) -> list[str]:
-    """Rows with pictures that make the averages misleading: of one color, or equal to the teacher's."""
+    """Rows with images that make the averages misleading: of one color, or equal to the teacher's."""
     lines = []
     for name, entry in rows:
         metrics = [metric for metric in (entry.get("metrics") or {}).values() if isinstance(metric, Mapping)]
         blank = max((metric.get("blank") or 0 for metric in metrics), default=0)
         if blank:
-            lines.append(f"{name}: {blank} pictures are of one color all over.")
+            lines.append(f"{name}: {blank} images are of one color all over.")
         equal = next((metric for metric in metrics if metric.get("equal") and metric.get("cap")), None)
         if equal:
             lines.append(
-                f"{name}: {equal['equal']} pictures equal the teacher's to the bit, their PSNR counted as "
+                f"{name}: {equal['equal']} images equal the teacher's to the bit, their PSNR counted as "
                 f"{equal['cap']:g} dB."
             )
     return lines

@@ -26,7 +26,7 @@ class Column:
         digits: Decimals; None writes three significant digits.
         better: ``"down"``, ``"up"`` or ``""``: where the better values are.
         ends: Keys of the interval's ends, for a cost; a metric has its own ``low`` and ``high``.
-        paired: Whether it compares with the teacher's picture of the same prompt and noise.
+        paired: Whether it compares with the teacher's image of the same prompt and noise.
         screen: Whether it is shown on the screen too, which is narrow.
         needs: A cost that some row has to have for this one to be shown.
         ratio: Whether a cost is written as a multiple of the teacher's too.
@@ -64,7 +64,7 @@ COST = (
     Column(
         "cost", "compiled_latency_s", "compiled (ms)", 1e3, ends=("compiled_latency_low_s", "compiled_latency_high_s")
     ),
-    Column("cost", "picture_latency_s", "picture (s)", ends=("picture_latency_low_s", "picture_latency_high_s")),
+    Column("cost", "image_latency_s", "image (s)", ends=("image_latency_low_s", "image_latency_high_s")),
 )
 SETS = (
     Column("metrics", "fid", "FID", digits=1, better="down"),
@@ -194,7 +194,7 @@ def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], 
 def _mark(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], floor: Mapping[str, Any]) -> str:
     """Whether chance alone may explain an entry's difference from the row it is held against, as of independent draws.
 
-    That is the teacher; of what compares pictures with the teacher's own, the teacher with other seeds.
+    That is the teacher; of what compares images with the teacher's own, the teacher with other seeds.
     """
     other = floor if column.paired else teacher
     if entry is other or entry is teacher:

@@ -107,19 +107,19 @@ class StageRun:
         Args:
             summary: Results, flat or nested; ``{"metrics": {"fid": {"value": 3.0, "low": 2.0}}}`` becomes
                 ``metrics/fid`` and ``metrics/fid_low``.
-            grid: Pictures as ``{"prompt", "seed", "image"}``, images as
-                :func:`compress.report.pictures.pixels` takes them.
+            grid: Images as ``{"prompt", "seed", "image"}``, images as
+                :func:`compress.report.images.pixels` takes them.
             exit_code: Not 0 marks the W&B run as failed.
         """
         if not self._open or self._session is None:
             return
         self._open = False
-        pictures = []
+        images = []
         for cell in grid or []:
-            from compress.report.pictures import pixels
+            from compress.report.images import pixels
 
-            pictures.append((pixels(cell["image"]), f"{cell['prompt']} (seed {cell['seed']})"))
-        self._session.finish(flat(summary or {}), pictures, exit_code)
+            images.append((pixels(cell["image"]), f"{cell['prompt']} (seed {cell['seed']})"))
+        self._session.finish(flat(summary or {}), images, exit_code)
 
 
 class Tracker:
@@ -145,16 +145,16 @@ class Tracker:
         run.finish()
 
     def report(
-        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], pictures: Mapping[str, Path] | None = None
+        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], images: Mapping[str, Path] | None = None
     ) -> None:
-        """A closing W&B run ``report`` with the table of all rows and the report's pictures (name to PNG file)."""
+        """A closing W&B run ``report`` with the table of all rows and the report's images (name to PNG file)."""
         if self._session is None:
             return
         with self.stage("report", "report"):
             data = [[_plain(cell) for cell in row] for row in rows]
             self._session.table("results", list(columns), data)
-            for name, path in (pictures or {}).items():
-                self._session.picture(name, path)
+            for name, path in (images or {}).items():
+                self._session.image(name, path)
 
     def close(self) -> None:
         """Ends tracking; the process environment is as before."""

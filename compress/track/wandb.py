@@ -100,8 +100,8 @@ class Session:
 
         self._submit(call)
 
-    def picture(self, name: str, path: Path) -> None:
-        """A picture from a file."""
+    def image(self, name: str, path: Path) -> None:
+        """A image from a file."""
 
         def call() -> None:
             import wandb
@@ -110,14 +110,14 @@ class Session:
 
         self._submit(call)
 
-    def finish(self, summary: dict[str, Any], pictures: list[tuple[Any, str]], exit_code: int) -> None:
-        """Writes the summary and the pictures (array, caption), closes the W&B run and waits for it."""
+    def finish(self, summary: dict[str, Any], images: list[tuple[Any, str]], exit_code: int) -> None:
+        """Writes the summary and the images (array, caption), closes the W&B run and waits for it."""
 
         def call() -> None:
             import wandb
 
-            if pictures:
-                self._run.log({"grid": [wandb.Image(pixels, caption=caption) for pixels, caption in pictures]})
+            if images:
+                self._run.log({"grid": [wandb.Image(pixels, caption=caption) for pixels, caption in images]})
             self._run.summary.update(summary)
             self._run.finish(exit_code=exit_code)
 

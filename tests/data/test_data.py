@@ -14,11 +14,11 @@ def config(tiny_parquet: Path) -> DataConfig:
     return DataConfig(str(tiny_parquet), split_column="split")
 
 
-def pictures(folder: Path) -> DataConfig:
+def images(folder: Path) -> DataConfig:
     folder.mkdir()
     for index in range(3):
         Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
-    rows = "\n".join(f"{index}.png,picture {index}" for index in range(3))
+    rows = "\n".join(f"{index}.png,image {index}" for index in range(3))
     (folder / "metadata.csv").write_text(f"file_name,caption\n{rows}\n")
     return DataConfig(str(folder), text_column="caption")
 
@@ -49,11 +49,11 @@ def test_a_folder_of_parquet_files_is_one_table(config: DataConfig, tmp_path: Pa
     assert len(load_data(both).text) == 24
 
 
-def test_a_folder_of_pictures_with_captions(tmp_path: Path) -> None:
-    config = pictures(tmp_path / "pictures")
+def test_a_folder_of_images_with_captions(tmp_path: Path) -> None:
+    config = images(tmp_path / "images")
     check(config)
     data = load_data(config)
-    assert data.text == ["picture 0", "picture 1", "picture 2"]
+    assert data.text == ["image 0", "image 1", "image 2"]
     assert data.train[2]["image"].getpixel((0, 0)) == (2, 0, 0)
 
 
@@ -81,7 +81,7 @@ def test_the_embedded_data_is_there() -> None:
     [
         ({"path": "/nowhere/data.parquet"}, ["data.path=/nowhere/data.parquet", "hub id"]),
         ({"path": "no such thing"}, ["data.path=no such thing"]),
-        ({"image_column": "picture"}, ["data.image_column=picture", "image, text, split"]),
+        ({"image_column": "photo"}, ["data.image_column=photo", "image, text, split"]),
         ({"text_column": "caption"}, ["data.text_column=caption", "image, text, split"]),
         ({"split_column": "part"}, ["data.split_column=part"]),
         ({"reference": "/nowhere.safetensors"}, ["data.reference=/nowhere.safetensors", "null"]),
@@ -101,9 +101,9 @@ def test_check_refuses_what_is_no_data(config: DataConfig, tmp_path: Path) -> No
     text = tmp_path / "data.txt"
     text.write_text("no data")
     bare = tmp_path / "bare"
-    pictures(bare)
+    images(bare)
     (bare / "metadata.csv").unlink()
-    for path, word in ((broken, "parquet"), (empty, "pictures"), (text, "parquet"), (bare, "metadata")):
+    for path, word in ((broken, "parquet"), (empty, "images"), (text, "parquet"), (bare, "metadata")):
         with pytest.raises(UserError, match=word):
             check(replace(config, path=str(path)))
 
@@ -116,7 +116,7 @@ def test_a_split_without_rows_names_those_there_are(config: DataConfig) -> None:
 def test_columns_of_another_kind_are_refused(config: DataConfig, tmp_path: Path) -> None:
     import datasets
 
-    with pytest.raises(UserError, match=r"data\.image_column=split: expected a column of pictures"):
+    with pytest.raises(UserError, match=r"data\.image_column=split: expected a column of images"):
         load_data(replace(config, image_column="split"))
     file = tmp_path / "null.parquet"
     rows = datasets.Dataset.from_parquet(config.path, keep_in_memory=True, cache_dir=str(tmp_path))

@@ -14,11 +14,11 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from omegaconf import OmegaConf
 
-from compress.distill.examples import Examples, draw, encode_examples
+from compress.data.examples import Examples, draw, encode_examples
 from compress.distill.features import Config, distill
-from compress.distill.loop import learning_rate
+from compress.distill.trainer import learning_rate
 from compress.errors import UserError
-from tests.distill.worker import CONFIG, distilled, pictures
+from tests.distill.worker import CONFIG, distilled, images
 from tests.tiny import tiny_pipeline, tiny_unet
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
@@ -150,7 +150,7 @@ def test_all_prompts_dropped_are_the_empty_one():
 
 
 def test_examples_are_what_the_pipeline_computes():
-    pipeline, dataset = tiny_pipeline(), pictures(6, size=16)
+    pipeline, dataset = tiny_pipeline(), images(6, size=16)
     encoded = encode_examples(pipeline, dataset)
     assert encoded.latents.shape == (6, 4, 8, 8)
     assert encoded.embeddings.shape == (4, 16, 16)  # the empty prompt and three captions
@@ -165,13 +165,13 @@ def test_examples_are_what_the_pipeline_computes():
 
 
 def test_examples_can_be_capped():
-    few = encode_examples(tiny_pipeline(), pictures(6), max_examples=3, seed=1)
+    few = encode_examples(tiny_pipeline(), images(6), max_examples=3, seed=1)
     assert len(few.latents) == 3
-    assert len(encode_examples(tiny_pipeline(), pictures(6), max_examples=9).latents) == 6
+    assert len(encode_examples(tiny_pipeline(), images(6), max_examples=9).latents) == 6
 
 
-def test_smaller_pictures_and_large_ones_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline, dataset = tiny_pipeline(), pictures(6)
+def test_smaller_images_and_large_ones_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline, dataset = tiny_pipeline(), images(6)
     whole = encode_examples(pipeline, dataset)
     side = pipeline.vae_scale_factor * whole.latents.shape[-1]
     assert encode_examples(pipeline, dataset, side=10 * side).latents.equal(whole.latents)
@@ -180,21 +180,21 @@ def test_smaller_pictures_and_large_ones_a_few_at_a_time(monkeypatch: pytest.Mon
     counts: list[int] = []
     encode = pipeline.vae.encode
     monkeypatch.setattr(pipeline.vae, "encode", lambda pixels: (counts.append(len(pixels)), encode(pixels))[1])
-    monkeypatch.setattr("compress.distill.examples._PIXELS", 4 * side**2)
+    monkeypatch.setattr("compress.data.examples._PIXELS", 4 * side**2)
     torch.testing.assert_close(encode_examples(pipeline, dataset).latents, whole.latents)
     assert counts == [4, 2]
 
 
 def test_unusable_data_is_refused():
-    pipeline, dataset = tiny_pipeline(), pictures(2)
+    pipeline, dataset = tiny_pipeline(), images(2)
     with pytest.raises(UserError, match="training data is empty"):
         encode_examples(pipeline, dataset.select([]))
     with pytest.raises(UserError, match="row 1 of the training data has no caption"):
         encode_examples(pipeline, dataset.map(lambda row, i: {"text": None if i else "cat"}, with_indices=True))
     broken = datasets.Dataset.from_dict(
-        {"image": [{"bytes": b"no picture", "path": None}], "text": ["cat"]}, features=dataset.features
+        {"image": [{"bytes": b"no image", "path": None}], "text": ["cat"]}, features=dataset.features
     )
-    with pytest.raises(UserError, match="picture of row 0"):
+    with pytest.raises(UserError, match="image of row 0"):
         encode_examples(pipeline, broken)
     with pytest.raises(UserError, match="SimpleNamespace lacks vae"):
         encode_examples(SimpleNamespace(), dataset)

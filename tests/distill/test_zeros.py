@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from compress.distill.features import distill
 from compress.distill.zeros import made_sparse
 from compress.errors import UserError
-from compress.prune.masks import holds
+from compress.models.sparsity import holds
 from compress.prune.sparse import Config, prune_sparse
 from compress.prune.width import Config as WidthConfig
 from compress.prune.width import prune_width

@@ -36,12 +36,12 @@ CONFIG = Config(
 )
 
 
-def pictures(count: int = 6, size: int = 20) -> datasets.Dataset:
-    """Random pictures, two to a caption."""
+def images(count: int = 6, size: int = 20) -> datasets.Dataset:
+    """Random images, two to a caption."""
     random = np.random.default_rng(0)
-    images = [Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
+    made = [Image.fromarray(random.integers(0, 256, (size, size, 3), dtype=np.uint8)) for _ in range(count)]
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    return datasets.Dataset.from_dict({"image": images, "text": [f"cat {i // 2}" for i in range(count)]}, features)
+    return datasets.Dataset.from_dict({"image": made, "text": [f"cat {i // 2}" for i in range(count)]}, features)
 
 
 def distilled(
@@ -58,7 +58,7 @@ def distilled(
     teacher = tiny_pipeline(seed=0)
     context = StageContext(
         load_teacher=lambda: teacher,
-        data=SimpleNamespace(train=pictures()),
+        data=SimpleNamespace(train=images()),
         folder=folder,
         history=[{"kind": "prune", "details": {"kept": {"down_blocks.0": list(range(0, 32, 2))}}}],
         seed=3,

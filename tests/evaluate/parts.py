@@ -13,17 +13,17 @@ from tests.tiny import seeded, tiny_tokenizer
 
 
 def tiny_data(n: int = 12, side: int = 16) -> Data:
-    """Random pictures with different captions, the first one wider than high and with an alpha channel."""
+    """Random images with different captions, the first one wider than high and with an alpha channel."""
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(n)]
-    pictures[0] = pictures[0].resize((2 * side, side)).convert("RGBA")
+    images = [Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)) for _ in range(n)]
+    images[0] = images[0].resize((2 * side, side)).convert("RGBA")
     text = [f"a red cat {index}" for index in range(n)]
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
-    return Data(datasets.Dataset.from_dict({"image": pictures, "text": text}, features), text, "fingerprint", None)
+    return Data(datasets.Dataset.from_dict({"image": images, "text": text}, features), text, "fingerprint", None)
 
 
 def tiny_clip(folder: Path) -> str:
-    """Saves a CLIP model with random weights that sees 16 px pictures."""
+    """Saves a CLIP model with random weights that sees 16 px images."""
     tokenizer = tiny_tokenizer()
     size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
@@ -38,7 +38,7 @@ def tiny_clip(folder: Path) -> str:
 
 
 class TinyInception(torch.nn.Module):
-    """Random features of pictures of any size, in place of the network that takes 0.1 s a picture."""
+    """Random features of images of any size, in place of the network that takes 0.1 s a image."""
 
     num_features = 24
     name = "tiny-inception"
@@ -51,7 +51,7 @@ class TinyInception(torch.nn.Module):
             self.layer = torch.nn.Linear(3 * 16, self.num_features)
 
     @torch.no_grad()
-    def forward(self, pictures: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+    def forward(self, images: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
         """From uint8 ``(n, 3, height, width)``, or n of ``(3, height, width)``, to ``(n, 24)``."""
-        small = [torch.nn.functional.adaptive_avg_pool2d(picture / 255, 4).flatten() for picture in pictures]
+        small = [torch.nn.functional.adaptive_avg_pool2d(image / 255, 4).flatten() for image in images]
         return self.layer(torch.stack(small)).relu()

@@ -1,4 +1,4 @@
-"""Captions of pictures on disk."""
+"""Captions of images on disk."""
 
 import json
 
@@ -10,7 +10,7 @@ from compress.evaluate.captions import read_captions
 NAMES = ["a.png", "deep/b.jpg"]
 
 
-def test_csv_and_jsonl_give_captions_in_the_order_of_the_pictures(tmp_path):
+def test_csv_and_jsonl_give_captions_in_the_order_of_the_images(tmp_path):
     rows = [("deep/b.jpg", 'a "red", round\nsun'), ("other.png", "a tree"), ("a.png", "ein Bär")]
     table, lines = tmp_path / "captions.csv", tmp_path / "captions.jsonl"
     written = "".join('{},"{}",5\r\n'.format(name, text.replace('"', '""')) for name, text in rows)
@@ -23,7 +23,7 @@ def test_csv_and_jsonl_give_captions_in_the_order_of_the_pictures(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "file_name,text\na.png,a cat\n", r"1 of 2 pictures have no caption there: deep/b\.jpg; .*a\.png"),
+        ("a.csv", "file_name,text\na.png,a cat\n", r"1 of 2 images have no caption there: deep/b\.jpg; .*a\.png"),
         ("a.csv", "name,text\na.png,a cat\n", "no column file_name, but name, text"),
         ("a.csv", "", "no column file_name and no column text, but nothing"),
         ("a.csv", "file_name,text\na.png,\n", "line 2 has no text"),

@@ -12,11 +12,11 @@ from compress.evaluate.cost import (
     compiled_latencies,
     count,
     denoiser_inputs,
+    image_latencies,
     latencies,
     measure_cost,
     memory_bytes,
     peak_memory,
-    picture_latencies,
     weight_bytes,
 )
 from compress.evaluate.cost.latency import timed
@@ -95,7 +95,7 @@ def test_what_is_slow_is_repeated_less(monkeypatch):
     compiling = iter([100.0, 0.5, 0.5, 0.5, 0.5])
     assert timed(lambda: calls.append(next(compiling)), 4, CPU, warm_up=1) == [0.5] * 4
     config = EvaluateConfig(steps=20, guidance=4.0)
-    assert picture_latencies(None, config, 5, CPU, step=3.1) == []
+    assert image_latencies(None, config, 5, CPU, step=3.1) == []
 
 
 def test_counts_of_stable_diffusion_are_the_published_ones():
@@ -140,11 +140,11 @@ def test_latency_gives_one_value_a_pass():
     assert min(seconds) > 0
 
 
-def test_a_picture_takes_longer_than_its_passes():
+def test_a_image_takes_longer_than_its_passes():
     pipeline = tiny_pipeline()
     config = EvaluateConfig(steps=8)
     before = pipeline.scheduler
-    whole = picture_latencies(pipeline, config, 2, CPU)
+    whole = image_latencies(pipeline, config, 2, CPU)
     assert len(whole) == 2
     assert pipeline.scheduler is before
     assert min(whole) > 8 * min(latencies(pipeline.unet, denoiser_inputs(pipeline, config), 4, CPU))
@@ -210,7 +210,7 @@ def test_cost_of_a_checkpoint(tmp_path):
     assert 0 < cost["latency_low_s"] <= cost["latency_s"] <= cost["latency_high_s"]
     assert 0.9 * 4 * params < cost["peak_memory_bytes"] < 2.5 * 4 * params
     assert cost["memory_bytes"] == 4 * params
-    assert 0 < cost["picture_latency_low_s"] <= cost["picture_latency_s"] <= cost["picture_latency_high_s"]
+    assert 0 < cost["image_latency_low_s"] <= cost["image_latency_s"] <= cost["image_latency_high_s"]
     assert cost["compiled_latency_s"] is cost["compiled_note"] is None
     assert set(cost["conventions"]) <= set(cost)
     assert json.loads(json.dumps(cost)) == cost
@@ -245,4 +245,4 @@ def test_a_pipeline_that_takes_no_prompt_has_costs_too():
     args, kwargs = denoiser_inputs(pipeline, config)
     assert args[0].shape == (1, 3, 8, 8)
     assert count(pipeline.unet, (args, kwargs)).macs > 0
-    assert len(picture_latencies(pipeline, config, 2, CPU)) == 2
+    assert len(image_latencies(pipeline, config, 2, CPU)) == 2

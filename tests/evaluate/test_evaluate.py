@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from compress.evaluate import EvaluateConfig, evaluate
+from compress.evaluate.images import ImageFiles
 from compress.evaluate.networks.inception_file import INCEPTION_SHA256
-from compress.evaluate.pictures import PictureFiles
-from compress.evaluate.sample import picture_paths
+from compress.evaluate.sample import image_paths
 from tests.evaluate.parts import tiny_clip, tiny_data
 from tests.evaluate.worker import TinyNetwork
 from tests.tiny import tiny_pipeline
@@ -79,7 +79,7 @@ def test_teacher_noise_floor_and_student(tmp_path, tiny_networks, monkeypatch):
     assert same.metrics["ms_ssim"]["value"] == pytest.approx(1)
     assert same.metrics["fid_teacher"]["value"] == pytest.approx(0, abs=1e-6)
     ours = numbers({name: metric for name, metric in same.metrics.items() if name not in PAIRED})
-    assert ours == numbers(first.metrics)  # the same pictures, the same numbers
+    assert ours == numbers(first.metrics)  # the same images, the same numbers
 
     floor = evaluate(teacher, data, config, tmp_path / "floor", teacher=tmp_path / "first", other_seeds=True, **HOW)
     assert floor.grid == []
@@ -103,7 +103,7 @@ def test_an_interrupted_evaluation_gives_the_same_numbers(tmp_path, tiny_network
 
 @pytest.mark.parametrize("processes", [2, 5])
 def test_the_number_of_processes_changes_no_number(tmp_path, tiny_networks, processes):
-    """Five processes for three batches: two have no pictures."""
+    """Five processes for three batches: two have no images."""
     pipeline, data = tiny_pipeline(), tiny_data()
     config = settings(tmp_path)
     alone = evaluate(pipeline, data, config, tmp_path / "alone", **HOW)
@@ -119,9 +119,9 @@ def test_the_number_of_processes_changes_no_number(tmp_path, tiny_networks, proc
         for metrics, expected in zip(found, (alone.metrics, student.metrics), strict=True):
             assert numbers(metrics) == pytest.approx(numbers(expected), rel=1e-4, abs=1e-9)
     for name in ("alone", "student"):
-        pictures = [PictureFiles(picture_paths(tmp_path / where / "images", range(12)))[0:12]
+        images = [ImageFiles(image_paths(tmp_path / where / "images", range(12)))[0:12]
                     for where in (name, f"{name}-together")]  # fmt: skip
-        assert torch.equal(*pictures)
+        assert torch.equal(*images)
 
 
 def test_what_fails_in_one_process_ends_all(tmp_path):
@@ -153,13 +153,13 @@ def test_cost_only(tmp_path, monkeypatch):
     assert not folder.exists()
 
 
-def test_blank_pictures_are_reported(tmp_path, tiny_networks, caplog):
+def test_blank_images_are_reported(tmp_path, tiny_networks, caplog):
     pipeline = tiny_pipeline()
     for parameter in pipeline.vae.decoder.conv_out.parameters():
         parameter.data.zero_()
     found = evaluate(pipeline, tiny_data(), settings(tmp_path, grid=0), tmp_path / "evaluation", **HOW)
     assert found.metrics["fid"]["blank"] == 12
-    assert "12 of 12 pictures are of one color" in caplog.text
+    assert "12 of 12 images are of one color" in caplog.text
 
 
 def test_metrics_can_be_left_out(tmp_path, tiny_networks):

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from compress.compose import compose
-from compress.config import to_run_config
+from compress.config.compose import compose
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig, check
 from compress.evaluate.manifest import changed
 from compress.evaluate.networks.inception_file import find_inception
 from compress.evaluate.prompts import evaluation_prompts
+from compress.run.config import to_run_config
 
 CONF = Path(__file__).parents[2] / "conf" / "evaluate"
 

@@ -20,7 +20,7 @@ from compress.evaluate.intervals import (
     share_interval,
     steady,
 )
-from compress.report.scores import print_scores
+from compress.jobs.score.report import print_scores
 from compress.report.table import markdown_table
 
 
@@ -158,21 +158,21 @@ def test_no_interval():
 
 
 def test_tables_say_why_there_is_no_interval():
-    row = {**no_interval(0.25, 20, "too few pictures"), "network": "tiny", "network_sha256": "0" * 64}
-    pictures = {"n": 20, "folder": "ours", "sizes": 1, "largest": "8x8", "smallest": "8x8", "on_white": 0}
+    row = {**no_interval(0.25, 20, "too few images"), "network": "tiny", "network_sha256": "0" * 64}
+    images = {"n": 20, "folder": "ours", "sizes": 1, "largest": "8x8", "smallest": "8x8", "on_white": 0}
     console = Console(width=100, record=True, file=StringIO())
-    manifest = {"images": pictures, "reference": None, "paired": False}
+    manifest = {"images": images, "reference": None, "paired": False}
     print_scores({"metrics": {"recall": row}, "manifest": manifest}, console)
     shown = console.export_text()
     assert re.search("recall ↑ +0.250 +– ", shown)
-    assert "recall has no interval: too few pictures." in shown
+    assert "recall has no interval: too few images." in shown
     teacher = {**row, "low": 0.2, "high": 0.3}
     table = markdown_table(
         {"teacher": {"metrics": {"recall": teacher}}, "stages": [{"name": "a", "metrics": {"recall": row}}]}
     )
     assert "| teacher | 0.250 [0.200, 0.300] |" in table
     assert "| a | 0.250 |" in table  # and no mark of a difference within the noise
-    assert "recall without an interval: too few pictures." in table
+    assert "recall without an interval: too few images." in table
 
 
 def test_difference():

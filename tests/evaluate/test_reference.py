@@ -1,4 +1,4 @@
-"""Features of real pictures: made, kept, checked."""
+"""Features of real images: made, kept, checked."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from compress.evaluate import EvaluateConfig
 from compress.evaluate.networks import Networks
 from compress.evaluate.networks.inception import Inception
 from compress.evaluate.reference import (
-    DataPictures,
+    DataImages,
     data_reference,
     features,
     features_hash,
@@ -32,8 +32,8 @@ class Failing:
 
     name, sha256, preprocessing = TinyInception.name, TinyInception.sha256, "tensorflow1"
 
-    def __call__(self, pictures):
-        raise AssertionError("pictures are looked at again")
+    def __call__(self, images):
+        raise AssertionError("images are looked at again")
 
 
 @pytest.fixture
@@ -47,11 +47,11 @@ def with_inception(config, network=None):
     return networks
 
 
-def test_pictures_of_the_data_are_cropped_to_the_generated_ones_size():
-    pictures = DataPictures(tiny_data(), [0, 1], (8, 8))[:]
-    assert pictures.shape == (2, 3, 8, 8)
-    assert pictures.dtype == torch.uint8
-    same = DataPictures(tiny_data(), [1], SIZE)[:]
+def test_images_of_the_data_are_cropped_to_the_generated_ones_size():
+    images = DataImages(tiny_data(), [0, 1], (8, 8))[:]
+    assert images.shape == (2, 3, 8, 8)
+    assert images.dtype == torch.uint8
+    same = DataImages(tiny_data(), [1], SIZE)[:]
     assert same[0, :, 2, 3].tolist() == list(tiny_data().train[1]["image"].getpixel((3, 2)))
 
 
@@ -63,7 +63,7 @@ def test_the_file_of_the_data_is_written_and_read(tmp_path, config):
         indices, saved = stored.get_tensor("indices"), stored.get_tensor("features")
     assert len(set(indices.tolist())) == 8
     assert saved.dtype == torch.float16
-    expected = features(DataPictures(data, indices.tolist(), SIZE), network, 3)
+    expected = features(DataImages(data, indices.tolist(), SIZE), network, 3)
     torch.testing.assert_close(saved.float(), expected, atol=1e-3, rtol=1e-3)
 
     data = replace(data, reference=str(file))
@@ -71,14 +71,14 @@ def test_the_file_of_the_data_is_written_and_read(tmp_path, config):
     assert found.name == "reference.safetensors"
     assert torch.equal(found.features["inception"], saved[:6].float())
     assert found.sha256["inception"] == features_hash(saved[:6].float())
-    # The other networks see the same pictures.
+    # The other networks see the same images.
     networks = with_inception(config)
-    seen = networks.clip(DataPictures(data, indices[:6].tolist(), SIZE)[:])
+    seen = networks.clip(DataImages(data, indices[:6].tolist(), SIZE)[:])
     torch.testing.assert_close(found.features["clip"], seen)
 
 
 @pytest.mark.parametrize("change", [{"size": (8, 8)}, {"reference_images": 100}, {"fid_resize": "clean"}])
-def test_the_file_does_not_fit_other_pictures_or_another_resize(change, tmp_path, config):
+def test_the_file_does_not_fit_other_images_or_another_resize(change, tmp_path, config):
     file = tmp_path / "reference.safetensors"
     write_reference(tiny_data(), file, 8, SIZE, network=TinyInception())
     data = replace(tiny_data(), reference=str(file))
@@ -86,7 +86,7 @@ def test_the_file_does_not_fit_other_pictures_or_another_resize(change, tmp_path
     size = change.pop("size", SIZE)
     config = replace(config, **change)
     found = data_reference(data, config, size, with_inception(config))
-    assert found.name == "training pictures"
+    assert found.name == "training images"
     assert len(found.features["inception"]) == (12 if config.reference_images == 100 else 6)
 
 
@@ -109,7 +109,7 @@ def test_a_file_of_other_data_or_damaged_is_refused(tmp_path, config):
     write_reference(data, file, 8, SIZE, network=TinyInception())
     data, networks = replace(data, reference=str(file)), with_inception(config)
     for text in ([*reversed(data.text)], data.text[:3]):
-        with pytest.raises(UserError, match=r"made from other pictures.*data\.reference=null"):
+        with pytest.raises(UserError, match=r"made from other images.*data\.reference=null"):
             data_reference(replace(data, text=text), config, SIZE, networks)
     file.write_bytes(file.read_bytes()[:-10])
     for path in (file, tmp_path / "none"):
@@ -117,15 +117,15 @@ def test_a_file_of_other_data_or_damaged_is_refused(tmp_path, config):
             data_reference(replace(data, reference=str(path)), config, SIZE, networks)
 
 
-def test_a_folder_is_known_by_its_pictures(tmp_path, config):
-    data, folder, cache = tiny_data(), tmp_path / "pictures", tmp_path / "cache"
+def test_a_folder_is_known_by_its_images(tmp_path, config):
+    data, folder, cache = tiny_data(), tmp_path / "images", tmp_path / "cache"
     folder.mkdir()
     for index in range(1, 8):
         data.train[index]["image"].save(folder / f"{index}.png")
     config = replace(config, reference_images=None)
     first = folder_reference(folder, config, with_inception(config), cache)
-    assert first.name == "pictures"
-    expected = TinyInception()(DataPictures(data, range(1, 8), SIZE)[:])
+    assert first.name == "images"
+    expected = TinyInception()(DataImages(data, range(1, 8), SIZE)[:])
     torch.testing.assert_close(first.features["inception"], expected)
     again = folder_reference(folder, config, with_inception(config, Failing()), cache)
     assert again.sha256 == first.sha256
@@ -150,5 +150,5 @@ def test_embedded_reference_is_what_the_network_gives():
     some = [0, 1, 500, 767]
     with safe_open(EMBEDDED, "pt") as file:
         indices = file.get_tensor("indices")[some].tolist()
-    expected = Inception()(DataPictures(data, indices, (64, 64))[:])
+    expected = Inception()(DataImages(data, indices, (64, 64))[:])
     torch.testing.assert_close(found.features["inception"][some], expected, atol=2e-3, rtol=2e-3)

@@ -14,8 +14,8 @@ from PIL import Image
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig
 from compress.evaluate.latents import first_step, read_latents
-from compress.evaluate.sample import alone, blank, picture_paths, sample, sampler
-from compress.evaluate.schedulers import SCHEDULERS
+from compress.evaluate.sample import alone, blank, image_paths, sample, sampler
+from compress.models.schedulers import SCHEDULERS
 from tests.tiny import tiny_pipeline
 
 PROMPTS = ["a cat", "a red dog", "sun", "tree in flat style", "heart"]
@@ -26,26 +26,26 @@ def config(**changes):
     return EvaluateConfig(**{"steps": 3, "batch_size": 2, **changes})
 
 
-def test_batch_size_changes_no_picture_by_more_than_rounding():
+def test_batch_size_changes_no_image_by_more_than_rounding():
     pipeline = tiny_pipeline()
-    pictures = sample(pipeline, PROMPTS, SEEDS, config())
-    assert pictures.shape == (5, 3, 16, 16)
-    assert pictures.dtype == torch.uint8
+    images = sample(pipeline, PROMPTS, SEEDS, config())
+    assert images.shape == (5, 3, 16, 16)
+    assert images.dtype == torch.uint8
     for size in (1, 3, 5):
-        error = (pictures.double() - sample(pipeline, PROMPTS, SEEDS, config(batch_size=size))).square().mean()
+        error = (images.double() - sample(pipeline, PROMPTS, SEEDS, config(batch_size=size))).square().mean()
         assert error == 0 or 10 * torch.log10(255**2 / error) >= 70  # dB
     other = sample(pipeline, PROMPTS[3:4], [99], config(batch_size=1))
-    assert (pictures[3].int() - other[0].int()).abs().max() > 5
+    assert (images[3].int() - other[0].int()).abs().max() > 5
 
 
-def test_pictures_alone_are_what_a_user_gets():
+def test_images_alone_are_what_a_user_gets():
     pipeline = tiny_pipeline()
-    pictures = sample(pipeline, PROMPTS[:2], SEEDS[:2], alone(config(resize=8)))
+    images = sample(pipeline, PROMPTS[:2], SEEDS[:2], alone(config(resize=8)))
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    for picture, prompt, seed in zip(pictures, PROMPTS, SEEDS, strict=False):
+    for image, prompt, seed in zip(images, PROMPTS, SEEDS, strict=False):
         generator = torch.Generator("cpu").manual_seed(seed)
         mine = pipeline(prompt, generator=generator, num_inference_steps=3, guidance_scale=4.0).images[0]
-        assert np.array_equal(picture.permute(1, 2, 0).numpy(), np.asarray(mine))
+        assert np.array_equal(image.permute(1, 2, 0).numpy(), np.asarray(mine))
 
 
 def test_files_hold_the_same_bits_whoever_samples_which_batch(tmp_path):
@@ -56,7 +56,7 @@ def test_files_hold_the_same_bits_whoever_samples_which_batch(tmp_path):
     sample(pipeline, PROMPTS[4:], SEEDS[4:], config(), tmp_path / "two", first=4)
     sample(pipeline, PROMPTS[:4], SEEDS[:4], config(), tmp_path / "two")
     names = sorted(file.name for file in (tmp_path / "two").iterdir())
-    assert names == [file.name for file in picture_paths(tmp_path, range(5))]
+    assert names == [file.name for file in image_paths(tmp_path, range(5))]
     for name in names:
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
 
@@ -64,7 +64,7 @@ def test_files_hold_the_same_bits_whoever_samples_which_batch(tmp_path):
 def test_only_batches_that_are_not_whole_are_sampled_again(tmp_path, monkeypatch):
     pipeline = tiny_pipeline()
     expected = sample(pipeline, PROMPTS, SEEDS, config(), tmp_path, latents=True)[0:5]
-    files = picture_paths(tmp_path, range(5))
+    files = image_paths(tmp_path, range(5))
     files[3].unlink()
     before = [files[index].stat().st_mtime_ns for index in (0, 1, 4)]
     passes = []
@@ -81,7 +81,7 @@ import sys
 from pathlib import Path
 from compress.evaluate import EvaluateConfig
 from compress.evaluate.sample import sample
-from compress.evaluate.schedulers import SCHEDULERS
+from compress.models.schedulers import SCHEDULERS
 from tests.tiny import tiny_pipeline
 settings = EvaluateConfig(steps=40, batch_size=2)
 sample(tiny_pipeline(), ["a cat"] * 40, range(40), settings, Path(sys.argv[1]), latents=True)
@@ -108,7 +108,7 @@ def test_a_killed_sampling_goes_on_where_it_was(tmp_path):
     assert all(len(read_latents(tmp_path / "killed", start)) == 2 for start in range(0, 40, 2))
 
 
-def test_pictures_are_reduced_and_may_have_another_size():
+def test_images_are_reduced_and_may_have_another_size():
     pipeline = tiny_pipeline()
     whole = sample(pipeline, PROMPTS[:2], SEEDS[:2], config(height=16, width=32))
     assert whole.shape == (2, 3, 16, 32)
@@ -137,8 +137,8 @@ def test_latents_after_one_step_are_those_of_the_whole_sampling(tmp_path):
 def test_every_scheduler_samples_and_the_pipeline_keeps_its_own(name):
     pipeline = tiny_pipeline()
     scheduler, settings = pipeline.scheduler, dict(pipeline.config)
-    pictures = sample(pipeline, PROMPTS[:1], SEEDS[:1], config(scheduler=name, steps=2))
-    assert blank(pictures) == 0
+    images = sample(pipeline, PROMPTS[:1], SEEDS[:1], config(scheduler=name, steps=2))
+    assert blank(images) == 0
     assert pipeline.scheduler is scheduler
     assert dict(pipeline.config) == settings
     assert scheduler.num_inference_steps is None  # not even the shared scheduler has been set to other steps
@@ -155,12 +155,12 @@ def test_flow_matching_keeps_its_scheduler():
 def test_nan_is_an_error():
     pipeline = tiny_pipeline()
     pipeline.unet.conv_out.bias.data[0] = torch.nan
-    with pytest.raises(FloatingPointError, match=r"NaN: picture 0 .*'a cat', seed 7"):
+    with pytest.raises(FloatingPointError, match=r"NaN: image 0 .*'a cat', seed 7"):
         sample(pipeline, PROMPTS, SEEDS, config())
 
 
-def test_blank_pictures_are_counted():
-    pictures = torch.full((3, 3, 4, 4), 200, dtype=torch.uint8)
-    pictures[0, 0] = 3
-    pictures[1, 2, 1, 1] = 0
-    assert blank(pictures) == 2
+def test_blank_images_are_counted():
+    images = torch.full((3, 3, 4, 4), 200, dtype=torch.uint8)
+    images[0, 0] = 3
+    images[1, 2, 1, 1] = 0
+    assert blank(images) == 2

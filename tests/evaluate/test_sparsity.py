@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from compress.evaluate.cost import count_zeros, weight_bytes
 from compress.evaluate.cost.sparsity import packed_bytes, sparse_bytes
 from compress.prune.sparse import Config, prune_sparse
-from compress.quantize.torchao import quantize_weights
+from compress.quantize.int8 import quantize_weights
 from tests.tiny import tiny_pipeline, tiny_unet
 
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from compress import processes
 from compress.evaluate import EvaluateConfig, evaluate
+from compress.system import processes
 from tests.evaluate.parts import tiny_data
 from tests.tiny import seeded, tiny_pipeline
 
 
 class TinyNetwork:
-    """Random features of pictures of any size, in place of Inception, which takes 0.1 s a picture."""
+    """Random features of images of any size, in place of Inception, which takes 0.1 s a image."""
 
     name, sha256, preprocessing = "tiny", "0123456789abcdef", "none"
 
@@ -22,8 +22,8 @@ class TinyNetwork:
             self.layer = torch.nn.Linear(3 * 16, 24)
 
     @torch.no_grad()
-    def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
-        return self.layer(torch.nn.functional.adaptive_avg_pool2d(pictures / 255, 4).flatten(1)).relu()
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layer(torch.nn.functional.adaptive_avg_pool2d(images / 255, 4).flatten(1)).relu()
 
 
 def main(folder: Path) -> None:

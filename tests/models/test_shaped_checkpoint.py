@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from compress import checkpoint
 from compress.errors import UserError
 from compress.models import ModelConfig, check, load_teacher
 from compress.models.folder import MODEL_FILE
 from compress.models.probe import probe_inputs, probe_output
 from compress.models.shaped_unet import ShapedUNet2DConditionModel
 from compress.models.shapes import shaped
-from compress.quantize.torchao import quantize_weights
+from compress.quantize.int8 import quantize_weights
+from compress.store import checkpoint
 from tests.models.test_shaped_unet import factors
 from tests.tiny import tiny_pipeline
 

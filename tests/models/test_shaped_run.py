@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from compress import preflight
 from compress.__main__ import main
-from compress.checkpoint import load_checkpoint, read_info
-from compress.compose import compose
-from compress.config import to_run_config
+from compress.config.compose import compose
 from compress.errors import UserError
 from compress.evaluate import cost
 from compress.evaluate.cost.memory import peak_memory
 from compress.models.probe import probe_inputs, probe_output
 from compress.models.shaped_unet import ShapedUNet2DConditionModel
+from compress.run import preflight
+from compress.run.config import to_run_config
+from compress.store.checkpoint import load_checkpoint, read_info
 from tests.tiny import tiny_pipeline
 
 FLAG = "trust_remote_code=True"

@@ -10,8 +10,8 @@ import compress.pretrain
 from compress.errors import UserError
 from compress.pretrain import autoencoder, clip, teacher
 from compress.pretrain.imagenet import Space
+from compress.pretrain.images import ImagesConfig, _on_white, _splits, caption, load_images
 from compress.pretrain.loop import LoopConfig, train
-from compress.pretrain.pictures import PicturesConfig, _on_white, _splits, caption, load_pictures
 
 STYLES = ("fluent", "noto", "twemoji")
 
@@ -75,7 +75,7 @@ def test_space_keeps_the_directions_that_vary_most():
     assert (coordinates @ back - (features - features.mean(0))).abs().max() < 1e-3
 
 
-def test_found_among_counts_only_pictures_nearest_to_their_own_caption():
+def test_found_among_counts_only_images_nearest_to_their_own_caption():
     rows = [{"style": "noto", "split": "train"} for _ in range(10)]
     texts = torch.eye(10)
     assert clip.found_among(texts, texts, rows, "train") == 1
@@ -86,7 +86,7 @@ def test_found_among_counts_only_pictures_nearest_to_their_own_caption():
 
 def test_splits_keep_pairs_and_whole_concepts_apart():
     keys = [(style, f"c{i}") for style in STYLES for i in range(40)]
-    splits = _splits(keys, PicturesConfig(held_out_pairs=9, held_out_concepts=4))
+    splits = _splits(keys, ImagesConfig(held_out_pairs=9, held_out_concepts=4))
     concepts = {label for (_, label), split in splits.items() if split == "held_out_concept"}
     pairs = [key for key, split in splits.items() if split == "held_out_pair"]
     assert len(concepts) == 4
@@ -96,19 +96,19 @@ def test_splits_keep_pairs_and_whole_concepts_apart():
     assert not {label for _, label in pairs} & concepts
 
 
-def test_transparent_pictures_are_put_on_white(tmp_path):
+def test_transparent_images_are_put_on_white(tmp_path):
     Image.new("RGBA", (128, 128), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     data = _on_white(tmp_path / "clear.png", 64, lossless=True)
     (tmp_path / "out.webp").write_bytes(data)
-    picture = np.asarray(Image.open(tmp_path / "out.webp"))
-    assert picture.shape == (64, 64, 3)
-    assert (picture == 255).all()
+    image = np.asarray(Image.open(tmp_path / "out.webp"))
+    assert image.shape == (64, 64, 3)
+    assert (image == 255).all()
 
 
 def test_tokenizer_loads_in_stock_transformers_and_tells_captions_apart(parquet, tmp_path):
     from transformers import CLIPTokenizer
 
-    captions = [row["text"] for row in load_pictures(parquet)[1]]
+    captions = [row["text"] for row in load_images(parquet)[1]]
     clip.make_tokenizer(captions, clip.ClipConfig(vocabulary=600), tmp_path)
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path)
     ids = tokenizer(captions, padding="max_length", truncation=True).input_ids
@@ -142,24 +142,24 @@ def test_autoencoder_and_teacher_train_into_a_stock_pipeline(parquet, tmp_path, 
     teacher.train_teacher(config, tmp_path / "teacher")
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "teacher" / "pipeline", torch_dtype=torch.float32)
     assert type(pipeline).__name__ == "StableDiffusionPipeline"
-    picture = pipeline("thing 3, noto emoji", num_inference_steps=2, output_type="np").images[0]
-    assert picture.shape == (64, 64, 3)
+    image = pipeline("thing 3, noto emoji", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (64, 64, 3)
     states = pipeline.text_encoder(torch.tensor([[0, 5, 1]]))[0]
     trained = clip.CLIPModel.from_pretrained(tmp_path / "clip" / "text", dtype=torch.float32)
     expected = trained.text_model(torch.tensor([[0, 5, 1]])).last_hidden_state
     assert torch.allclose(states, expected, atol=1e-3)
 
 
-def test_mixtures_take_pixels_of_two_pictures():
+def test_mixtures_take_pixels_of_two_images():
     dark, light = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.full((1, 3, 8, 8), 200, dtype=torch.uint8)
-    pictures = torch.cat([dark, light]).repeat(200, 1, 1, 1)
-    mixed = clip._mix(pictures, torch.Generator().manual_seed(0))
-    assert mixed.shape == pictures.shape and mixed.dtype == torch.uint8
+    images = torch.cat([dark, light]).repeat(200, 1, 1, 1)
+    mixed = clip._mix(images, torch.Generator().manual_seed(0))
+    assert mixed.shape == images.shape and mixed.dtype == torch.uint8
     blended = ((mixed > 0) & (mixed < 200)).flatten(1).all(1)
-    cut = torch.tensor([len(picture.unique()) == 2 for picture in mixed])
+    cut = torch.tensor([len(image.unique()) == 2 for image in mixed])
     assert blended.any() and cut.any() and not (blended & cut).any()
     assert ((mixed[blended] >= 60) & (mixed[blended] <= 140)).all()
-    assert torch.equal(mixed, clip._mix(pictures, torch.Generator().manual_seed(0)))
+    assert torch.equal(mixed, clip._mix(images, torch.Generator().manual_seed(0)))
 
 
 def test_unknown_method_and_key_are_named(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from diffusers import FluxTransformer2DModel, PixArtTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from compress.prune.blocks.calls import Call
+from compress.data.calls import Call
 
 SDXL = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -17,7 +17,7 @@ SDXL = {
 
 
 def unet_of(**config: Any) -> UNet2DConditionModel:
-    """Of Stable Diffusion's make-up: two layers a level, the innermost level plain and as wide as the one before."""
+    """Of Stable Diffusion's architecture: two layers a level, the innermost level plain as wide as the one before."""
     torch.manual_seed(0)
     defaults = {
         "sample_size": 8,

@@ -1,4 +1,4 @@
-"""A small UNet of all kinds of blocks, and made-up examples for any UNet."""
+"""A small UNet of all kinds of blocks, and random inputs for any UNet."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from widen import randomize
 
-from compress.prune.importance.calibration import Calibration, CalibrationConfig, calibrate
+from compress.data.calibration import Calibration, CalibrationConfig, calibrate
 
 
 def calibration_of(unet: torch.nn.Module, count: int = 6, batch_size: int = 3) -> Calibration:

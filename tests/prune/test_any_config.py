@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from compress.errors import UserError
 from compress.models.probe import probe_inputs, probe_output
-from compress.prune.rebuild import prune_unet
-from compress.prune.widths import Shape, check_blocks, choose_shape, level_heads
+from compress.prune.channels.rebuild import prune_unet
+from compress.prune.channels.widths import Shape, check_blocks, choose_shape, level_heads
 
 HEADS = ("auto", "narrow", "remove")
 COMMON = settings(deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), print_blob=False)
@@ -128,7 +128,7 @@ def test_what_is_pruned_loads_and_computes_the_same(
         return torch.rand(group.size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("compress.prune.time_embedding.ITERATIONS", 2)
+        patch.setattr("compress.prune.channels.time_embedding.ITERATIONS", 2)
         try:
             report = prune_unet(unet, ratios, scorer, data.draw(st.sampled_from(HEADS)))
         except UserError:

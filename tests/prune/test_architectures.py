@@ -10,7 +10,7 @@ from diffusers import UNet2DModel
 from compress.errors import UserError
 from compress.models.probe import probe_inputs, probe_output
 from compress.prune.width import Config, prune_width
-from compress.quantize.torchao import quantize_weights
+from compress.quantize.int8 import quantize_weights
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
 from tests.prune.fresh_load import load_in_fresh_process
 from tests.prune.widen import widen

@@ -6,25 +6,25 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from compress.config.values import build
 from compress.errors import UserError
+from compress.models.meta import meta_model
 from compress.prune.bk_sdm import Config, prune_bk_sdm, reduced
 from compress.prune.blocks.unet import read_unet
-from compress.prune.weights import weightless
-from compress.values import build
 from tests.prune.blocks_models import sdxl_like, unet_inputs, unet_of
 
 
 @pytest.mark.parametrize(("size", "millions"), [("base", 579.4), ("small", 482.3), ("tiny", 323.4)])
 def test_published_sizes_from_stable_diffusion_1(size: str, millions: float) -> None:
-    config = weightless(UNet2DConditionModel, {"cross_attention_dim": 768}).config
+    config = meta_model(UNet2DConditionModel, {"cross_attention_dim": 768}).config
     left, skipped = reduced(read_unet(config), size)
-    params = sum(p.numel() for p in weightless(UNet2DConditionModel, left.config()).parameters())
+    params = sum(p.numel() for p in meta_model(UNet2DConditionModel, left.config()).parameters())
     assert params / 1e6 == pytest.approx(millions, abs=0.05)
     assert skipped == {}
 
 
 def test_the_layers_kept_are_the_published_ones() -> None:
-    config = weightless(UNet2DConditionModel, {}).config
+    config = meta_model(UNet2DConditionModel, {}).config
     small, tiny = (reduced(read_unet(config), size)[0].names() for size in ("small", "tiny"))
     for level in range(4):
         assert small[f"down_blocks.{level}.resnets.0"] == f"down_blocks.{level}.resnets.0"

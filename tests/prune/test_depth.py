@@ -18,20 +18,20 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from compress.config.values import build
+from compress.data.calls import Call, record_calls
+from compress.data.examples import Examples
 from compress.distill import features
-from compress.distill.examples import Examples
 from compress.distill.features import distill
 from compress.distill.losses import kept_channels
 from compress.errors import UserError
-from compress.evaluate.cost.inputs import Inputs
+from compress.models.inputs import Inputs
 from compress.prune import depth
 from compress.prune.bk_sdm import prune_bk_sdm
-from compress.prune.blocks.calls import Call, record_calls
 from compress.prune.blocks.effect import prediction_error
 from compress.prune.blocks.subject import DepthReport
 from compress.prune.depth import Calibration, Config, Target, prune_depth
-from compress.quantize.torchao import quantize_weights
-from compress.values import build
+from compress.quantize.int8 import quantize_weights
 from tests.prune.blocks_models import calls_of, flux, pixart, sd3, sdxl_like, transformer_inputs, unet_inputs, unet_of
 from tests.prune.fresh_load import load_in_fresh_process
 from tests.tiny import tiny_pipeline, tiny_unet

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
+from compress.data.calls import Call
 from compress.prune.blocks.assemble import assemble
-from compress.prune.blocks.calls import Call
 from compress.prune.blocks.effect import Effect, innermost, merged, prediction_error
 from compress.prune.blocks.subject import Subject
 from tests.prune.blocks_models import calls_of, flux, pixart, sdxl_like, transformer_inputs, unet_inputs, unet_of

@@ -11,19 +11,19 @@ from omegaconf import OmegaConf
 from tiny import tiny_pipeline, tiny_unet
 from widen import widen
 
-from compress.compose import compose
+from compress.config.compose import compose
+from compress.config.values import build
 from compress.data import DataConfig, load_data
+from compress.data.calibration import Calibration, CalibrationConfig, calibrate, differentiable
 from compress.errors import UserError
+from compress.models.random_inputs import full_size
 from compress.prune import width
-from compress.prune.channels import Group, Member
+from compress.prune.channels.groups import Group, Member
+from compress.prune.channels.rebuild import prune_unet
 from compress.prune.importance import FAMILIES, diff_pruning, make_scorer, needs_calibration, parse
-from compress.prune.importance.calibration import Calibration, CalibrationConfig, calibrate, differentiable
-from compress.prune.importance.made_up import full_size
 from compress.prune.importance.score import score
 from compress.prune.importance.taylor import products
-from compress.prune.rebuild import prune_unet
 from compress.prune.width import Config, prune_width
-from compress.values import build
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "activation", "taylor", "diff_pruning", "hessian"])
@@ -136,7 +136,7 @@ def test_examples_of_the_data(tiny_parquet: object) -> None:
     data = load_data(DataConfig(str(tiny_parquet), split_column="split"))
     pipeline = tiny_pipeline()
     found = calibrate(pipeline, data.train, CalibrationConfig(examples=8, batch_size=5), 1)
-    assert found.source == "8 training pictures with captions"
+    assert found.source == "8 training images with captions"
     assert found.latents.shape == found.noise.shape == (8, 4, 8, 8)
     assert found.conditions["encoder_hidden_states"].shape == (8, 16, 16)
     assert sorted(found.timesteps // 125) == list(range(8)), "not spread evenly"
@@ -155,7 +155,7 @@ def test_examples_are_made_up_where_data_do_not_fit(tiny_parquet: object) -> Non
     data = load_data(DataConfig(str(tiny_parquet), split_column="split"))
     unet = UNet2DConditionModel.from_config({**tiny_unet(widths=(16, 32)).config, "in_channels": 9})
     found = calibrate(tiny_pipeline(unet=unet), data.train, CalibrationConfig(examples=3), 0)
-    assert found.source == "3 made-up examples of normal noise (the unet takes 9 channels and the autoencoder gives 4)"
+    assert found.source == "3 random inputs of normal noise (the unet takes 9 channels and the autoencoder gives 4)"
     assert found.losses(unet, slice(0, 3)).shape == (3,)
     assert full_size(unet)["sample"].shape == (1, 9, 8, 8)
     assert full_size(unet)["encoder_hidden_states"].shape == (1, 77, 16)
@@ -173,7 +173,7 @@ def test_the_stage_says_what_it_looked_at(tiny_parquet: object) -> None:
     config = Config([0, 0.25], importance="taylor", calibration=CalibrationConfig(examples=4))
     report = width.run(pipeline, config, context)
     assert pipeline.unet.config.block_out_channels == (32, 48)
-    assert report.details["calibration"] == "4 training pictures with captions"
+    assert report.details["calibration"] == "4 training images with captions"
     assert report.details["config"]["importance"] == {"name": "taylor", "per": "weight", "combine": "outgoing"}
 
 
@@ -236,7 +236,7 @@ def test_a_large_denoiser_s_gradients_are_taken_example_by_example(name: str, mo
     calibration = calibration_of(unet, 4, 4)
     settings = {"name": name, **({"timesteps": 3} if name == "diff_pruning" else {})}
     together = prune_unet(unet, [0, 0.5], make_scorer(parse(settings), calibration, 0))
-    monkeypatch.setattr("compress.prune.importance.calibration.LARGE", 1000)
+    monkeypatch.setattr("compress.data.calibration.LARGE", 1000)
     rows: list[int] = []
     forward = type(unet).forward
 

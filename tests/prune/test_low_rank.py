@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from compress.checkpoint import load_checkpoint, save_checkpoint
 from compress.errors import UserError
-from compress.evaluate.cost.count import count
+from compress.models.macs import count
 from compress.models.probe import probe_inputs, probe_output
+from compress.models.random_inputs import full_size
 from compress.prune import depth, low_rank
 from compress.prune.bk_sdm import prune_bk_sdm
-from compress.prune.importance.made_up import full_size
+from compress.prune.channels.target import Target
+from compress.prune.layers.ranks import Matrix, by_cost, factors, lost_energy
 from compress.prune.low_rank import Config, check, prune_low_rank, run
-from compress.prune.ranks import Matrix, by_cost, factors, lost_energy
-from compress.prune.target import Target
 from compress.prune.width import prune_width
-from compress.quantize.torchao import quantize_weights
+from compress.quantize.int8 import quantize_weights
+from compress.store.checkpoint import load_checkpoint, save_checkpoint
 from tests.models.test_shaped_unet import difference
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
 from tests.tiny import tiny_pipeline, tiny_unet
@@ -175,7 +175,7 @@ def test_wrong_values(config: dict[str, Any], message: str) -> None:
 
 def test_what_cannot_be_done_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     unet = tiny_unet()
-    monkeypatch.setattr("compress.prune.ranks.lost_energy", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr("compress.prune.layers.ranks.lost_energy", lambda *_: pytest.fail("it was begun"))
     least = r"target\.params=0\.05: expected at least 0\.\d+: with the rank 8 in each of the \d+ layers"
     with pytest.raises(UserError, match=least):
         prune_low_rank(unet, Config(target=Target(params=0.05), multiple=8))

@@ -11,14 +11,14 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from omegaconf import OmegaConf
 
-from compress.compose import compose
+from compress.config.compose import compose
+from compress.config.values import build
 from compress.errors import UserError
 from compress.prune import width
+from compress.prune.channels.time_embedding import refit
+from compress.prune.channels.widths import choose_shape, level_steps
 from compress.prune.magnitude import prune_channels
-from compress.prune.time_embedding import refit
 from compress.prune.width import Config
-from compress.prune.widths import choose_shape, level_steps
-from compress.values import build
 
 Change = dict[str, object]
 
@@ -56,7 +56,7 @@ def output(unet: UNet2DConditionModel, **more: object) -> torch.Tensor:
 
 @pytest.fixture
 def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.prune.time_embedding.ITERATIONS", 3)
+    monkeypatch.setattr("compress.prune.channels.time_embedding.ITERATIONS", 3)
 
 
 @pytest.mark.usefixtures("few_iterations")
@@ -209,7 +209,7 @@ def test_combine_decides_about_a_channel_that_nothing_reads() -> None:
 
 
 def test_time_embedding_is_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.prune.time_embedding.ITERATIONS", 200)
+    monkeypatch.setattr("compress.prune.channels.time_embedding.ITERATIONS", 200)
     unet = two_levels(block_out_channels=(32, 48))
     with torch.no_grad():  # a trained embedding uses high frequencies little
         frequencies = torch.exp(-torch.arange(16) / 16 * 9.2).repeat(2)

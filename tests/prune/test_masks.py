@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from compress.prune.masks import holds, least_of_groups, smallest
+from compress.models.sparsity import holds, least_of_groups, smallest
 
 
 @given(

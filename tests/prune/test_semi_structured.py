@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
-from compress.prune.semi_structured import accelerate, check_device, unfit
+from compress.prune.layers.semi_structured import accelerate, check_device, unfit
 from compress.prune.sparse import Config, prune_sparse
 from tests.tiny import tiny_unet
 
@@ -31,7 +31,7 @@ def test_sparse_kernels_are_refused_where_there_are_none(monkeypatch: pytest.Mon
 
 def test_sparse_kernels_that_fail_leave_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """Torch's conversion is replaced: it needs a GPU."""
-    monkeypatch.setattr("compress.prune.semi_structured.check_device", lambda device, dtype: None)
+    monkeypatch.setattr("compress.prune.layers.semi_structured.check_device", lambda device, dtype: None)
     unet = tiny_unet(widths=(64, 128))
     with pytest.raises(UserError, match="no layer can run on sparse tensor cores .none has a 2:4 weight"):
         accelerate(unet)

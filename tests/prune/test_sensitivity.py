@@ -10,12 +10,12 @@ from PIL import Image
 from tiny import tiny_unet
 from widen import widen
 
-from compress.compose import compose
+from compress.config.compose import compose
 from compress.errors import UserError
+from compress.jobs.sensitivity import run_job
 from compress.prune.importance import make_scorer, parse
 from compress.prune.sensitivity.blocks import inner_groups, measure_blocks, measure_heads, unread
 from compress.prune.sensitivity.error import MOST, Reference
-from compress.prune.sensitivity.job import run_job
 from compress.prune.sensitivity.levels import narrow_levels
 from compress.prune.width import Config, pruner
 
@@ -24,7 +24,7 @@ L2 = make_scorer(parse("l2"), None, 0)
 
 @pytest.fixture(autouse=True)
 def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.prune.time_embedding.ITERATIONS", 3)
+    monkeypatch.setattr("compress.prune.channels.time_embedding.ITERATIONS", 3)
 
 
 def test_error_of_a_known_change() -> None:
@@ -106,7 +106,7 @@ def test_the_job_writes_a_plan_and_a_heat_map(
 
 
 def test_the_job_wants_one_stage_and_a_target(tiny_overrides: list[str]) -> None:
-    with pytest.raises(UserError, match=r"prune \(prune=width\), quantize \(quantize=torchao\)"):
+    with pytest.raises(UserError, match=r"prune \(prune=width\), quantize \(quantize=int8\)"):
         run_job(compose(["recipe=prune_distill_int8", *tiny_overrides, "~stages.distill"]))
     with pytest.raises(UserError, match=r"stages\.prune\.target=null: expected a share of params, macs or bytes"):
         run_job(compose(["recipe=prune", *tiny_overrides]))

@@ -13,10 +13,10 @@ from torch.nn.utils import prune
 
 from compress.errors import UserError
 from compress.models.probe import probe_inputs, probe_output
+from compress.models.sparsity import holds
 from compress.prune import sparse
-from compress.prune.masks import holds
 from compress.prune.sparse import Config, prune_sparse
-from compress.quantize.torchao import quantize_weights
+from compress.quantize.int8 import quantize_weights
 from tests.prune.architectures import ARCHITECTURES, random_unet
 from tests.prune.blocks_models import flux, pixart, sd3, transformer_inputs
 from tests.prune.fresh_load import load_in_fresh_process

@@ -8,12 +8,12 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 import compress.evaluate
-from compress.checkpoint import read_info
-from compress.compose import compose
-from compress.config import to_run_config
+from compress.config.compose import compose
 from compress.evaluate.cost import count_zeros
-from compress.run import run_recipe
-from tests.test_run import quick_evaluate
+from compress.run.config import to_run_config
+from compress.run.recipe import run_recipe
+from compress.store.checkpoint import read_info
+from tests.run.test_run import quick_evaluate
 
 QUICK = ["recipe=prune_distill", "stages.distill.steps=2", "stages.distill.batch_size=4"]
 

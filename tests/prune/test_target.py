@@ -5,19 +5,19 @@ from calibrated import calibration_of
 from tiny import tiny_unet
 
 from compress.errors import UserError
-from compress.evaluate.cost import count
-from compress.prune.importance.made_up import full_size
+from compress.models import macs as count
+from compress.models.random_inputs import full_size
+from compress.prune.channels.target import Costs, Target, choices_of
 from compress.prune.sensitivity.error import Error
 from compress.prune.sensitivity.levels import Narrowed, predicted_error
 from compress.prune.sensitivity.plan import Planner
-from compress.prune.target import Costs, Target, choices_of
 from compress.prune.width import Config, SensitivityConfig, prune_width
 from tests.prune.architectures import ARCHITECTURES, random_unet
 
 
 @pytest.fixture(autouse=True)
 def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.prune.time_embedding.ITERATIONS", 3)
+    monkeypatch.setattr("compress.prune.channels.time_embedding.ITERATIONS", 3)
 
 
 @pytest.mark.parametrize("unit", ["params", "macs"])

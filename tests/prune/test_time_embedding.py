@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 
-from compress.prune.time_embedding import RIDGES, _fit_second, refit
+from compress.prune.channels.time_embedding import RIDGES, _fit_second, refit
 
 WIDTH, HIDDEN, NARROW = 320, 1280, 256
 

@@ -1,4 +1,4 @@
-"""The report: numbers in table and JSON, pictures to the bit, and what is said about noise and bias."""
+"""The report: numbers in table and JSON, images to the bit, and what is said about noise and bias."""
 
 import copy
 import io
@@ -134,7 +134,7 @@ def test_markdown_holds_the_numbers(result):
     for needle in ("N = 256", "dpmsolver++", "steps 20", "guidance 4", "float32", "emoji-clip (f58cb9b6)", "1000 real"):
         assert needle in text
     assert "biased" in text and "95 % interval" in text and "≈ marks" in text
-    assert "Protocol quick version 1 with other steps. Pictures:" in text and "seed 0;" in text
+    assert "Protocol quick version 1 with other steps. Images:" in text and "seed 0;" in text
 
 
 def test_the_noise_floor_has_a_row_among_the_metrics(result):
@@ -171,23 +171,23 @@ def test_a_mark_means_no_nearer_to_the_teacher_than_other_seeds(result):
         result["noise_floor"]["metrics"]["fid_teacher"] = metric(120.0, 2.0, "inception-2015-12-05")
         result["stages"][row]["metrics"]["fid_teacher"] = metric(value, 2.0, "inception-2015-12-05")
         assert ("°" in cells(result, "quantize")["FID to teacher ↓"]) == marked
-    assert "° marks what is no nearer to the teacher's pictures" in report.markdown_table(result)
+    assert "° marks what is no nearer to the teacher's images" in report.markdown_table(result)
     assert "°" not in cells(result, "noise floor")["PSNR ↑ (dB)"]
     del result["noise_floor"]
     assert "°" not in report.markdown_table(result)
 
 
-def test_fid_of_many_pictures_is_not_called_biased(result):
+def test_fid_of_many_images_is_not_called_biased(result):
     for row in (result["teacher"], result["noise_floor"], *result["stages"]):
         row["metrics"]["fid"]["n"] = 30_000
     assert "biased" not in report.markdown_table(result)
 
 
-def test_misleading_pictures_are_named(result):
+def test_misleading_images_are_named(result):
     result["stages"][0]["metrics"]["fid"]["blank"] = 12
     result["stages"][2]["metrics"]["psnr"]["equal"] = 3
     text = report.markdown_table(result)
-    assert "prune: 12 pictures are of one color" in text and "quantize: 3 pictures equal the teacher's" in text
+    assert "prune: 12 images are of one color" in text and "quantize: 3 images equal the teacher's" in text
 
 
 def test_differing_settings_are_all_named(result):
@@ -211,7 +211,7 @@ def test_cost_only(result, tmp_path):
         row["metrics"] = {}
     del result["noise_floor"], result["manifest"]
     text = report.markdown_table(result)
-    assert "FID" not in text and "PSNR" not in text and "latency" in text and "Pictures" not in text
+    assert "FID" not in text and "PSNR" not in text and "latency" in text and "Images" not in text
     assert "FID" not in printed(result, 80)
     report.write_report(tmp_path, result, {})
     assert [file.name for file in (tmp_path / "images").iterdir()] == ["losses.png"]
@@ -261,12 +261,12 @@ def test_files(result, grids, tmp_path):
     assert "from the store" in text and "left alone: 1 (first layer)" in text and "431 s" in text
     for row, grid in grids.items():
         for index, cell in enumerate(grid):
-            picture = np.asarray(Image.open(out / "images" / row / f"{index}.png"))
-            assert np.array_equal(picture, cell["image"].permute(1, 2, 0).numpy())
+            image = np.asarray(Image.open(out / "images" / row / f"{index}.png"))
+            assert np.array_equal(image, cell["image"].permute(1, 2, 0).numpy())
     assert {path.name for path in out.iterdir()} == {"images", "report.json", "report.md"}
 
 
-def test_grid_shows_every_picture_unsmoothed(grids, tmp_path):
+def test_grid_shows_every_image_unsmoothed(grids, tmp_path):
     for i, row in enumerate(grids.values()):
         for j, cell in enumerate(row):
             color = torch.tensor([40 + 60 * i, 60 + 70 * j, 9], dtype=torch.uint8)

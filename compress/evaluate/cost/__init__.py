@@ -7,28 +7,28 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.cost.count import Count, count
-from compress.evaluate.cost.inputs import denoiser_inputs, map_tensors
-from compress.evaluate.cost.latency import compiled_latencies, latencies, picture_latencies, spread
+from compress.evaluate.cost.latency import compiled_latencies, image_latencies, latencies, spread
 from compress.evaluate.cost.memory import peak_memory
 from compress.evaluate.cost.size import memory_bytes, weight_bytes
 from compress.evaluate.cost.sparsity import count_zeros
 from compress.models import denoiser, denoiser_name
-from compress.progress import bar
-from compress.report import environment
+from compress.models.inputs import denoiser_inputs, map_tensors
+from compress.models.macs import Count, count
+from compress.system.environment import environment
+from compress.system.progress import bar
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 __all__ = [
     "Count", "compiled_latencies", "count", "count_zeros", "denoiser_inputs", "device_name", "latencies", "map_tensors",
-    "measure_cost", "memory_bytes", "peak_memory", "picture_latencies", "spread", "weight_bytes",
+    "measure_cost", "memory_bytes", "peak_memory", "image_latencies", "spread", "weight_bytes",
 ]  # fmt: skip
 
-PICTURES = 5  # timed pictures at most: one takes as long as twice its steps in passes
+IMAGES = 5  # timed images at most: one takes as long as twice its steps in passes
 CONVENTIONS = {
     "macs": "multiply-accumulates (half the FLOPs) of convolutions, linear layers and the two products of each "
-    "attention, for one pass over one picture without guidance; norms, activations and sums do not count",
+    "attention, for one pass over one image without guidance; norms, activations and sums do not count",
     "macs_without_attention": "macs without attention's two products",
     "bytes": "safetensors files of the denoiser",
     "sparsity": "share of zeros among the weights of convolutions and linear layers",
@@ -37,8 +37,8 @@ CONVENTIONS = {
     "less: a size, not a file that diffusers reads",
     "memory_bytes": "weights and buffers of the loaded denoiser",
     "peak_memory_bytes": "loading the denoiser and one pass, above what Python and the libraries take",
-    "latency_s": "median of one eager pass over one picture without guidance; low and high: 5th and 95th percentile",
-    "picture_latency_s": "median of one picture from prompt to pixels, with guidance; low and high as above",
+    "latency_s": "median of one eager pass over one image without guidance; low and high: 5th and 95th percentile",
+    "image_latency_s": "median of one image from prompt to pixels, with guidance; low and high as above",
     "compiled_latency_s": "latency_s of the denoiser after torch.compile, which is not timed itself",
 }
 
@@ -51,12 +51,12 @@ def measure_cost(
     dtype: torch.dtype,
     variant: str | None = None,
 ) -> dict[str, Any]:
-    """All costs of the pipeline's denoiser for one pass over one picture without guidance, and of a whole picture.
+    """All costs of the pipeline's denoiser for one pass over one image without guidance, and of a whole image.
 
     Args:
         pipeline: On ``device``.
         folder: Its checkpoint.
-        config: Size, scheduler, steps and guidance of a picture, number of timed passes, whether to compile.
+        config: Size, scheduler, steps and guidance of a image, number of timed passes, whether to compile.
         device: Where the run computes.
         dtype: The run's precision.
         variant: Of the weight files, such as ``fp16``; None for those without one in their name.
@@ -64,7 +64,7 @@ def measure_cost(
     Returns:
         ``params``, ``params_by_type``, ``macs``, ``macs_by_type``, ``macs_without_attention``, ``bytes``, ``sparsity``,
         ``sparsity_2_4``, ``sparse_bytes`` (None where there are too few zeros to gain from), ``memory_bytes``,
-        ``peak_memory_bytes``, ``latency_s``, ``picture_latency_s`` and ``compiled_latency_s`` (None where it was not
+        ``peak_memory_bytes``, ``latency_s``, ``image_latency_s`` and ``compiled_latency_s`` (None where it was not
         asked for or cannot be had; ``compiled_note`` says why). Each latency is a median in seconds, beside it its
         5th and 95th percentile: ``latency_low_s``, ``latency_high_s`` and so on. Beside them ``pipeline_params`` with
         every other model, ``bytes_by_dtype``, ``settings``, and ``conventions``: what each number is of.
@@ -77,7 +77,7 @@ def measure_cost(
     inputs = denoiser_inputs(pipeline, config)
     others = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module) and part is not model]
     size, by_dtype = weight_bytes(folder / component, variant)
-    pictures = min(config.latency_repeats, PICTURES)
+    images = min(config.latency_repeats, IMAGES)
     with bar() as progress:
         task = progress.add_task("measuring cost", total=4 + config.compiled)
         counted = count(model, inputs)
@@ -85,8 +85,8 @@ def measure_cost(
         passes = latencies(model, inputs, config.latency_repeats, device)
         seconds = spread("latency", passes)
         progress.advance(task)
-        drawn = picture_latencies(pipeline, config, pictures, device, statistics.median(passes))
-        seconds |= spread("picture_latency", drawn)
+        drawn = image_latencies(pipeline, config, images, device, statistics.median(passes))
+        seconds |= spread("image_latency", drawn)
         progress.advance(task)
         memory = peak_memory(folder, component, inputs, device, dtype, variant)
         progress.advance(task)
@@ -119,7 +119,7 @@ def measure_cost(
             "device": device_name(device),
             "threads": torch.get_num_threads(),
             "latency_repeats": len(passes),
-            "picture_repeats": len(drawn),
+            "image_repeats": len(drawn),
             "memory": memory["method"],
         },
         "conventions": CONVENTIONS,

@@ -1,4 +1,4 @@
-"""Seconds of a pass of the denoiser, eager and compiled, and of a whole picture."""
+"""Seconds of a pass of the denoiser, eager and compiled, and of a whole image."""
 
 import statistics
 import time
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.cost.inputs import Inputs, accepted, size
 from compress.evaluate.sample import sampler
+from compress.models.inputs import Inputs, accepted, size
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -19,7 +19,7 @@ WARM_UP = 3
 LEAST = 3  # timed calls where as many are asked for: of fewer there is no median, and no spread
 # What is slow varies little from call to call: where all calls would take longer than that, fewer are made.
 MOST_SECONDS = 20.0
-MOST_PICTURE_SECONDS = 60.0
+MOST_IMAGE_SECONDS = 60.0
 # Largest difference that a compiled denoiser may have from the eager one, as a share of the largest output.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
@@ -63,28 +63,28 @@ def latencies(model: torch.nn.Module, inputs: Inputs, repeats: int, device: torc
     return timed(lambda: model(*args, **kwargs), repeats, device)
 
 
-def picture_latencies(
+def image_latencies(
     pipeline: "DiffusionPipeline", config: EvaluateConfig, repeats: int, device: torch.device, step: float = 0.0
 ) -> list[float]:
-    """Seconds of each of ``repeats`` pictures from prompt to pixels, one at a time, after one that is not timed.
+    """Seconds of each of ``repeats`` images from prompt to pixels, one at a time, after one that is not timed.
 
-    Fewer of slow ones, see :func:`timed`, and none where a picture's passes of the denoiser alone would take longer
-    than :data:`MOST_PICTURE_SECONDS`.
+    Fewer of slow ones, see :func:`timed`, and none where a image's passes of the denoiser alone would take longer
+    than :data:`MOST_IMAGE_SECONDS`.
 
     Args:
         pipeline: On ``device``.
-        config: Size, scheduler, steps and guidance of the picture.
-        repeats: Timed pictures.
+        config: Size, scheduler, steps and guidance of the image.
+        repeats: Timed images.
         device: Where they are made.
         step: Seconds of one pass of the denoiser.
     """
-    if step * config.steps * (2 if config.guidance > 1 else 1) > MOST_PICTURE_SECONDS:
+    if step * config.steps * (2 if config.guidance > 1 else 1) > MOST_IMAGE_SECONDS:
         return []
     twin = sampler(pipeline, config)
 
     def draw() -> None:
         wanted = {
-            "prompt": "a picture", "generator": torch.Generator("cpu").manual_seed(0), "output_type": "np",
+            "prompt": "a image", "generator": torch.Generator("cpu").manual_seed(0), "output_type": "np",
             "num_inference_steps": config.steps, "guidance_scale": config.guidance, **size(config),
         }  # fmt: skip
         twin(**accepted(twin, wanted))

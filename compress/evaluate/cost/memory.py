@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import compress
-from compress.evaluate.cost.inputs import Inputs, map_tensors
+from compress.models.inputs import Inputs, map_tensors
 
 
 def peak_memory(

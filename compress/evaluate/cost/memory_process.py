@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from diffusers import pipelines
 
-from compress.evaluate.cost.inputs import map_tensors
 from compress.evaluate.cost.memory import forget_peak, peak_since, process_peak
+from compress.models.inputs import map_tensors
 
 
 def measure(

@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from compress.evaluate.cost.size import weight_bytes
 from compress.models.folder import weight_files
-from compress.prune.masks import holds
+from compress.models.sparsity import holds
 
 WORTH = 1 / 32
 """Share of zeros up to which a bit for every weight costs as much as it saves, even in float32."""
@@ -25,9 +25,9 @@ def count_zeros(model: torch.nn.Module, folder: Path, variant: str | None = None
 
     Returns:
         ``sparsity``: share of zeros, in [0, 1]. ``sparsity_2_4``: share of the weights that sit in layers with at most
-        two numbers other than zero in every group of four (see :func:`compress.prune.masks.holds`). ``sparse_bytes``:
-        of the files with every tensor as :func:`packed_bytes` has it; None where ``sparsity`` is not above
-        :data:`WORTH`.
+        two numbers other than zero in every group of four (see :func:`compress.models.sparsity.holds`).
+        ``sparse_bytes``: of the files with every tensor as :func:`packed_bytes` has it; None where ``sparsity`` is not
+        above :data:`WORTH`.
     """
     total = zeros = grouped = 0
     for weight in _weights(model):

@@ -10,8 +10,8 @@ from compress.evaluate.intervals import jackknife_interval, logarithm, pair_corr
 from compress.evaluate.metrics.nuclear import directions, falls
 from compress.evaluate.metrics.rows import RowMetric
 
-LEAST = 4  # pictures, so that two can be left out
-PAIRS = 512  # of pictures left out together, a random choice of all
+LEAST = 4  # images, so that two can be left out
+PAIRS = 512  # of images left out together, a random choice of all
 CHUNK = 4096  # rows at once
 POINTS = 15  # of the extrapolation, as published
 
@@ -19,18 +19,18 @@ POINTS = 15  # of the extrapolation, as published
 class FrechetDistance(RowMetric):
     """Fréchet distance between the Gaussians that fit two sets of features (FID where they are Inception's).
 
-    Heusel et al. 2017, https://arxiv.org/abs/1706.08500. With centered features A and B of n and m pictures, the trace
+    Heusel et al. 2017, https://arxiv.org/abs/1706.08500. With centered features A and B of n and m images, the trace
     of ``sqrt(S1 S2)`` is the sum of the singular values of ``A B^T / sqrt((n - 1)(m - 1))``: exact, also where there
-    are fewer pictures than features. Biased upwards at small n, so it compares with values at the same n only.
+    are fewer images than features. Biased upwards at small n, so it compares with values at the same n only.
 
-    ``infinite`` is the published extrapolation to infinitely many pictures (Chong and Forsyth 2020,
+    ``infinite`` is the published extrapolation to infinitely many images (Chong and Forsyth 2020,
     https://arxiv.org/abs/1911.07023): the intercept of the line through 15 random subsets' values over 1 / size, the
-    smallest of ``infinite_from`` pictures. The line holds only where there are many more pictures than features.
+    smallest of ``infinite_from`` images. The line holds only where there are many more images than features.
 
     The interval is that of the value at this n, see :func:`compress.evaluate.intervals.jackknife_interval`.
 
     Args:
-        paired: Row i of both sets belongs to the same draw (the teacher's and the student's picture of one prompt and
+        paired: Row i of both sets belongs to the same draw (the teacher's and the student's image of one prompt and
             noise), so both sets vary together. Otherwise the reference is held fixed.
         resamples: Of the bootstrap behind the interval.
         seed: Of everything random.
@@ -57,7 +57,7 @@ class FrechetDistance(RowMetric):
         """``{"value", "low", "high", "n", "n_reference", "infinite", "infinite_from", "interval_of"}``.
 
         Raises:
-            ValueError: There are fewer than 4 pictures or 2 of the reference, or pairs that are not.
+            ValueError: There are fewer than 4 images or 2 of the reference, or pairs that are not.
         """
         fake, real = self.rows("features", LEAST), self.rows("reference", 2)
         if fake.shape[1] != real.shape[1] or (self.paired and len(fake) != len(real)):
@@ -165,7 +165,7 @@ def _random_pairs(n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _extrapolate(fake: torch.Tensor, real: torch.Tensor, paired: bool, generator: torch.Generator) -> tuple[float, int]:
-    """The distance at infinitely many pictures, and the size of the smallest subset behind it."""
+    """The distance at infinitely many images, and the size of the smallest subset behind it."""
     n = len(fake)
     smallest = min(EXTRAPOLATED_FROM, n // 2)
     sizes = torch.linspace(smallest, n, POINTS, dtype=torch.float64).round().long().tolist()

@@ -10,19 +10,19 @@ from compress.evaluate.intervals import jackknife_interval, steady
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # rows of a kernel matrix at once
-LEAST = 4  # pictures, below which the variance cannot be estimated
+LEAST = 4  # images, below which the variance cannot be estimated
 SLOPE = 0.7  # of how the variance grows with the distance that is taken, it being as unsure as the variance itself
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A distance, but for the reference's own part, and what it would be with other pictures.
+    """A distance, but for the reference's own part, and what it would be with other images.
 
     Attributes:
-        value: Of all n pictures.
+        value: Of all n images.
         one: Without each, ``(n,)``.
         fixed: The part of the variance that comes from pairs, which is there at a distance of 0 too.
-        growing: The part that comes from single pictures.
+        growing: The part that comes from single images.
         slope: By how much the variance grows with the distance.
     """
 
@@ -38,7 +38,7 @@ class KernelDistance(RowMetric):
 
     Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401: the unbiased estimate, over all pairs rather than over
     random subsets. Unbiased at every n, and may be below 0. ``std`` is the standard deviation over fresh draws of n
-    pictures.
+    images.
 
     Args:
         resamples: Of the bootstrap behind the interval.
@@ -71,7 +71,7 @@ class KernelDistance(RowMetric):
         """``{"value", "low", "high", "std", "n", "n_reference", "interval_of"}``.
 
         Raises:
-            ValueError: There are fewer than 4 pictures or 2 of the reference.
+            ValueError: There are fewer than 4 images or 2 of the reference.
         """
         fake, real = self.rows("features", LEAST), self.rows("reference", 2)
         if fake.shape[1] != real.shape[1]:
@@ -84,7 +84,7 @@ class KernelDistance(RowMetric):
         left = self._left_out(fake, across)
         value, one = self.scale * (left.value + within), self.scale * (left.one + within)
         fixed, variance = self.scale**2 * left.fixed, self.scale**2 * (left.fixed + left.growing)
-        # To the very pictures of the reference, rather than to what they were drawn from, the distance is at least 0,
+        # To the very images of the reference, rather than to what they were drawn from, the distance is at least 0,
         # and at 0 nothing of the growing part is left.
         distance = max(value + self.scale * (biased - within), variance**0.5)
         least = (variance - fixed) / distance if variance > 0 else 0.0
@@ -93,12 +93,12 @@ class KernelDistance(RowMetric):
         return {**found, "std": variance**0.5, "n_reference": m}
 
     def _left_out(self, fake: torch.Tensor, across: torch.Tensor) -> LeftOut:
-        """The distance without the reference's own part, the same without each picture, and its variance.
+        """The distance without the reference's own part, the same without each image, and its variance.
 
-        It is a U-statistic, the mean of ``h(x, y) = k(x, y) - g(x) - g(y)`` over pairs, with g a picture's mean kernel
-        with the reference; sums over pairs, over pairs that share one picture and over those that share none give the
+        It is a U-statistic, the mean of ``h(x, y) = k(x, y) - g(x) - g(y)`` over pairs, with g a image's mean kernel
+        with the reference; sums over pairs, over pairs that share one image and over those that share none give the
         unbiased estimate of its variance (Hoeffding 1948). How that variance moves with the distance is the slope of
-        what each picture adds to the one over what it adds to the other.
+        what each image adds to the one over what it adds to the other.
         """
         n, offset = len(fake), across.mean()  # a constant taken off h, so that no digits are lost
 
@@ -130,7 +130,7 @@ class KernelDistance(RowMetric):
         value, all_pairs = mean - offset, n * (n - 1)
         one = value - 2 * row / ((n - 1) * (n - 2))
         fixed, growing = float(2 * second / all_pairs), float(4 * (n - 2) * first / all_pairs)
-        # Of equal pictures both sums are 0, but for rounding.
+        # Of equal images both sums are 0, but for rounding.
         return LeftOut(float(value), one, fixed, growing, max(slope, 0.0) if math.isfinite(slope) else 0.0)
 
 
@@ -138,8 +138,8 @@ class MaximumMeanDiscrepancy(KernelDistance):
     """CMMD: 1000 times the squared MMD with a Gaussian kernel of sigma 10, of embeddings brought to length 1.
 
     Jayasumana et al. 2024, https://arxiv.org/abs/2401.09603, there with CLIP ViT-L/14 at 336 px. The unbiased estimate;
-    the published code keeps the diagonals of the kernel matrices, which at n pictures and m of the reference adds
-    about ``1000 (1 - k) (1 / n + 1 / m)``, k the mean kernel of two pictures.
+    the published code keeps the diagonals of the kernel matrices, which at n images and m of the reference adds
+    about ``1000 (1 - k) (1 / n + 1 / m)``, k the mean kernel of two images.
     """
 
     scale = 1000.0

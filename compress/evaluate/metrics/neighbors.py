@@ -14,14 +14,14 @@ CHUNK = 1024  # rows of a distance matrix at once
 class PrecisionRecall(RowMetric):
     """Improved precision and recall.
 
-    Kynkäänniemi et al. 2019, https://arxiv.org/abs/1904.06991: the share of the pictures within the reference's
-    manifold, and the share of the reference within the pictures'. Both depend on the numbers of pictures.
+    Kynkäänniemi et al. 2019, https://arxiv.org/abs/1904.06991: the share of the images within the reference's
+    manifold, and the share of the reference within the images'. Both depend on the numbers of images.
 
     Precision is a share of independent draws. Recall is not: see :mod:`compress.evaluate.metrics.recall`, which also
     says where its interval cannot be had.
 
     Args:
-        k: A set's manifold is the union of the balls around its pictures that reach to their k-th neighbors.
+        k: A set's manifold is the union of the balls around its images that reach to their k-th neighbors.
         seed: Of everything random.
     """
 
@@ -48,7 +48,7 @@ class PrecisionRecall(RowMetric):
         Where recall's interval cannot be had, ``low`` and ``high`` are None, and ``why`` says why.
 
         Raises:
-            ValueError: There are fewer than k + 2 pictures or k + 1 of the reference.
+            ValueError: There are fewer than k + 2 images or k + 1 of the reference.
         """
         fake, real = self.rows("features", self.k + 2), self.rows("reference", self.k + 1)
         if fake.shape[1] != real.shape[1]:

@@ -1,4 +1,4 @@
-"""Likeness of each picture to the teacher's picture of the same prompt and noise."""
+"""Likeness of each image to the teacher's image of the same prompt and noise."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,17 +10,17 @@ from compress.errors import UserError
 from compress.evaluate.intervals import mean_interval
 from compress.evaluate.metrics.rows import RowMetric
 
-PSNR_CAP = 100.0  # dB, what a picture equal to the teacher's counts as
+PSNR_CAP = 100.0  # dB, what a image equal to the teacher's counts as
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first
-WINDOW = 11  # px, of SSIM's Gaussian; only where all of it lies within the picture counts
+WINDOW = 11  # px, of SSIM's Gaussian; only where all of it lies within the image counts
 
-Pictures: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
+Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 
 
 class PSNR(RowMetric):
-    """Peak signal-to-noise ratio in dB, the mean over pictures.
+    """Peak signal-to-noise ratio in dB, the mean over images.
 
-    A picture equal to the teacher's has an infinite ratio and counts as :data:`PSNR_CAP`.
+    A image equal to the teacher's has an infinite ratio and counts as :data:`PSNR_CAP`.
 
     Args:
         resamples: Of the bootstrap behind the interval.
@@ -33,25 +33,25 @@ class PSNR(RowMetric):
         super().__init__("errors", **kwargs)
         self.resamples, self.seed = resamples, seed
 
-    def update(self, pictures: Pictures, teacher: Pictures) -> None:
-        """Takes uint8 pictures, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+    def update(self, images: Images, teacher: Images) -> None:
+        """Takes uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
 
         Raises:
             ValueError: They differ in number or size.
         """
-        for ours, theirs in _batches(pictures, teacher):
+        for ours, theirs in _batches(images, teacher):
             difference = ours.to(self.device, torch.float64) - theirs.to(self.device, torch.float64)
             self.keep("errors", difference.square().flatten(1).mean(dim=1) / 255**2)
 
     def compute(self) -> dict[str, Any]:
-        """``{"value", "low", "high", "n", "equal", "cap", "interval_of"}``; ``equal`` counts equal pictures."""
+        """``{"value", "low", "high", "n", "equal", "cap", "interval_of"}``; ``equal`` counts equal images."""
         return _ratio(self.rows("errors").flatten(), self.resamples, self.seed)
 
 
 class LatentPSNR(PSNR):
     """PSNR of latents in dB, where the peak is the range (largest minus smallest number) of the teacher's latent.
 
-    After one denoising step from the same noise it is a cheap stand-in for what pictures would show.
+    After one denoising step from the same noise it is a cheap stand-in for what images would show.
     """
 
     def update(self, latents: torch.Tensor, teacher: torch.Tensor) -> None:
@@ -70,7 +70,7 @@ class LatentPSNR(PSNR):
 
 
 class SSIM(RowMetric):
-    """Structural similarity with a Gaussian window of sigma 1.5 px, the mean over pictures, in [-1, 1].
+    """Structural similarity with a Gaussian window of sigma 1.5 px, the mean over images, in [-1, 1].
 
     Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861.
 
@@ -85,14 +85,14 @@ class SSIM(RowMetric):
         super().__init__("values", **kwargs)
         self.resamples, self.seed = resamples, seed
 
-    def update(self, pictures: Pictures, teacher: Pictures) -> None:
-        """Takes uint8 pictures, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+    def update(self, images: Images, teacher: Images) -> None:
+        """Takes uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
 
         Raises:
             UserError: A side is under 11 px.
             ValueError: They differ in number or size.
         """
-        for ours, theirs in _batches(pictures, teacher):
+        for ours, theirs in _batches(images, teacher):
             _check_side(ours, "SSIM")
             self.keep("values", _similarity(ours.to(self.device).float(), theirs.to(self.device).float()))
 
@@ -102,9 +102,9 @@ class SSIM(RowMetric):
 
 
 class MultiScaleSSIM(RowMetric):
-    """Multi-scale structural similarity, the mean over pictures, in [0, 1].
+    """Multi-scale structural similarity, the mean over images, in [0, 1].
 
-    Wang et al. 2003, https://doi.org/10.1109/ACSSC.2003.1292216, halves a picture four times. Of pictures too small
+    Wang et al. 2003, https://doi.org/10.1109/ACSSC.2003.1292216, halves a image four times. Of images too small
     for that as many scales are used as the smallest allows (a side of at least 11 px at the coarsest), with the
     finest scales' weights divided by their sum: values of different ``scales`` do not compare.
 
@@ -121,14 +121,14 @@ class MultiScaleSSIM(RowMetric):
         self.add_state("scales", default=torch.tensor(len(SCALES)), dist_reduce_fx="min")
         self.resamples, self.seed = resamples, seed
 
-    def update(self, pictures: Pictures, teacher: Pictures) -> None:
-        """Takes uint8 pictures, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+    def update(self, images: Images, teacher: Images) -> None:
+        """Takes uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
 
         Raises:
             UserError: A side is under 11 px.
             ValueError: They differ in number or size.
         """
-        for ours, theirs in _batches(pictures, teacher):
+        for ours, theirs in _batches(images, teacher):
             _check_side(ours, "MS-SSIM")
             side = min(ours.shape[-2:])
             scales = min(len(SCALES), (side // WINDOW).bit_length())
@@ -152,12 +152,12 @@ class MultiScaleSSIM(RowMetric):
 
 
 class LPIPS(RowMetric):
-    """Learned perceptual distance, the mean over pictures, at least 0 and 0 for equal pictures.
+    """Learned perceptual distance, the mean over images, at least 0 and 0 for equal images.
 
     Zhang et al. 2018, https://arxiv.org/abs/1801.03924.
 
     Args:
-        network: From two batches of float pictures in [-1, 1], ``(b, 3, height, width)``, to ``(b,)`` distances; None:
+        network: From two batches of float images in [-1, 1], ``(b, 3, height, width)``, to ``(b,)`` distances; None:
             torchmetrics' with AlexNet, which torchvision downloads.
         resamples: Of the bootstrap behind the interval.
         seed: Of the resampling.
@@ -180,13 +180,13 @@ class LPIPS(RowMetric):
         self.resamples, self.seed = resamples, seed
 
     @torch.no_grad()
-    def update(self, pictures: Pictures, teacher: Pictures) -> None:
-        """Takes uint8 pictures, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+    def update(self, images: Images, teacher: Images) -> None:
+        """Takes uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
 
         Raises:
             ValueError: They differ in number or size.
         """
-        for ours, theirs in _batches(pictures, teacher):
+        for ours, theirs in _batches(images, teacher):
             scaled = (batch.to(self.device).float() / 127.5 - 1 for batch in (ours, theirs))
             self.keep("values", self.network(*scaled).flatten())
 
@@ -210,31 +210,31 @@ def alexnet() -> torch.nn.Module:
     return _NoTrainLpips(net="alex").eval()
 
 
-def _batches(pictures: Pictures, teacher: Pictures) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Both as batches of pictures of one size."""
-    if len(pictures) != len(teacher):
-        raise ValueError(f"there are {len(pictures)} pictures and {len(teacher)} of the teacher's")
-    if isinstance(pictures, torch.Tensor) and isinstance(teacher, torch.Tensor):
-        pairs = [(pictures, teacher)]
+def _batches(images: Images, teacher: Images) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Both as batches of images of one size."""
+    if len(images) != len(teacher):
+        raise ValueError(f"there are {len(images)} images and {len(teacher)} of the teacher's")
+    if isinstance(images, torch.Tensor) and isinstance(teacher, torch.Tensor):
+        pairs = [(images, teacher)]
     else:
-        pairs = [(a[None], b[None]) for a, b in zip(pictures, teacher, strict=True)]
+        pairs = [(a[None], b[None]) for a, b in zip(images, teacher, strict=True)]
     for ours, theirs in pairs:
         if ours.shape != theirs.shape:
-            raise ValueError(f"pictures are {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}")
+            raise ValueError(f"images are {tuple(ours.shape)}, the teacher's {tuple(theirs.shape)}")
         if ours.dtype != torch.uint8 or theirs.dtype != torch.uint8:
-            raise ValueError(f"expected pictures of uint8, not {ours.dtype} and {theirs.dtype}")
+            raise ValueError(f"expected images of uint8, not {ours.dtype} and {theirs.dtype}")
         if len(ours):
             yield ours, theirs
 
 
-def _check_side(pictures: torch.Tensor, name: str) -> None:
-    height, width = pictures.shape[-2:]
+def _check_side(images: torch.Tensor, name: str) -> None:
+    height, width = images.shape[-2:]
     if min(height, width) < WINDOW:
-        raise UserError(f"{name} needs pictures with sides of at least {WINDOW} px, not {width}x{height}")
+        raise UserError(f"{name} needs images with sides of at least {WINDOW} px, not {width}x{height}")
 
 
 def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """SSIM of each picture, ``(b,)``; torchmetrics' own mean takes in the border, where the window is reflected."""
+    """SSIM of each image, ``(b,)``; torchmetrics' own mean takes in the border, where the window is reflected."""
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
     whole = ssim(a, b, data_range=255.0, reduction="none", return_full_image=True)[1]
@@ -243,7 +243,7 @@ def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def _contrast(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """The contrast and structure part of SSIM of each picture, without the border: ``(b,)``."""
+    """The contrast and structure part of SSIM of each image, without the border: ``(b,)``."""
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
     return ssim(a, b, data_range=255.0, reduction="none", return_contrast_sensitivity=True)[1]

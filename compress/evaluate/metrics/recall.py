@@ -1,8 +1,8 @@
-"""Recall of a reference by the balls around pictures, and how much it varies over fresh draws of the pictures.
+"""Recall of a reference by the balls around images, and how much it varies over fresh draws of the images.
 
-A picture moves its neighbors' balls as well as its own, so recall is no share of independent draws. The jackknife
-counts what several pictures do together more than once. How much too large that makes it shows on smaller sets: two
-halves of the pictures that share none are two draws of their own, and half of their squared difference is an unbiased
+A image moves its neighbors' balls as well as its own, so recall is no share of independent draws. The jackknife
+counts what several images do together more than once. How much too large that makes it shows on smaller sets: two
+halves of the images that share none are two draws of their own, and half of their squared difference is an unbiased
 estimate of the variance at half the number; the jackknife of the halves over that is its surplus.
 """
 
@@ -13,23 +13,23 @@ import torch
 from torch import Tensor
 
 CHUNK = 1024  # rows of a distance matrix at once
-MOST = 4096  # pictures from which the halves come, and of the reference that theirs is the recall of
+MOST = 4096  # images from which the halves come, and of the reference that theirs is the recall of
 SPLITS = 64  # into halves
 QUARTERS = 32  # that are left out, one after another
-UNSURE = 32  # of n pictures n / (n + UNSURE) of the surplus is taken off, in logarithms: few show it unsurely
+UNSURE = 32  # of n images n / (n + UNSURE) of the surplus is taken off, in logarithms: few show it unsurely
 LEAP = 5.0  # how many times as much as the jackknife says recall may vary where a quarter is left out
-WORTH = 8  # recall may vary this many times as much as a share of independent pictures, or as that of so many alone
-GAP = 2.5  # how many times as far as its nearest neighbor the 3k-th of a picture in a small mode is at least
+WORTH = 8  # recall may vary this many times as much as a share of independent images, or as that of so many alone
+GAP = 2.5  # how many times as far as its nearest neighbor the 3k-th of a image in a small mode is at least
 SMALL = 8.0  # standard deviations by which recall may depend on whether the balls in small modes reach for the next
 WHY = (
-    "recall leaps where some pictures are left out, so that this one draw does not tell how much it varies: "
-    "take more pictures"
+    "recall leaps where some images are left out, so that this one draw does not tell how much it varies: "
+    "take more images"
 )
 
 
 @dataclass(frozen=True)
 class Balls:
-    """The balls around n pictures that reach to their k-th neighbors.
+    """The balls around n images that reach to their k-th neighbors.
 
     Attributes:
         reach: Radii, ``(n,)``.
@@ -49,11 +49,11 @@ class Balls:
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall by n pictures.
+    """Recall by n images.
 
     Attributes:
         value: The share of the reference inside a ball.
-        one: Without each picture, ``(n,)``.
+        one: Without each image, ``(n,)``.
     """
 
     value: float
@@ -61,7 +61,7 @@ class Recall:
 
     @property
     def jackknife(self) -> float:
-        """The variance that leaving out each picture gives."""
+        """The variance that leaving out each image gives."""
         n = len(self.one)
         return (n - 1) / n * float((self.one - self.one.mean()).square().sum())
 
@@ -71,7 +71,7 @@ class Spread:
     """How recall varies over fresh draws.
 
     Attributes:
-        variance: Of recall by as many pictures.
+        variance: Of recall by as many images.
         why: Why no interval can be had; empty where it can.
     """
 
@@ -99,9 +99,9 @@ def recall(fake: Tensor, real: Tensor, k: int) -> Recall:
 def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.Generator) -> Spread:
     """The variance of recall: the jackknife's, less part of its surplus.
 
-    No variance can be had where few pictures in a mode have to reach for the next mode's as soon as one or two are
-    missing: recall leaps then, or has leapt. Leaving out one picture does not show it, but leaving out a quarter may,
-    and so does recall with all balls in modes of at most 3k pictures as they are before a leap and after it.
+    No variance can be had where few images in a mode have to reach for the next mode's as soon as one or two are
+    missing: recall leaps then, or has leapt. Leaving out one image does not show it, but leaving out a quarter may,
+    and so does recall with all balls in modes of at most 3k images as they are before a leap and after it.
 
     Args:
         whole: From :func:`recall` of the same.
@@ -144,7 +144,7 @@ def _by_small_modes(apart: Tensor, reach: Tensor, fake: Tensor, real: Tensor, k:
     """How much more of the reference is inside if the balls of small modes reach for the next mode's than if not.
 
     Args:
-        apart: Distances of n pictures to each other, ``(n, n)``, infinite to themselves.
+        apart: Distances of n images to each other, ``(n, n)``, infinite to themselves.
         reach: Radii of their balls, ``(n,)``.
         fake: Their features ``(n, d)``.
         real: Features ``(m, d)``.
@@ -161,20 +161,20 @@ def _by_small_modes(apart: Tensor, reach: Tensor, fake: Tensor, real: Tensor, k:
 
 
 def _independent(share: float, n: int) -> float:
-    """The variance of a share of n independent pictures, above 0 for shares of 0 and 1 too."""
+    """The variance of a share of n independent images, above 0 for shares of 0 and 1 too."""
     share = (n * share + 0.5) / (n + 1)
     return share * (1 - share) / n
 
 
 def _most(share: float, n: int) -> float:
-    """The largest variance that recall by n pictures may have."""
+    """The largest variance that recall by n images may have."""
     return max(WORTH, n / WORTH) * _independent(share, n)
 
 
 def _recalls(fake: Tensor, real: Tensor, sets: Sequence[tuple[Tensor, Balls]]) -> list[Recall]:
-    """Recall by some of the pictures at a time, given which and their balls.
+    """Recall by some of the images at a time, given which and their balls.
 
-    Without picture i its ball is gone, and the balls of those that had it among their k nearest reach to the next.
+    Without image i its ball is gone, and the balls of those that had it among their k nearest reach to the next.
     """
     covered = [0] * len(sets)
     without = [torch.zeros(len(part), dtype=torch.float64, device=fake.device) for part, _ in sets]

@@ -1,4 +1,4 @@
-"""What all metrics share: they keep every picture's numbers until the end, whichever process saw the picture."""
+"""What all metrics share: they keep every image's numbers until the end, whichever process saw the image."""
 
 from typing import Any
 

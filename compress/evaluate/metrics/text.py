@@ -1,4 +1,4 @@
-"""Alignment of pictures with their captions, and scores that a model gives to each picture."""
+"""Alignment of images with their captions, and scores that a model gives to each image."""
 
 from typing import Any
 
@@ -7,13 +7,13 @@ import torch
 from compress.evaluate.intervals import freedom, mean_interval, share_interval
 from compress.evaluate.metrics.rows import RowMetric
 
-CHUNK = 1024  # pictures at once
+CHUNK = 1024  # images at once
 NEAR = 1e-6  # cosines that differ by less are equal: single precision and the batch size move them so
-SURE = 0.5  # of the variance of independent pictures: what is there whatever the estimate says
+SURE = 0.5  # of the variance of independent images: what is there whatever the estimate says
 
 
 class MeanScore(RowMetric):
-    """The mean of a number per picture, such as a preference model's score.
+    """The mean of a number per image, such as a preference model's score.
 
     Args:
         resamples: Of the bootstrap behind the interval.
@@ -36,7 +36,7 @@ class MeanScore(RowMetric):
 
 
 class CLIPScore(RowMetric):
-    """100 max(cos, 0) of each picture's and its caption's embedding.
+    """100 max(cos, 0) of each image's and its caption's embedding.
 
     Hessel et al. 2021, https://arxiv.org/abs/2104.08718, with the factor 100 that is usual instead of their 2.5.
 
@@ -64,7 +64,7 @@ class CLIPScore(RowMetric):
 
 
 class Retrieval(RowMetric):
-    """Share of the pictures whose own caption is among the k nearest of all distinct captions (R@1 and R@5)."""
+    """Share of the images whose own caption is among the k nearest of all distinct captions (R@1 and R@5)."""
 
     higher_is_better = True
 
@@ -74,10 +74,10 @@ class Retrieval(RowMetric):
     def update(self, image_embeddings: torch.Tensor, text_embeddings: torch.Tensor, ids: torch.Tensor) -> None:
         """Takes both embeddings of a batch, each ``(b, d)``, and the whole number of each distinct caption, ``(b,)``.
 
-        Pictures of one caption have the same id, on every process.
+        Images of one caption have the same id, on every process.
         """
         if not len(image_embeddings) == len(text_embeddings) == len(ids):
-            raise ValueError("expected as many pictures as captions and ids")
+            raise ValueError("expected as many images as captions and ids")
         self.keep("images", torch.nn.functional.normalize(image_embeddings.double()))
         self.keep("texts", torch.nn.functional.normalize(text_embeddings.double()))
         self.keep("ids", torch.as_tensor(ids))
@@ -86,7 +86,7 @@ class Retrieval(RowMetric):
         """``{"r_at_1", "r_at_5"}``, each ``{"value", "low", "high", "n", "among", "interval_of"}``.
 
         ``among`` is the number of distinct captions; a score is comparable only at the same one. A caption that is as
-        near as the picture's own (within :data:`NEAR`) does not stand before it.
+        near as the image's own (within :data:`NEAR`) does not stand before it.
         """
         images, texts, ids = self.rows("images"), self.rows("texts"), self.rows("ids").flatten()
         distinct, own = ids.unique(return_inverse=True)
@@ -96,17 +96,17 @@ class Retrieval(RowMetric):
 
 
 def _retrieved(images: torch.Tensor, pool: torch.Tensor, own: torch.Tensor, k: int) -> dict[str, Any]:
-    """The share of pictures ``(n, d)`` whose caption, row ``own`` of ``pool``, is among the k nearest of the pool.
+    """The share of images ``(n, d)`` whose caption, row ``own`` of ``pool``, is among the k nearest of the pool.
 
-    What varies are the captions, each with its pictures: whether these are hits, and which others it pushes out. The
+    What varies are the captions, each with its images: whether these are hits, and which others it pushes out. The
     first alone gives the variance of independent captions. The second is how many more would be hits without it; of
     its square over one draw only what comes from different captions together is due to it, the rest to chance.
     """
     n, captions = len(images), len(pool)
     order = own.argsort(stable=True)
     images, own = images[order], own[order]
-    pictures = own.bincount(minlength=captions)
-    ends = [0, *pictures.cumsum(dim=0).tolist()]
+    counts = own.bincount(minlength=captions)
+    ends = [0, *counts.cumsum(dim=0).tolist()]
     hits = torch.zeros(captions, dtype=torch.float64, device=images.device)
     pushed, chance = hits.clone(), hits.clone()
     for first in range(0, captions, CHUNK):
@@ -124,7 +124,7 @@ def _retrieved(images: torch.Tensor, pool: torch.Tensor, own: torch.Tensor, k: i
     more = {"n": n, "among": captions}
     if captions == 1 or share in (0.0, 1.0):
         return {**share_interval(share, 0.0, captions), **more}
-    own_part = hits - share * pictures
+    own_part = hits - share * counts
     whole = own_part - (pushed - pushed.mean())
     independent = float(own_part.square().sum())
     variance = max(float(whole.square().sum() - chance.sum()), independent) * captions / (captions - 1) / n**2

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 ENCODER = "encoder."  # before the names of ``evaluate.encoders``, wherever networks go by a key
 OF_INCEPTION = ("fid", "kid", "precision", "recall", "fid_teacher")
-OF_CLIP_PICTURES = ("cmmd",)
+OF_CLIP_IMAGES = ("cmmd",)
 OF_CLIP_TEXT = ("clip_score", "r_at_1", "r_at_5")
 
 
 class Network(Protocol):
-    """Pictures in, features out."""
+    """Images in, features out."""
 
     @property
     def name(self) -> str:
@@ -31,10 +31,10 @@ class Network(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """How it brings pictures to its own size, in a few words."""
+        """How it brings images to its own size, in a few words."""
 
-    def __call__(self, pictures: "torch.Tensor | Sequence[torch.Tensor]", /) -> "torch.Tensor":
-        """Features of uint8 RGB pictures: ``(b, 3, height, width)``, or ``(3, height, width)`` of differing sizes.
+    def __call__(self, images: "torch.Tensor | Sequence[torch.Tensor]", /) -> "torch.Tensor":
+        """Features of uint8 RGB images: ``(b, 3, height, width)``, or ``(3, height, width)`` of differing sizes.
 
         Returns:
             float32, ``(b, d)``, on the CPU.
@@ -83,12 +83,12 @@ class Networks:
         return alexnet()
 
     def load(self, sets: bool, captions: bool, pairs: bool) -> None:
-        """Loads all that will be needed, so that what cannot be is found before any picture is looked at.
+        """Loads all that will be needed, so that what cannot be is found before any image is looked at.
 
         Args:
             sets: See :meth:`keys`.
             captions: See :meth:`keys`.
-            pairs: Whether pictures are compared one by one.
+            pairs: Whether images are compared one by one.
 
         Raises:
             UserError: One of them cannot be loaded.
@@ -101,15 +101,15 @@ class Networks:
             self.lpips  # noqa: B018
 
     def keys(self, sets: bool, captions: bool) -> list[str]:
-        """The networks that pictures have to pass.
+        """The networks that images have to pass.
 
         Args:
-            sets: Whether they are compared with other pictures as a set.
+            sets: Whether they are compared with other images as a set.
             captions: Whether they have captions.
         """
         config = self.config
         keys = ["inception"] if sets and any(map(config.wants, OF_INCEPTION)) else []
-        of_clip = (OF_CLIP_PICTURES if sets else ()) + (OF_CLIP_TEXT if captions else ())
+        of_clip = (OF_CLIP_IMAGES if sets else ()) + (OF_CLIP_TEXT if captions else ())
         if config.clip is not None and any(map(config.wants, of_clip)):
             keys.append("clip")
         return keys + [ENCODER + name for name in config.encoders if sets]

@@ -1,4 +1,4 @@
-"""Any stock ``CLIPModel``: embeddings of pictures and of captions in one space."""
+"""Any stock ``CLIPModel``: embeddings of images and of captions in one space."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Clip:
     Attributes:
         model: In evaluation mode, float32.
         tokenizer: Of its captions.
-        processor: Of its pictures; always the one on Pillow, since the one on torchvision gives other pixels.
+        processor: Of its images; always the one on Pillow, since the one on torchvision gives other pixels.
         name: What it is called in reports.
     """
 
@@ -48,10 +48,10 @@ class Clip:
         return own_preprocessing(self.processor)
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor | Sequence[Tensor]) -> Tensor:
-        """Embeddings ``(b, d)`` of pictures, not normalized; see :class:`compress.evaluate.networks.Network`."""
+    def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
+        """Embeddings ``(b, d)`` of images, not normalized; see :class:`compress.evaluate.networks.Network`."""
         seen = self.processor(
-            images=[picture.numpy() for picture in pictures], return_tensors="pt", input_data_format="channels_first"
+            images=[image.numpy() for image in images], return_tensors="pt", input_data_format="channels_first"
         )
         # The towers and projections directly: what get_image_features returns changed in transformers 5.
         tower = self.model.vision_model(seen["pixel_values"].to(self.model.device))

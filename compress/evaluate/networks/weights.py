@@ -1,4 +1,4 @@
-"""Hashes of what decides a network's features: its weights, and how it brings pictures to its own size."""
+"""Hashes of what decides a network's features: its weights, and how it brings images to its own size."""
 
 import hashlib
 import json

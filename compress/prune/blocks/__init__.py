@@ -38,7 +38,7 @@ def read_blocks(model_class: str, config: Mapping[str, Any]) -> Blocks:
         config: Its config.
 
     Raises:
-        UserError: No block can be removed from a model of this class or make-up.
+        UserError: No block can be removed from a model of this class or architecture.
     """
     from compress.prune.blocks.transformer import LISTS, read_transformer
     from compress.prune.blocks.unet import read_unet

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from compress.models.meta import meta_model
 from compress.prune.blocks import Blocks
-from compress.prune.weights import weightless
 
 
 def assemble(model_class: Any, blocks: Blocks, weights: Mapping[str, Tensor]) -> Any:
@@ -17,7 +17,7 @@ def assemble(model_class: Any, blocks: Blocks, weights: Mapping[str, Tensor]) ->
         blocks: What is left of it.
         weights: Its parameters and buffers.
     """
-    model, names = weightless(model_class, blocks.config()), blocks.names()
+    model, names = meta_model(model_class, blocks.config()), blocks.names()
     model.load_state_dict({key: weights[source(key, names)] for key in model.state_dict()}, strict=True, assign=True)
     for key, buffer in list(model.named_buffers()):
         if buffer.is_meta:  # one that is not saved

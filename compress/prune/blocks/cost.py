@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from compress.evaluate.cost.inputs import Inputs, map_tensors
+from compress.models.inputs import Inputs, map_tensors
+from compress.models.meta import meta_model
 from compress.prune.blocks import Blocks
 from compress.prune.blocks.assemble import owner
-from compress.prune.weights import weightless
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def count_costs(model: Any, blocks: Blocks, inputs: Inputs | None) -> Costs:
         return Costs({"params": params})
     args, kwargs = map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
     with FlopCounterMode(display=False) as counter:
-        weightless(type(model), model.config).eval()(*args, **kwargs)
+        meta_model(type(model), model.config).eval()(*args, **kwargs)
     found = {str(name).partition(".")[2]: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
     macs = {part: found.get(part, 0) for part in ("", *parts)}
     for part in sorted(parts, key=len, reverse=True):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from compress.evaluate.cost.inputs import Inputs
+from compress.data.calls import Call
+from compress.models.inputs import Inputs
 from compress.prune.blocks import Blocks
 from compress.prune.blocks.assemble import assemble
-from compress.prune.blocks.calls import Call
 from compress.prune.blocks.subject import Subject
 
 MOST = 2**30  # bytes of what blocks were given and gave that are kept
@@ -22,7 +22,7 @@ class Effect:
 
     What a block computed is kept: candidates have most blocks in common, and those before the one that is left out are
     given the same again. So are, in every block, the keys and values of the caption, which in Stable Diffusion XL are
-    more work than all else where pictures are small.
+    more work than all else where images are small.
 
     Args:
         subject: The denoiser.
@@ -39,7 +39,7 @@ class Effect:
         if joint is not None:
             found = self._predict(subject.blocks, [joint], keep=False)[0]
             wanted = torch.cat([call.output for call in calls])
-            # Some argument may have as many rows as there are pictures by chance: then this is something else.
+            # Some argument may have as many rows as there are images by chance: then this is something else.
             if found.shape == wanted.shape and _relative(found, wanted) < 1e-2:
                 self.inputs, self.wanted = [joint], [[call.output for call in calls]]
 
@@ -136,7 +136,7 @@ _CANNOT = object()
 
 
 def _joined(values: Sequence[Tensor], rows: Sequence[int]) -> Any:
-    if all(not value.ndim for value in values):  # a timestep for all pictures of a call
+    if all(not value.ndim for value in values):  # a timestep for all images of a call
         return torch.cat([value.expand(count) for value, count in zip(values, rows, strict=True)])
     by_row = all(value.ndim and len(value) == count for value, count in zip(values, rows, strict=True))
     if by_row and len({value.shape[1:] for value in values}) == 1:

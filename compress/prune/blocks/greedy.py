@@ -4,13 +4,13 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from compress.data.calls import Call
 from compress.errors import UserError
-from compress.progress import bar
 from compress.prune.blocks import Blocks
-from compress.prune.blocks.calls import Call
 from compress.prune.blocks.cost import Costs
 from compress.prune.blocks.effect import Effect
 from compress.prune.blocks.subject import Subject
+from compress.system.progress import bar
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
-from compress.evaluate.cost.inputs import Inputs
+from compress.models.inputs import Inputs
+from compress.models.meta import checked_weights
 from compress.prune.blocks import Blocks, read_blocks
 from compress.prune.blocks.assemble import assemble
 from compress.prune.blocks.cost import count_costs
-from compress.prune.weights import checked_weights
 from compress.stage import StageReport
 
 

@@ -4,11 +4,11 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from compress.config.values import build, nearest
 from compress.errors import UserError, bad_value
-from compress.values import build, nearest
 
 if TYPE_CHECKING:
-    from compress.prune.importance.calibration import Calibration
+    from compress.data.calibration import Calibration
     from compress.prune.importance.score import Scorer
 
 FAMILIES = {

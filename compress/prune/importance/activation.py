@@ -14,8 +14,8 @@ from compress.prune.importance.combine import check_combine
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compress.prune.channels import Group
-    from compress.prune.importance.calibration import Calibration
+    from compress.data.calibration import Calibration
+    from compress.prune.channels.groups import Group
     from compress.prune.importance.score import Scorer
 
 CALIBRATED = True
@@ -46,8 +46,8 @@ def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Sco
     """Scores by the mean squares of every layer's inputs over all examples."""
     import torch
 
-    from compress.progress import track
     from compress.prune.importance.score import score
+    from compress.system.progress import track
 
     assert calibration is not None
     model = calibration.denoiser

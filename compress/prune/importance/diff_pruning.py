@@ -12,7 +12,7 @@ from compress.prune.importance.combine import check_combine
 from compress.prune.importance.taylor import check_per
 
 if TYPE_CHECKING:
-    from compress.prune.importance.calibration import Calibration
+    from compress.data.calibration import Calibration
     from compress.prune.importance.score import Scorer
 
 CALIBRATED = True
@@ -54,9 +54,9 @@ def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Sco
     """Scores by the sum of the gradients at all timesteps that count; one batch of the examples is looked at."""
     import torch
 
-    from compress.progress import track
-    from compress.prune.importance.calibration import differentiable
+    from compress.data.calibration import differentiable
     from compress.prune.importance.taylor import product_scorer, products
+    from compress.system.progress import track
 
     assert calibration is not None
     total = calibration.schedule.config.num_train_timesteps

@@ -12,7 +12,7 @@ from compress.prune.importance.combine import check_combine
 if TYPE_CHECKING:
     import torch
 
-    from compress.prune.importance.calibration import Calibration
+    from compress.data.calibration import Calibration
     from compress.prune.importance.score import Scorer
 
 CALIBRATED = True
@@ -40,10 +40,10 @@ class Config:
 
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
-    """Scores by gradients of single examples, one way back for each."""
-    from compress.progress import track
-    from compress.prune.importance.calibration import differentiable
+    """Scores by gradients of single examples, one backward pass for each."""
+    from compress.data.calibration import differentiable
     from compress.prune.importance.taylor import product_scorer
+    from compress.system.progress import track
 
     assert calibration is not None
     squares: dict[str, torch.Tensor] = {}

@@ -9,8 +9,8 @@ from compress.prune.importance.combine import check_combine
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from compress.prune.channels import Group
-    from compress.prune.importance.calibration import Calibration
+    from compress.data.calibration import Calibration
+    from compress.prune.channels.groups import Group
     from compress.prune.importance.score import Scorer
 
 CALIBRATED = False

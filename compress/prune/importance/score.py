@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from compress.prune.channels import Group
+    from compress.prune.channels.groups import Group
 
 Scorer = Callable[["Group", dict[str, Tensor]], Tensor]
 """From a group and the state dict of the UNet that it is of to a score of each channel, ``(size,)``, float64."""

@@ -12,8 +12,8 @@ from compress.prune.importance.combine import check_combine
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compress.prune.channels import Group
-    from compress.prune.importance.calibration import Calibration
+    from compress.data.calibration import Calibration
+    from compress.prune.channels.groups import Group
     from compress.prune.importance.score import Scorer
 
 CALIBRATED = True
@@ -55,8 +55,8 @@ def check_per(value: str) -> None:
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
     """Scores by the gradient of the mean loss of all examples."""
-    from compress.progress import track
-    from compress.prune.importance.calibration import differentiable
+    from compress.data.calibration import differentiable
+    from compress.system.progress import track
 
     assert calibration is not None
     with differentiable(calibration.denoiser) as model:

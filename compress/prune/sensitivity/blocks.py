@@ -8,13 +8,13 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from compress.evaluate.cost.inputs import map_tensors
-from compress.progress import track
-from compress.prune import channels
-from compress.prune.channels import Group
-from compress.prune.importance.made_up import full_size
+from compress.models.inputs import map_tensors
+from compress.models.random_inputs import full_size
+from compress.prune.channels import groups as channels
+from compress.prune.channels.groups import Group
 from compress.prune.importance.score import Scorer
 from compress.prune.sensitivity.error import Error, Reference
+from compress.system.progress import track
 
 Measured = dict[str, dict[float, Error]]
 """Name of a module to the share removed to the error of the prediction."""

@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from compress.prune.importance.calibration import Calibration
+    from compress.data.calibration import Calibration
 
 
 MOST = 200.0

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from compress.errors import UserError
-from compress.progress import track
+from compress.prune.channels.target import Widths
 from compress.prune.sensitivity.error import Error, Reference
-from compress.prune.target import Widths
+from compress.system.progress import track
 
 if TYPE_CHECKING:
     from compress.prune.width import Pruner

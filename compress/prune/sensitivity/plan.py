@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compress.prune.target import Costs, Target, Widths, best, choices_of, meeting
+from compress.prune.channels.target import Costs, Target, Widths, best, choices_of, meeting
 
 if TYPE_CHECKING:
-    from compress.evaluate.cost.inputs import Inputs
+    from compress.models.inputs import Inputs
     from compress.prune.sensitivity.error import Reference
     from compress.prune.sensitivity.levels import Narrowed
     from compress.prune.width import Pruner
@@ -54,8 +54,8 @@ class Planner:
         multiple: int | None = None,
         inputs: "Inputs | None" = None,
     ) -> None:
-        from compress.prune import widths
-        from compress.prune.importance.made_up import full_size
+        from compress.models.random_inputs import full_size
+        from compress.prune.channels import widths
 
         assert target.goal is not None
         widths.check_blocks(unet.config)

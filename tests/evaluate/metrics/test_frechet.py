@@ -30,7 +30,7 @@ def test_agrees_with_scipy(n, m, d, paired):
     assert found["low"] < found["value"] < found["high"]
 
 
-def test_fewer_pictures_than_features():
+def test_fewer_images_than_features():
     # The square root of a singular matrix is more than scipy's sqrtm can do: by the eigenvalues of S2^1/2 S1 S2^1/2.
     fake, real = draw(20, 60, 1, 0.2), draw(90, 60, 2, rectified=False)
     one, other = np.cov(fake.numpy(), rowvar=False), np.cov(real.numpy(), rowvar=False)

@@ -75,7 +75,7 @@ def test_deviation_and_interval_are_those_of_other_draws(metric):
 
 @pytest.mark.parametrize(("metric", "kernel"), METRICS)
 def test_the_slope_is_how_the_variance_moves_with_the_distance(metric, kernel):
-    """Leaving pictures out moves distance and variance together, by the slope."""
+    """Leaving images out moves distance and variance together, by the slope."""
     fake, real = draw(60, 3, 1, 0.5), draw(70, 3, 2)
     if metric is MaximumMeanDiscrepancy:
         fake, real = (torch.nn.functional.normalize(rows) for rows in (fake, real))
@@ -100,7 +100,7 @@ def test_unbiased_where_both_are_the_same():
 
 
 @pytest.mark.parametrize("metric", [KernelDistance, MaximumMeanDiscrepancy])
-def test_equal_pictures_have_finite_ends(metric):
+def test_equal_images_have_finite_ends(metric):
     real = draw(30, 2048, 1).float()
     for n, seed in [(6, 5), (6, 0), (12, 2), (24, 2), (33, 1)]:
         found = computed(metric(), draw(1, 2048, seed).float().repeat(n, 1), real)

@@ -1,4 +1,4 @@
-"""Precision and recall by hand, without each picture in turn, and over fresh draws."""
+"""Precision and recall by hand, without each image in turn, and over fresh draws."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def test_agrees_with_loops(k, monkeypatch):
         assert (row["n"], row["n_reference"], row["k"]) == (25, 40, k)
 
 
-def test_recall_without_each_picture(monkeypatch):
+def test_recall_without_each_image(monkeypatch):
     monkeypatch.setattr("compress.evaluate.metrics.recall.CHUNK", 16)
     fake, real = draw(25, 4, 1, 0.8, rectified=False), draw(60, 4, 2, rectified=False)
     found = recall(fake, real, 3)
@@ -54,7 +54,7 @@ def test_variance_of_recall_is_that_of_other_draws(monkeypatch):
     assert 0.9 < sum(variances) / 120 / true < 1.9
 
 
-def test_few_pictures_keep_the_jackknife():
+def test_few_images_keep_the_jackknife():
     fake, real = draw(15, 4, 1, rectified=False), draw(30, 4, 2, rectified=False)
     found = recall(fake, real, 3)
     assert spread(found, fake, real, 3, torch.Generator()).variance == found.jackknife
@@ -73,7 +73,7 @@ def test_part_of_a_large_reference_tells_the_spread(monkeypatch):
 
 
 def modes(n: int, seed: int) -> torch.Tensor:
-    """Six modes in many dimensions, two of them with a tenth of the pictures."""
+    """Six modes in many dimensions, two of them with a tenth of the images."""
     generator = torch.Generator().manual_seed(seed)
     shares = torch.tensor([0.3, 0.2, 0.15, 0.15, 0.1, 0.1])
     centers = 2 * torch.randn(6, 200, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -108,7 +108,7 @@ def test_modes_dropped_and_modes_invented():
     assert 0 < apart["precision"]["high"] < 0.2
 
 
-def test_too_few_pictures():
+def test_too_few_images():
     with pytest.raises(ValueError, match="at least 5 of features, not 4"):
         computed(PrecisionRecall(), draw(4, 4, 3), draw(9, 4, 2))
     with pytest.raises(ValueError, match="at least 4 of reference, not 3"):

@@ -1,4 +1,4 @@
-"""Likeness to the teacher's pictures against formulas and scipy."""
+"""Likeness to the teacher's images against formulas and scipy."""
 
 import sys
 
@@ -12,7 +12,7 @@ from compress.evaluate.metrics import LPIPS, PSNR, SSIM, LatentPSNR, MultiScaleS
 from compress.evaluate.metrics.paired import PSNR_CAP, SCALES
 
 
-def pictures(n: int = 5, side: int = 24, seed: int = 0) -> torch.Tensor:
+def images(n: int = 5, side: int = 24, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
 
@@ -27,7 +27,7 @@ def computed(metric, *arguments):
 
 
 def test_psnr():
-    teacher = pictures()
+    teacher = images()
     student = teacher.clone()
     student[1] = (teacher[1].int() + 10).clamp(max=255).to(torch.uint8)
     student[2] = 255 - teacher[2]
@@ -41,7 +41,7 @@ def test_psnr():
 
 
 def by_scipy(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """SSIM and its contrast and structure part of two pictures of one channel, as published: no border counts."""
+    """SSIM and its contrast and structure part of two images of one channel, as published: no border counts."""
 
     def mean(x: np.ndarray) -> np.ndarray:
         return gaussian_filter(x, 1.5, truncate=3.5)[5:-5, 5:-5]
@@ -55,25 +55,25 @@ def by_scipy(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def similarities(student: torch.Tensor, teacher: torch.Tensor) -> np.ndarray:
-    """:func:`by_scipy` of each picture, the mean over its channels: ``(n, 2)``."""
+    """:func:`by_scipy` of each image, the mean over its channels: ``(n, 2)``."""
     pairs = zip(student.double().flatten(0, 1).numpy(), teacher.double().flatten(0, 1).numpy(), strict=True)
     return np.array([by_scipy(a, b) for a, b in pairs]).reshape(len(student), 3, 2).mean(axis=1)
 
 
 @pytest.mark.parametrize("side", [11, 24, 50])
 def test_ssim_agrees_with_scipy(side):
-    teacher = pictures(3, side)[..., :19, :]
+    teacher = images(3, side)[..., :19, :]
     student = noisy(teacher, 30)
     expected = similarities(student, teacher)[:, 0].mean()
     assert computed(SSIM(), student, teacher)["value"] == pytest.approx(expected, rel=1e-5)
     assert computed(SSIM(), teacher, teacher)["value"] == pytest.approx(1)
-    with pytest.raises(UserError, match="SSIM needs pictures with sides of at least 11 px, not 10x10"):
-        SSIM().update(pictures(side=10), pictures(side=10))
+    with pytest.raises(UserError, match="SSIM needs images with sides of at least 11 px, not 10x10"):
+        SSIM().update(images(side=10), images(side=10))
 
 
 @pytest.mark.parametrize(("side", "scales"), [(11, 1), (21, 1), (22, 2), (64, 3), (99, 4), (176, 5)])
 def test_multiscale_ssim_agrees_with_scipy(side, scales):
-    teacher, student = pictures(2, side), noisy(pictures(2, side), 60)
+    teacher, student = images(2, side), noisy(images(2, side), 60)
     expected, a, b = np.ones(2), student.double(), teacher.double()
     for scale in range(scales):
         part = similarities(a, b)[:, 0 if scale == scales - 1 else 1]
@@ -85,8 +85,8 @@ def test_multiscale_ssim_agrees_with_scipy(side, scales):
     assert 0 < found["value"] < 1
 
 
-def test_multiscale_ssim_uses_the_scales_that_all_pictures_have():
-    one, other = pictures(1, 64), pictures(1, 30)
+def test_multiscale_ssim_uses_the_scales_that_all_images_have():
+    one, other = images(1, 64), images(1, 30)
     both = MultiScaleSSIM()
     both.update([noisy(one, 60)[0], noisy(other, 60)[0]], [one[0], other[0]])
     found = both.compute()
@@ -96,13 +96,13 @@ def test_multiscale_ssim_uses_the_scales_that_all_pictures_have():
     assert alone < found["value"] * 2  # a mean of two, of which this is one
     assert found["value"] != pytest.approx(alone)
     assert computed(MultiScaleSSIM(), crop, crop)["value"] == pytest.approx(1)
-    with pytest.raises(UserError, match="MS-SSIM needs pictures with sides of at least 11 px, not 10x10"):
-        MultiScaleSSIM().update(pictures(side=10), pictures(side=10))
+    with pytest.raises(UserError, match="MS-SSIM needs images with sides of at least 11 px, not 10x10"):
+        MultiScaleSSIM().update(images(side=10), images(side=10))
 
 
 @pytest.mark.parametrize("metric", [PSNR, SSIM, MultiScaleSSIM])
 def test_order_and_batches_change_nothing_and_noise_lowers(metric):
-    teacher = pictures(7)
+    teacher = images(7)
     student = torch.cat([noisy(teacher[i : i + 1], 5 * (i + 1)) for i in range(7)])
     whole = computed(metric(), student, teacher)
     parts, order = metric(), [3, 1, 0, 6, 2, 5, 4]
@@ -143,7 +143,7 @@ def test_lpips_takes_any_network(monkeypatch):
         seen.append((float(a.min()), float(a.max())))
         return (a - b).abs().mean(dim=(1, 2, 3))
 
-    teacher, student = pictures(), noisy(pictures(), 30)
+    teacher, student = images(), noisy(images(), 30)
     found = computed(LPIPS(network), student, teacher)
     expected = (student.double() - teacher.double()).abs().mean() / 127.5
     assert found["value"] == pytest.approx(float(expected), rel=1e-5)
@@ -155,9 +155,9 @@ def test_lpips_takes_any_network(monkeypatch):
 
 @pytest.mark.parametrize("metric", [PSNR, SSIM, MultiScaleSSIM])
 def test_what_does_not_pair_is_refused(metric):
-    with pytest.raises(ValueError, match="5 pictures and 4 of the teacher's"):
-        metric().update(pictures(5), pictures(4))
+    with pytest.raises(ValueError, match="5 images and 4 of the teacher's"):
+        metric().update(images(5), images(4))
     with pytest.raises(ValueError, match="the teacher's"):
-        metric().update(pictures(side=24), pictures(side=25))
+        metric().update(images(side=24), images(side=25))
     with pytest.raises(ValueError, match="uint8"):
-        metric().update(pictures().float(), pictures().float())
+        metric().update(images().float(), images().float())

@@ -21,7 +21,7 @@ def test_clip_score():
 
 
 def by_hand(images, texts, ids, k) -> float:
-    """The share of pictures with fewer than k other captions nearer than their own."""
+    """The share of images with fewer than k other captions nearer than their own."""
     pool = {int(i): text for i, text in zip(ids, texts, strict=True)}
     hits = 0
     for image, own in zip(images, ids, strict=True):
@@ -31,7 +31,7 @@ def by_hand(images, texts, ids, k) -> float:
 
 
 def test_retrieval(monkeypatch):
-    ids = torch.arange(40) // 2 * 7 + 2**47  # two pictures a caption, and numbers as large as hashes
+    ids = torch.arange(40) // 2 * 7 + 2**47  # two images a caption, and numbers as large as hashes
     texts = draw(40, 8, 1)[torch.arange(40) // 2 * 2]
     images = texts + 0.7 * draw(40, 8, 2, rectified=False)
     metric = Retrieval()
@@ -109,5 +109,5 @@ def test_mean_score():
 
 
 def test_numbers_must_fit():
-    with pytest.raises(ValueError, match="as many pictures as captions"):
+    with pytest.raises(ValueError, match="as many images as captions"):
         Retrieval().update(torch.eye(3), torch.eye(3), torch.arange(2))

@@ -12,13 +12,13 @@ from tests.evaluate.parts import tiny_clip
 
 def test_embeddings_are_those_of_the_models_own_pass(tmp_path):
     clip = load_clip(tiny_clip(tmp_path), name="tiny")
-    pictures = torch.randint(0, 256, (5, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (5, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     captions = ["a cat", "a red dog", "sun", "heart " * 30, "a cat"]
-    seen, texts = clip(pictures), clip.text(captions)
+    seen, texts = clip(images), clip.text(captions)
     assert seen.shape == texts.shape == (5, 8)
     assert seen.dtype == texts.dtype == torch.float32
     text = clip.tokenizer(captions[1], return_tensors="pt")
-    inputs = clip.processor(images=pictures[1].permute(1, 2, 0).numpy(), return_tensors="pt")
+    inputs = clip.processor(images=images[1].permute(1, 2, 0).numpy(), return_tensors="pt")
     with torch.no_grad():
         expected = clip.model(**text, **inputs).logits_per_image / clip.model.logit_scale.exp()
     cosine = torch.nn.functional.cosine_similarity(seen[1:2], texts[1:2])
@@ -27,7 +27,7 @@ def test_embeddings_are_those_of_the_models_own_pass(tmp_path):
     assert not torch.allclose(texts[0], texts[1])
 
 
-def test_pictures_of_several_sizes_at_once(tmp_path):
+def test_images_of_several_sizes_at_once(tmp_path):
     clip = load_clip(tiny_clip(tmp_path))
     several = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((16, 16), (40, 17), (9, 33))]
     together = clip(several)

@@ -26,7 +26,7 @@ from tests.tiny import seeded
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
 
 
-def pictures():
+def images():
     return torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -37,7 +37,7 @@ def saved(model, folder, processor=BitImageProcessorPil):
 
 
 def prepared(encoder):
-    shown = [picture.permute(1, 2, 0).numpy() for picture in pictures()]
+    shown = [image.permute(1, 2, 0).numpy() for image in images()]
     return encoder.processor(images=shown, return_tensors="pt")["pixel_values"]
 
 
@@ -47,12 +47,12 @@ def test_a_projection_is_used(tmp_path):
     encoder = saved(model, tmp_path, CLIPImageProcessorPil)
     with torch.no_grad():
         expected = model.eval()(prepared(encoder)).image_embeds
-    torch.testing.assert_close(encoder(pictures()), expected)
+    torch.testing.assert_close(encoder(images()), expected)
 
 
-def test_a_whole_clip_gives_its_picture_embedding(tmp_path):
+def test_a_whole_clip_gives_its_image_embedding(tmp_path):
     encoder = Encoder(tiny_clip(tmp_path))
-    assert encoder(pictures()).shape == (3, 8)
+    assert encoder(images()).shape == (3, 8)
     assert encoder.sha256 != ""
 
 
@@ -62,9 +62,9 @@ def test_the_class_token_of_dinov2(tmp_path):
     encoder = saved(model, tmp_path)
     with torch.no_grad():
         expected = model(prepared(encoder)).last_hidden_state[:, 0]
-    torch.testing.assert_close(encoder(pictures()), expected)
+    torch.testing.assert_close(encoder(images()), expected)
     assert (expected[0] - expected[1]).abs().max() > 1e-3
-    several = [pictures()[0], torch.zeros(3, 31, 19, dtype=torch.uint8)]
+    several = [images()[0], torch.zeros(3, 31, 19, dtype=torch.uint8)]
     torch.testing.assert_close(encoder(several)[0], expected[0])
 
 
@@ -74,13 +74,13 @@ def test_a_pooler_that_was_never_trained_is_not_used(tmp_path):
     encoder = saved(model, tmp_path / "classifier")
     with torch.no_grad():
         expected = model.vit(prepared(encoder)).last_hidden_state[:, 0]
-    torch.testing.assert_close(encoder(pictures()), expected)
+    torch.testing.assert_close(encoder(images()), expected)
     with seeded(0):
         pooled = ViTModel(ViTConfig(**SIZE, intermediate_size=32)).eval()
     encoder = saved(pooled, tmp_path / "pooled")
     with torch.no_grad():
         expected = pooled(prepared(encoder)).pooler_output
-    torch.testing.assert_close(encoder(pictures()), expected)
+    torch.testing.assert_close(encoder(images()), expected)
 
 
 def test_what_is_no_image_encoder_is_refused(tmp_path):

@@ -1,0 +1,275 @@
+"""Examples that show what a denoiser's channels are good for, with their noise."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError, bad_value
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from diffusers import DDPMScheduler, DiffusionPipeline
+    from torch import Tensor, nn
+
+
+LARGE = 200_000_000  # parameters
+
+
+@dataclass(frozen=True)
+class CalibrationConfig:
+    """Which examples, at which timesteps, with which noise.
+
+    Attributes:
+        examples: How many training images with captions, chosen at random, at least 1.
+        batch_size: How many pass the denoiser at once, at least 1; decides memory, and results only up to rounding.
+        side: Of the images in pixels, at most; None: the model's own. Time and memory grow with its square.
+        timesteps: Those that the examples are taken at, in turn, each at least 0; None: as many as there are examples,
+            spread evenly over all.
+        seed: Of the choice, the timesteps' order and the noise, in [0, 2^32); None: that of the run.
+    """
+
+    examples: int = 64
+    batch_size: int = 8
+    side: int | None = None
+    timesteps: list[int] | None = None
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        for key in ("examples", "batch_size"):
+            if getattr(self, key) < 1:
+                raise bad_value(key, getattr(self, key), "a whole number of at least 1")
+        if self.side is not None and self.side < 1:
+            raise bad_value("side", self.side, "pixels, or null for the model's own size")
+        if self.timesteps is not None and (not self.timesteps or min(self.timesteps) < 0):
+            raise bad_value("timesteps", self.timesteps, "whole numbers of at least 0, or null for an even spread")
+        if self.seed is not None and not 0 <= self.seed < 2**32:
+            raise bad_value("seed", self.seed, "a whole number from 0 to 2^32 - 1, or null for the run's")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A denoiser with examples for it, all on its device.
+
+    Attributes:
+        denoiser: Looked at, never changed.
+        schedule: Of the noise, with the prediction type.
+        latents: Clean, ``(n, c, h, w)``.
+        noise: Standard normal, ``(n, c, h, w)``.
+        timesteps: Integers, ``(n,)``.
+        conditions: The denoiser's further keyword arguments; every tensor in them has n rows.
+        batch_size: How many examples pass the denoiser at once.
+        source: In words, where the examples are from.
+    """
+
+    denoiser: "nn.Module"
+    schedule: "DDPMScheduler"
+    latents: "Tensor"
+    noise: "Tensor"
+    timesteps: "Tensor"
+    batch_size: int
+    source: str
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def parts(self, size: int | None = None) -> Iterator[slice]:
+        """The batches of ``size`` examples, by default ``batch_size``."""
+        size = size or self.batch_size
+        for start in range(0, len(self.latents), size):
+            yield slice(start, min(start + size, len(self.latents)))
+
+    def gradient_parts(self) -> Iterator[slice]:
+        """The batches to take gradients of: single examples where the denoiser is large."""
+        return self.parts(1 if _is_large(self.denoiser) else None)
+
+    def spread(self, count: int) -> "Calibration":
+        """As many of the examples, with timesteps from one end to the other; all where there are no more."""
+        import torch
+
+        from compress.models.inputs import map_tensors
+
+        if count >= len(self.latents):
+            return self
+        places = torch.linspace(0, len(self.latents) - 1, count).round().long()
+        chosen = self.timesteps.argsort()[places.to(self.timesteps.device)]
+        return replace(
+            self,
+            latents=self.latents[chosen],
+            noise=self.noise[chosen],
+            timesteps=self.timesteps[chosen],
+            conditions=map_tensors(dict(self.conditions), lambda t: t[chosen.to(t.device)]),
+        )
+
+    def predict(self, denoiser: "nn.Module", part: slice, timesteps: "Tensor | None" = None) -> "Tensor":
+        """What a denoiser of the same inputs predicts for a batch, ``(b, c, h, w)``.
+
+        Args:
+            denoiser: ``self.denoiser`` or one that was made from it, in any dtype.
+            part: The batch.
+            timesteps: ``(b,)``, in place of the examples' own.
+        """
+        from compress.models.inputs import map_tensors
+
+        times = self.timesteps[part] if timesteps is None else timesteps
+        dtype = next(denoiser.parameters()).dtype
+        conditions = map_tensors(
+            dict(self.conditions), lambda t: t[part].to(dtype) if t.is_floating_point() else t[part]
+        )
+        noisy = self.schedule.add_noise(self.latents[part], self.noise[part], times)
+        return denoiser(noisy.to(dtype), times, **conditions, return_dict=False)[0]
+
+    def losses(self, denoiser: "nn.Module", part: slice, timesteps: "Tensor | None" = None) -> "Tensor":
+        """The diffusion loss of each example of a batch, ``(b,)``: the mean squared error to the true target.
+
+        A variance that the denoiser predicts beside the mean is left out.
+
+        Args:
+            denoiser: See :meth:`predict`.
+            part: See :meth:`predict`.
+            timesteps: See :meth:`predict`.
+        """
+        from compress.distill.losses import target_of
+
+        times = self.timesteps[part] if timesteps is None else timesteps
+        target = target_of(self.schedule, self.latents[part], self.noise[part], times)
+        found = self.predict(denoiser, part, times).float()
+        channels = min(found.shape[1], target.shape[1])
+        return (found[:, :channels] - target[:, :channels]).square().mean((1, 2, 3))
+
+
+def calibrate(
+    pipeline: "DiffusionPipeline", dataset: "Dataset | None", config: CalibrationConfig, seed: int
+) -> Calibration:
+    """Encodes examples for the pipeline's denoiser and draws their timesteps and noise.
+
+    Pipelines with a text encoder and an autoencoder (Stable Diffusion 1 and 2) get the training data; for others the
+    examples are made up: normal latents and conditions, which need no data and know nothing of images.
+
+    Args:
+        pipeline: The one to prune, its parts on one device.
+        dataset: With columns ``image`` and ``text``; None: random inputs.
+        config: See :class:`CalibrationConfig`.
+        seed: The run's.
+
+    Raises:
+        UserError: The scheduler has no schedule of noise, a timestep is beyond it, or the denoiser's inputs are not
+            known.
+    """
+    import torch
+
+    from compress.models import denoiser
+    from compress.models.random_inputs import random_inputs
+
+    model: Any = denoiser(pipeline)
+    schedule = _schedule(pipeline.scheduler)
+    seed = seed if config.seed is None else config.seed
+    reason = "no data was given" if dataset is None else _not_encodable(pipeline)
+    if reason is None:
+        latents, conditions = _encoded(pipeline, dataset, config, seed)
+        source = f"{len(latents)} training images with captions"
+    else:
+        latents, conditions = random_inputs(model, config.examples, seed)
+        source = f"{len(latents)} random inputs of normal noise ({reason})"
+    count, last = len(latents), schedule.config.num_train_timesteps - 1
+    generator = torch.Generator("cpu").manual_seed(seed)
+    if config.timesteps is None:
+        times = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+        timesteps = (times * (last + 1)).long().clamp(max=last)
+    elif max(config.timesteps) > last:
+        raise bad_value("calibration.timesteps", config.timesteps, f"timesteps of the model, 0 to {last}")
+    else:
+        timesteps = torch.tensor(config.timesteps).repeat(-(-count // len(config.timesteps)))[:count]
+    noise = torch.randn(latents.shape, generator=generator)
+    device = model.device
+    return Calibration(
+        model,
+        schedule,
+        latents.to(device),
+        noise.to(device),
+        timesteps.to(device),
+        config.batch_size,
+        source,
+        conditions,
+    )
+
+
+def _schedule(scheduler: Any) -> "DDPMScheduler":
+    from diffusers import DDPMScheduler
+
+    kind = scheduler.config.get("prediction_type", None)
+    if "beta_schedule" not in scheduler.config or kind not in ("epsilon", "v_prediction", "sample"):
+        raise UserError(
+            "calibration needs a scheduler with a beta schedule and prediction_type epsilon, v_prediction or sample; "
+            f"got {type(scheduler).__name__} with {kind}: choose an importance that looks at weights alone (l2, l1)"
+        )
+    return DDPMScheduler.from_config(scheduler.config)
+
+
+def _not_encodable(pipeline: "DiffusionPipeline") -> str | None:
+    """Why training data cannot be encoded for a pipeline; None where it can."""
+    parts = ("vae", "text_encoder", "tokenizer", "image_processor", "unet")
+    missing = [part for part in parts if getattr(pipeline, part, None) is None]
+    if missing or hasattr(pipeline, "text_encoder_2"):
+        return f"{type(pipeline).__name__} " + (f"has no {missing[0]}" if missing else "has several text encoders")
+    taken, given = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
+    return None if taken == given else f"the unet takes {taken} channels and the autoencoder gives {given}"
+
+
+def _encoded(
+    pipeline: "DiffusionPipeline", dataset: "Dataset", config: CalibrationConfig, seed: int
+) -> tuple["Tensor", dict[str, Any]]:
+    from compress.data.examples import encode_examples
+    from compress.models import denoiser
+
+    device = denoiser(pipeline).device
+    found = encode_examples(pipeline, dataset, max_examples=config.examples, seed=seed, device=device, side=config.side)
+    text = found.embeddings[found.captions].to(device)
+    return found.latents.float(), {"encoder_hidden_states": text}
+
+
+def _is_large(denoiser: "nn.Module") -> bool:
+    return sum(parameter.numel() for parameter in denoiser.parameters()) > LARGE
+
+
+@contextmanager
+def differentiable(denoiser: "nn.Module") -> "Iterator[nn.Module]":
+    """The denoiser so that its weights take gradients: in float32, evaluation mode, and with plain attention.
+
+    One in float32 is used as it is and left as it was; one in half precision is copied. The fused kernels of attention
+    have no second backward pass on some devices, and a slow one on CPUs. A large one computes its layers' outputs twice
+    rather than keep them.
+    """
+    import copy
+
+    import torch
+    from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+
+    model: Any = denoiser
+    if any(parameter.dtype != torch.float32 for parameter in denoiser.parameters()):
+        model = copy.deepcopy(denoiser).float()
+    processors = dict(getattr(model, "attn_processors", {}))
+    plain = bool(processors) and all(isinstance(processor, AttnProcessor2_0) for processor in processors.values())
+    before = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    training = model.training
+    again = _is_large(model) and not getattr(model, "is_gradient_checkpointing", True)
+    if again:
+        model.enable_gradient_checkpointing()
+    if plain:
+        model.set_attn_processor(AttnProcessor())
+    model.eval().requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield model
+    finally:
+        if again:
+            model.disable_gradient_checkpointing()
+        if plain:
+            model.set_attn_processor(processors)
+        model.train(training)
+        for name, parameter in model.named_parameters():
+            parameter.grad = None
+            parameter.requires_grad_(before[name])

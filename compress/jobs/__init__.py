@@ -1,0 +1,67 @@
+"""The jobs that a recipe can be for: its key ``job`` names one."""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.config.values import nearest
+from compress.errors import UserError
+from compress.models.quiet import hide_notices
+from compress.system.allocator import keep_freed_memory
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# Name in a recipe to the function that does it with the composed config; its module is imported when it is asked for.
+JOBS = {
+    "run": "compress.jobs:run_stages",
+    "score": "compress.jobs.score:run_job",
+    "benchmark": "compress.jobs.benchmark:run_job",
+    "prune_sensitivity": "compress.jobs.sensitivity:run_job",
+    "pretrain": "compress.jobs:pretrain",
+}
+
+
+def run_job(cfg: "DictConfig") -> None:
+    """Does what a composed config asks for.
+
+    Raises:
+        UserError: There is no such job, or the user can put something else right.
+    """
+    name = str(cfg.get("job"))
+    if name not in JOBS:
+        raise UserError(f"job={name}: no such job{nearest(name, list(JOBS))}; known: {', '.join(JOBS)}")
+    keep_freed_memory()
+    hide_notices()  # before any job loads the libraries that say them
+    module, _, function = JOBS[name].partition(":")
+    getattr(importlib.import_module(module), function)(cfg)
+
+
+def run_stages(cfg: "DictConfig") -> None:
+    """Runs a recipe of stages."""
+    from compress.run.config import to_run_config
+    from compress.system import processes
+
+    config = to_run_config(cfg)
+    processes.relaunch()
+    from compress.run.recipe import run_recipe
+
+    run_recipe(config)
+    processes.leave()
+
+
+def pretrain(cfg: "DictConfig") -> None:
+    """Trains or makes a part of the embedded default.
+
+    Raises:
+        UserError: The recipe says nothing about what to train.
+    """
+    from omegaconf import OmegaConf
+
+    import compress.pretrain
+    from compress.config.folders import default_out
+
+    if "pretrain" not in cfg:
+        raise UserError("job=pretrain: this recipe has nothing to train; a recipe train_... has")
+    values: Any = OmegaConf.to_container(cfg.pretrain, resolve=True)
+    compress.pretrain.run(values, Path(cfg.out or default_out(cfg.recipe_name)))

@@ -1,0 +1,75 @@
+"""A process for each row, so that no row sees the memory, kernels or caches of another."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from compress.jobs.benchmark.row import Task
+
+
+def measure_apart(task: "Task") -> dict[str, Any]:
+    """Measures a row in a process of its own, which ends with it, and with the one that calls this however that ends.
+
+    Where the system can, the process is a copy of one that has imported the libraries and done nothing else.
+
+    Returns:
+        What :func:`compress.jobs.benchmark.row.measure` gives and ``truncated``, whether a prompt was too long
+        for the text encoder; or ``{"failed": reason}``.
+
+    Raises:
+        UserError: The pipeline cannot be loaded.
+    """
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    if forks:
+        context.set_forkserver_preload(["compress.jobs.benchmark.preload"])
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_answer, args=(task, theirs), name="row")
+    process.start()
+    theirs.close()
+    try:
+        found = ours.recv()
+        process.join(timeout=10)
+    except EOFError:  # it ended without an answer
+        process.join()
+        found = {"failed": f"its process ended with exit code {process.exitcode}; -9 is how a full memory ends one"}
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _answer(task: "Task", answer: Connection) -> None:
+    """The process: measures and sends what came out."""
+    from compress.jobs.benchmark.notices import hear_truncation
+    from compress.jobs.benchmark.row import measure
+
+    truncation = hear_truncation()
+    threading.Thread(target=_end_with_parent, args=(answer,), daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends this one
+    try:
+        answer.send({**measure(task), "truncated": truncation.heard})
+    except UserError as error:
+        answer.send(error)
+    except Exception as error:  # noqa: BLE001 - whatever a device or a compiler cannot do fails its own row alone
+        answer.send({"failed": (str(error).strip() or type(error).__name__).splitlines()[0]})
+
+
+def _end_with_parent(answer: Connection) -> None:
+    """Ends this process when the other end of its pipe is gone: only the process that asked for the row has it.
+
+    The parent, by its number, may be the server that copies processes, which lives on as long as its copies do.
+    """
+    try:
+        answer.recv()  # nothing is ever sent
+    except (EOFError, OSError):
+        os._exit(1)

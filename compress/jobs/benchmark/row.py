@@ -1,0 +1,198 @@
+"""One row of a benchmark, measured in a process of its own by :mod:`compress.jobs.benchmark.process`."""
+
+import functools
+import gc
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from compress.evaluate.cost.latency import spread, timed
+from compress.evaluate.cost.memory import forget_peak, peak_since, process_peak
+from compress.jobs.benchmark.apply import apply, refusal
+from compress.jobs.benchmark.config import Choices
+from compress.jobs.benchmark.model import load_model
+from compress.jobs.benchmark.prompt import embedding_names
+from compress.models import ModelConfig
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Embedding = dict[str, torch.Tensor]  # in place of a prompt, by the names of the pipeline's call
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+REHEARSAL = (2, 4)  # steps of the images drawn before anything is measured
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the process of a row is told.
+
+    Attributes:
+        model: The pipeline.
+        choices: The row's.
+        device: Where to run.
+        threads: Of the CPU.
+        prompts: Of the images for quality.
+        seeds: A seed for each prompt.
+        guidance: Classifier-free guidance scale.
+        height: Of the images in pixels; None for the model's own.
+        width: As ``height``.
+        image_batch: Images at once when they are sampled for quality; the row's own batch where that is larger.
+        repeats: Timed calls.
+        longest: Seconds that a image may take; a row that would take longer is skipped. None is no limit.
+        other_seeds: Seeds of as many images of the same prompts with other noise, which are drawn besides.
+    """
+
+    model: ModelConfig
+    choices: Choices
+    device: str
+    threads: int
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    guidance: float
+    height: int | None
+    width: int | None
+    image_batch: int
+    repeats: int
+    longest: float | None = None
+    other_seeds: tuple[int, ...] = ()
+
+
+def measure(task: Task) -> dict[str, Any]:
+    """Measures a row; meant for a process that does nothing else.
+
+    Returns:
+        ``{"skipped": reason}``, or ``cost`` (see :func:`_cost`), ``images`` (uint8, ``(n, 3, height, width)``) and,
+        where the task has other seeds, ``others``, like the images.
+
+    Raises:
+        FloatingPointError: The model gives NaN.
+        UserError: The pipeline cannot be loaded.
+    """
+    torch.set_num_threads(task.threads)
+    choices, device = task.choices, torch.device(task.device)
+    pipeline = _load(task)
+    if reason := refusal(pipeline, choices, device, _size(pipeline, task), task.model.folder):
+        return {"skipped": reason}
+    # What is imported and set up on the way, once a process, is not the row's: have it before the baseline.
+    apply(pipeline, replace(choices, compile=False), device)
+    _call(pipeline, task, [0], steps=REHEARSAL[0])
+    if task.longest is not None and (expected := _expected(pipeline, task, device)) > task.longest:
+        return {
+            "skipped": f"a image would take about {expected:.2g} s, and {task.longest:.2g} s are the longest to wait"
+        }
+    del pipeline
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    forget_peak()
+    baseline = process_peak()
+    pipeline = _load(task)
+    apply(pipeline, choices, device)
+    embedded = _embed(pipeline, task) if choices.reuse_prompt else None
+    first = [index % len(task.prompts) for index in range(choices.batch_size)]
+    cost = _cost(task, timed(lambda: _call(pipeline, task, first, embedded), task.repeats, device, warm_up=1), baseline)
+    found = {"cost": cost, "images": _draw(pipeline, task, embedded)}
+    if task.other_seeds:
+        found["others"] = _draw(pipeline, replace(task, seeds=task.other_seeds), embedded)
+    return found
+
+
+def _draw(pipeline: "DiffusionPipeline", task: Task, embedded: list[Embedding] | None) -> np.ndarray:
+    """All images of a row, uint8, ``(n, 3, height, width)``."""
+    choices = task.choices
+    at_once = choices.batch_size if choices.compile else max(choices.batch_size, task.image_batch)
+    images = []
+    for start in range(0, len(task.prompts), at_once):
+        chosen = list(range(start, min(start + at_once, len(task.prompts))))
+        images.append(_call(pipeline, task, chosen, embedded))
+    drawn = np.concatenate(images)
+    if np.isnan(drawn).any():
+        raise FloatingPointError("the model gives NaN")
+    rounded = (drawn * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(rounded.transpose(0, 3, 1, 2))
+
+
+def _expected(pipeline: "DiffusionPipeline", task: Task, device: torch.device) -> float:
+    """Seconds of a image, from images of few steps: what a step adds, and what is the same for any number of them.
+
+    Of two calls each the faster one counts, so that a busy machine makes no row look slow.
+    """
+    draw = functools.partial(_call, pipeline, task, [0])
+    seconds = [min(timed(functools.partial(draw, steps=steps), 2, device, warm_up=0)) for steps in REHEARSAL]
+    step = max(seconds[1] - seconds[0], 0.0) / (REHEARSAL[1] - REHEARSAL[0])
+    return seconds[0] + (task.choices.steps - REHEARSAL[0]) * step
+
+
+def _load(task: Task) -> "DiffusionPipeline":
+    return load_model(task.model, DTYPES[task.choices.dtype])
+
+
+def _size(pipeline: "DiffusionPipeline", task: Task) -> tuple[int, int]:
+    """Height and width of the images in pixels."""
+    side = pipeline.unet.config.sample_size if hasattr(pipeline, "unet") else pipeline.default_sample_size
+    sides = side if isinstance(side, list | tuple) else (side, side)
+    return (task.height or sides[0] * pipeline.vae_scale_factor, task.width or sides[1] * pipeline.vae_scale_factor)
+
+
+def _cost(task: Task, seconds: list[float], baseline: int) -> dict[str, Any]:
+    """Latency of a call, throughput and memory.
+
+    Returns:
+        ``latency_s`` in seconds (median; ``latency_low_s`` and ``latency_high_s`` are 5th and 95th percentile) of
+        ``latency_repeats`` calls, ``throughput`` in images a second, and ``peak_memory_bytes`` of loading and
+        sampling above what Python and the libraries take, with how it was measured.
+    """
+    peak, method = peak_since(baseline, torch.device(task.device))
+    latency = spread("latency", seconds)
+    assert latency["latency_s"] is not None
+    throughput = task.choices.batch_size / latency["latency_s"]
+    return {
+        **latency, "latency_repeats": len(seconds), "throughput": throughput, "peak_memory_bytes": peak,
+        "memory_method": method,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def _embed(pipeline: "DiffusionPipeline", task: Task) -> list[Embedding]:
+    """Each prompt's embeddings, and those of the empty prompt for guidance."""
+    names, where = embedding_names(type(pipeline)), {"device": torch.device(task.device), "num_images_per_prompt": 1}
+    found = []
+    for prompt in task.prompts:
+        given = pipeline.encode_prompt(prompt=prompt, **where, do_classifier_free_guidance=task.guidance > 1)
+        found.append({name: part for name, part in zip(names, given, strict=True) if part is not None})
+    return found
+
+
+@torch.no_grad()
+def _call(
+    pipeline: "DiffusionPipeline",
+    task: Task,
+    chosen: list[int],
+    embedded: list[Embedding] | None = None,
+    steps: int | None = None,
+) -> np.ndarray:
+    """Draws the images of some prompts: floats in [0, 1], ``(n, height, width, 3)``.
+
+    Args:
+        pipeline: With the row's choices in effect.
+        task: The row's.
+        chosen: Which of the prompts.
+        embedded: All prompts' embeddings, where they are reused.
+        steps: Denoising steps; None for the row's.
+    """
+    size = {name: side for name, side in (("height", task.height), ("width", task.width)) if side is not None}
+    if embedded is None:
+        text: dict[str, Any] = {"prompt": [task.prompts[index] for index in chosen]}
+    else:
+        text = {name: torch.cat([embedded[index][name] for index in chosen]) for name in embedded[0]}
+    return pipeline(
+        **text,
+        **size,
+        generator=[torch.Generator("cpu").manual_seed(task.seeds[index]) for index in chosen],
+        num_inference_steps=steps or task.choices.steps,
+        guidance_scale=task.guidance,
+        output_type="np",
+    ).images

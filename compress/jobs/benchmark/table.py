@@ -1,0 +1,162 @@
+"""The table of a benchmark: its cells, the notes below it, and all of it as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from compress.jobs.benchmark.choose import PSNR_CAP, loses_score, within_noise
+from compress.report.footer import NOISE, NOISE_FLOOR
+
+MISSING = "–"
+DOMINATED, BEST, LOSES = "×", "★", "▼"
+Row = Mapping[str, Any]
+
+
+def headings(result: Mapping[str, Any]) -> list[str]:
+    """The columns' headings; CLIP scores bear their network's name, and are left out without one."""
+    score = _network(result)
+    of_clip = [f"{score} score ↑", "difference"] if score else []
+    return ["row", "latency of a call (s)", "images/s ↑", "memory (MB)", "PSNR (dB) ↑", "SSIM ↑", *of_clip]
+
+
+def cells(result: Mapping[str, Any], row: Row) -> list[tuple[str, str]]:
+    """A row's cells without its name: each number, and its interval or nothing."""
+    if row["status"] != "measured":
+        return []
+    cost, metrics = row["cost"], row["metrics"]
+    found = [
+        (_short(cost["latency_s"]), f"[{_short(cost['latency_low_s'])}, {_short(cost['latency_high_s'])}]"),
+        (_short(cost["throughput"]), ""),
+        (f"{cost['peak_memory_bytes'] / 1e6:.0f}", ""),
+        _cell(metrics["psnr"], 1),
+        _cell(metrics["ssim"], 3),
+    ]
+    if _network(result):
+        difference = _cell(metrics["clip_difference"], 1, signed=True)
+        found += [
+            _cell(metrics["clip_score"], 1),
+            (
+                difference[0] + (f" {LOSES}" if loses_score(row) else f" {NOISE}" if within_noise(row) else ""),
+                difference[1],
+            ),
+        ]
+    return found
+
+
+def marks(result: Mapping[str, Any], row: Row) -> str:
+    """The signs after a row's name."""
+    best = BEST if row["name"] == result["best"] else ""
+    return best + (DOMINATED if row.get("dominated_by") else "")
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What the numbers and signs mean, one sentence each."""
+    about = result["settings"]
+    measured = [row for row in result["rows"] if row["status"] == "measured"]
+    reference = next(row for row in measured if row["name"] == "reference")
+    choices, cost = reference["choices"], reference["cost"]
+    lines = [
+        f"Each row differs from the reference ({choices['dtype']}, {choices['scheduler']} {choices['steps']} steps, "
+        f"batch {choices['batch_size']}) in what its name says, and ran in a process of its own.",
+        f"Latency: one call from prompt to pixels, median of {_calls(measured)} and [5th, 95th percentile], after "
+        f"one that is not timed; {about['resolution']} px, guidance {about['guidance']:g}, {about['device']}, "
+        f"{about['threads']} threads.",
+        f"Memory: peak of loading and sampling above what Python and the libraries take ({cost['memory_method']}).",
+        f"PSNR, SSIM and the difference of scores compare {about['n']} images with the reference row's of the same "
+        "prompts and noise; brackets are 95 % intervals. Another scheduler draws other images: its PSNR says how "
+        "other, not how good; for that look at the score.",
+        _floor(result),
+    ]
+    if result["truncated"]:
+        lines.append("Some prompts are longer than the text encoder reads: in every row it read their beginning alone.")
+    if any(row["metrics"]["psnr"] and row["metrics"]["psnr"]["equal"] for row in measured):
+        lines.append(
+            f"PSNR is equal where all images are the reference row's to the bit; one that is counts {PSNR_CAP:g} dB."
+        )
+    if any(row.get("dominated_by") for row in measured):
+        lines.append(
+            f"{DOMINATED} nobody should choose this row: another is at least as good in latency, throughput, memory, "
+            "PSNR and score, and clearly better in one of them."
+        )
+    if any(loses_score(row) for row in measured):
+        lines.append(f"{LOSES} the score is below the reference row's by more than the noise.")
+    if any(within_noise(row) for row in measured):
+        lines.append(f"{NOISE} the difference of scores lies inside the noise: its interval holds 0.")
+    return lines
+
+
+def _floor(result: Mapping[str, Any]) -> str:
+    """What images of other noise get."""
+    floor, score = result["noise_floor"], _network(result)
+    parts = [f"PSNR {' '.join(_cell(floor['psnr'], 1))} dB", f"SSIM {' '.join(_cell(floor['ssim'], 3))}"]
+    if score:
+        parts.append(f"{score} score {' '.join(_cell(floor['clip_difference'], 1, signed=True))} from its own")
+    return (
+        f"{NOISE_FLOOR.capitalize()}, the reference row with other noise: {', '.join(parts)}. So much does another "
+        "image of the same prompt get."
+    )
+
+
+def _calls(rows: Sequence[Row]) -> str:
+    """How many calls of each row were timed."""
+    counts = {row["cost"]["latency_repeats"] for row in rows}
+    few, many = min(counts), max(counts)
+    return str(few) if few == many else f"{few} (the slowest rows) to {many} calls"
+
+
+def unmeasured(result: Mapping[str, Any]) -> list[str]:
+    """The rows without numbers, with the reason."""
+    return [f"{row['name']}: {row['status']}, {row['reason']}" for row in result["rows"] if row["status"] != "measured"]
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """The best row and what it is the best of, and the one of most images a second; or that there is none."""
+    if not result["best"]:
+        return f"best: {result['best_of']}"
+    chosen, most = f"best: {result['best']} ({result['best_of']})", result["most_images"]
+    if most == result["best"]:
+        return chosen
+    throughput = next(row["cost"]["throughput"] for row in result["rows"] if row["name"] == most)
+    return f"{chosen}; most images a second within the same limits: {most} ({_short(throughput)})"
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The table, what could not be measured, and the notes."""
+    head = headings(result)
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for row in result["rows"]:
+        if row["status"] == "measured":
+            name = f"{row['name']} {marks(result, row)}".strip().replace("|", "\\|")
+            written = [" ".join(filter(None, cell)) for cell in cells(result, row)]
+            lines.append("| " + " | ".join([name, *written]) + " |")
+    listed = [*unmeasured(result), *notes(result), *_dominated(result)]
+    return "\n".join(lines) + "\n\n" + "\n".join(f"- {line}" for line in listed) + "\n"
+
+
+def _dominated(result: Mapping[str, Any]) -> list[str]:
+    """Which row each dominated one is dominated by."""
+    return [
+        f"{row['name']} {DOMINATED}: {row['dominated_by']} is better"
+        for row in result["rows"]
+        if row.get("dominated_by")
+    ]
+
+
+def _network(result: Mapping[str, Any]) -> str | None:
+    """Name of the CLIP score's network, where there is one."""
+    scores: Sequence[Any] = [row["metrics"]["clip_score"] for row in result["rows"] if row["status"] == "measured"]
+    return next((score["network"] for score in scores if score), None)
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _cell(metric: Mapping[str, Any] | None, digits: int, signed: bool = False) -> tuple[str, str]:
+    if metric is None:
+        return MISSING, ""
+    if metric.get("equal") == metric["n"]:
+        return "equal", ""
+    sign = "+" if signed else ""
+    # Adding 0 makes a zero of a negative one.
+    value, low, high = (f"{round(metric[key], digits) + 0.0:{sign}.{digits}f}" for key in ("value", "low", "high"))
+    return value, f"[{low}, {high}]"

@@ -1,0 +1,120 @@
+"""The table of ``recipe=score``: a metric a row, with its interval and what it looked through."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from compress.evaluate.config import EXTRAPOLATED_FROM
+from compress.report.footer import UNBIASED_FROM
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Title, decimals and the direction of better values; a metric that is not here is written as it is called.
+TITLES = {
+    "fid": ("FID", 2, "↓"),
+    "fid_teacher": ("FID to the teacher", 2, "↓"),
+    "kid": ("KID", 5, "↓"),
+    "precision": ("precision", 3, "↑"),
+    "recall": ("recall", 3, "↑"),
+    "cmmd": ("CMMD", 3, "↓"),
+    "clip_score": ("CLIP score", 2, "↑"),
+    "r_at_1": ("R@1", 3, "↑"),
+    "r_at_5": ("R@5", 3, "↑"),
+    "psnr": ("PSNR (dB)", 2, "↑"),
+    "ssim": ("SSIM", 4, "↑"),
+    "ms_ssim": ("MS-SSIM", 4, "↑"),
+    "lpips": ("LPIPS", 4, "↓"),
+}
+FAMILIES = {"fd": ("Fréchet distance", 3, "↓"), "mmd": ("MMD", 3, "↓")}
+
+
+def print_scores(result: Mapping[str, Any], console: "Console") -> None:
+    """Prints the metrics of a ``score.json`` and the lines below them.
+
+    Args:
+        result: ``{"metrics", "manifest"}``.
+        console: Where to.
+    """
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("metric", style="bold", no_wrap=True)
+    for heading in ("value", "95 % interval", "N → ∞"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, metric in result["metrics"].items():
+        title, digits, better = described(name, metric["network"])
+        ends = "–" if metric["low"] is None else f"[{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+        far = metric.get("infinite")
+        table.add_row(
+            f"{title} {better}", f"{metric['value']:.{digits}f}", ends, "" if far is None else f"{far:.{digits}f}"
+        )
+    console.print(table)
+    for line in notes(result):
+        console.print(line, style="dim", markup=False, highlight=False)
+
+
+def described(name: str, network: str | None) -> tuple[str, int, str]:
+    """A metric's title, decimals and the direction of better values; ``network`` names the CLIP of a CLIP score."""
+    family, _, encoder = name.partition("_")
+    if name not in TITLES and family in FAMILIES and encoder:
+        title, digits, better = FAMILIES[family]
+        return f"{title}, {encoder}", digits, better
+    title, digits, better = TITLES.get(name, (name, 3, "↑"))
+    return f"{network} score" if name == "clip_score" else title, digits, better
+
+
+def notes(result: Mapping[str, Any]) -> list[str]:
+    """What the numbers mean, a sentence each."""
+    manifest, metrics = result["manifest"], result["metrics"]
+    lines = [f"{_images('Scored', manifest['images'])}."]
+    if manifest["reference"] is not None:
+        lines.append(f"{_images('Compared with', manifest['reference'])}{', pair by pair' * manifest['paired']}.")
+    lines.append(
+        "Intervals are of the same number on fresh draws of as many images, "
+        + ("with the reference held fixed." if manifest["reference"] is not None else "captions drawn with them.")
+    )
+    lines += _networks(metrics)
+    for name, metric in metrics.items():
+        if metric.get("why"):
+            lines.append(f"{described(name, metric['network'])[0]} has no interval: {metric['why']}.")
+    if "fid" in metrics:
+        fid = metrics["fid"]
+        lines.append(f"Images come to Inception's size by the resize {fid['preprocessing']} (evaluate.fid_resize).")
+        if min(fid["n"], fid["n_reference"]) < UNBIASED_FROM:
+            lines.append(
+                f"FID below {UNBIASED_FROM:,} images is biased: compare it with FIDs of equal N and reference only."
+            )
+        lines.append(
+            f"N → ∞ extrapolates from subsets of {fid['infinite_from']:,} images on; published ones begin at "
+            f"{EXTRAPOLATED_FROM:,}, and with fewer images than features it is a rough guess."
+        )
+    if "cmmd" in metrics:
+        lines.append(
+            "CMMD compares with published values through CLIP ViT-L/14 at 336 px only, which besides have a bias that "
+            "shrinks with N; this estimate has none."
+        )
+    if "r_at_1" in metrics:
+        lines.append(f"R@1 and R@5 are among {metrics['r_at_1']['among']} distinct captions.")
+    equal = (metrics.get("psnr") or {}).get("equal")
+    if equal:
+        lines.append(f"{equal} pairs are equal to the bit; their PSNR counts as {metrics['psnr']['cap']:g} dB.")
+    return lines
+
+
+def _networks(metrics: Mapping[str, Any]) -> list[str]:
+    """Networks with the beginning of their hashes, and the metrics that looked through them."""
+    users: dict[str, list[str]] = {}
+    for name, metric in metrics.items():
+        if metric["network"]:
+            known = metric["network_sha256"]
+            through = metric["network"] + (f" ({known[:8]})" if known else "")
+            users.setdefault(through, []).append(described(name, metric["network"])[0])
+    text = "; ".join(f"{', '.join(titles)}: {network}" for network, titles in users.items())
+    return [f"Networks, with the beginning of their SHA256: {text}."] if text else []
+
+
+def _images(verb: str, about: Mapping[str, Any]) -> str:
+    size = about["largest"] if about["sizes"] == 1 else f"{about['smallest']} to {about['largest']}"
+    white = f", {about['on_white']} of them composited on white" if about["on_white"] else ""
+    return f"{verb} {about['n']} images of {size} px in {about['folder']}{white}"

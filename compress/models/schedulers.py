@@ -1,0 +1,40 @@
+"""The schedulers that images can be sampled with, by their names in recipes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """A scheduler of diffusers.
+
+    Attributes:
+        label: What it is called in tables.
+        kind: Its class in diffusers; None keeps the pipeline's own.
+        changes: Settings that differ from those of the pipeline's own scheduler.
+    """
+
+    label: str
+    kind: str | None
+    changes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def code(self) -> str:
+        """The line of Python that gives a pipeline this scheduler; nothing for the pipeline's own."""
+        changes = "".join(f", {name}={value}" for name, value in self.changes.items())
+        return f"pipeline.scheduler = {self.kind}.from_config(pipeline.scheduler.config{changes})" if self.kind else ""
+
+
+SCHEDULERS = {
+    "checkpoint": Scheduler("own scheduler", None),
+    # Stable Diffusion's PNDM is the one without Runge-Kutta steps; a DDPM config does not say so.
+    "pndm": Scheduler("PNDM", "PNDMScheduler", {"skip_prk_steps": True}),
+    # Latents leave [-1, 1]; a config of another scheduler does not say that they may, and DDIM's default cuts them off.
+    "ddim": Scheduler("DDIM", "DDIMScheduler", {"clip_sample": False}),
+    "euler": Scheduler("Euler", "EulerDiscreteScheduler"),
+    "euler_a": Scheduler("Euler a", "EulerAncestralDiscreteScheduler"),
+    "dpmsolver++": Scheduler("DPM++ 2M", "DPMSolverMultistepScheduler"),
+    "dpmsolver++_karras": Scheduler("DPM++ 2M Karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "unipc": Scheduler("UniPC", "UniPCMultistepScheduler"),
+    "lcm": Scheduler("LCM", "LCMScheduler"),
+}

@@ -1,0 +1,1 @@
+"""Which channels of a UNet belong together, and removing them."""

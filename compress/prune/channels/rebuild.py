@@ -1,0 +1,278 @@
+"""Prune the groups of a UNet and put the result together as a stock model."""
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from compress.errors import UserError
+from compress.models.inputs import Inputs, map_tensors
+from compress.models.meta import checked_weights
+from compress.prune.channels import groups as channels
+from compress.prune.channels import time_embedding, widths
+from compress.prune.channels.groups import Axis
+from compress.prune.channels.proxy import UNet, add_shortcuts, meta_model
+from compress.prune.importance.score import Scorer
+from compress.prune.width import PruneReport
+
+# What adds to the embedding or projects the text has no part in the levels' widths; without it, one set of inputs fits
+# every UNet.
+PLAIN = {
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "class_embeddings_concat": False,
+    "addition_embed_type": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "time_cond_proj_dim": None,
+}
+TOKENS = 77  # of the text, where the share of MACs is counted
+
+
+def prune_unet(
+    unet: UNet, ratio: float | list[float], scorer: Scorer, heads: str = "auto", multiple: int | None = None
+) -> PruneReport:
+    """See :func:`compress.prune.width.prune_width`."""
+    return Narrower(unet, heads, multiple).prune(ratio, scorer)
+
+
+class Narrower:
+    """Prunes a UNet to any ratios; what does not depend on them is found out once.
+
+    Args:
+        unet: Stays as it is; its weights must not change meanwhile.
+        heads: See :class:`compress.prune.width.Config`.
+        multiple: See there.
+
+    Raises:
+        UserError: Its blocks are of an unsupported architecture.
+    """
+
+    def __init__(self, unet: UNet, heads: str = "auto", multiple: int | None = None) -> None:
+        self.unet, self.config, self.heads, self.multiple = unet, dict(unet.config), heads, multiple
+        widths.check_blocks(self.config)
+        self.widths = [int(width) for width in self.config["block_out_channels"]]
+        self._found: dict[tuple[str, tuple[str, ...]], tuple[UNet, list[channels.Group]]] = {}
+
+    def prune(self, ratio: float | list[float], scorer: Scorer) -> PruneReport:
+        """The UNet with fewer channels.
+
+        Args:
+            ratio: Share of the channels to remove, or one for each level.
+            scorer: Scores the channels of a group.
+
+        Raises:
+            UserError: No possible widths are nearer to the ratio than the present ones, or the weights are not those of
+                the config in finite floats.
+        """
+        asked = widths.level_ratios(ratio, self.widths)
+        shape = widths.choose_shape(self.config, asked, self.heads, self.multiple)
+        weights = dict(self._weights)
+        time_embedding_dim = self.unet.time_embedding.linear_1.out_features
+        pruned = meta_model(type(self.unet), {**self.config, **shape.changes, "time_embedding_dim": time_embedding_dim})
+        plain, groups = self._coupled(pruned, shape.heads)
+        _add_identities(plain, weights)
+        keep = _choose(groups, plain, pruned, weights, scorer)
+        narrow(weights, keep)
+        _rescale_queries(weights, plain, pruned)
+        touched = {name for (name, _), mask in keep.items() if not mask.all()}
+        residual = 0.0
+        if shape.widths[0] != self.widths[0]:
+            residual = _refit_time(self.unet, pruned, weights)
+            touched.update({"time_embedding.linear_1", "time_embedding.linear_2"})
+        _load(pruned, weights, self._weights)
+        pruned.train(self.unet.training).requires_grad_(any(p.requires_grad for p in self.unet.parameters()))
+
+        layers = {name: module for name, module in self.unet.named_modules() if name in touched}
+        params = sum(p.numel() for p in self.unet.parameters())
+        return PruneReport(
+            unet=pruned,
+            kept=kept_outputs(pruned, keep),
+            widths_before=self.widths,
+            widths_after=shape.widths,
+            ratios_asked=asked,
+            ratios_achieved=[1 - new / old for new, old in zip(shape.widths, self.widths, strict=True)],
+            heads=shape.heads,
+            multiple=shape.multiple,
+            params_before=params,
+            params_after=sum(p.numel() for p in pruned.parameters()),
+            modules=len(layers),
+            share_params=sum(p.numel() for layer in layers.values() for p in layer.parameters()) / params,
+            share_macs=share_of_macs(plain, self._macs, touched),
+            norms_regrouped=regrouped(plain, keep),
+            time_residual=residual,
+            skipped={
+                f"level {i}": f"stays {old} channels wide: the nearest width that norm groups and heads divide"
+                for i, (old, new, ratio) in enumerate(zip(self.widths, shape.widths, asked, strict=True))
+                if ratio and old == new
+            },
+        )
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        return checked_weights(self.unet)
+
+    @cached_property
+    def _macs(self) -> dict[str, float]:
+        plain, inputs = plain_unet(type(self.unet), self.config)
+        return module_macs(plain, ((), inputs))
+
+    def _coupled(self, pruned: UNet, heads: str) -> tuple[UNet, list[channels.Group]]:
+        """A meta_model UNet with the shortcuts that a pruned one has, and its groups of channels."""
+        plain, inputs = plain_unet(type(self.unet), self.config)
+        own = {name for name, _ in plain.named_modules()}
+        add_shortcuts(plain, like=pruned)
+        added = tuple(name for name, _ in plain.named_modules() if name not in own)
+        if (heads, added) not in self._found:
+            self._found[heads, added] = plain, channels.find_groups(plain, inputs, heads)
+        return self._found[heads, added]
+
+
+def plain_unet(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, dict[str, Any]]:
+    """A meta_model UNet of the same levels, and inputs for it."""
+    size = config["sample_size"] or 64
+    height, width = size if isinstance(size, (list, tuple)) else (size, size)
+    inputs: dict[str, Any] = {
+        "sample": torch.empty(1, config["in_channels"], height, width, device="meta"),
+        "timestep": torch.empty(1, device="meta"),
+        "return_dict": False,
+    }
+    plain = {**config, **{key: value for key, value in PLAIN.items() if key in config}}
+    if issubclass(cls, UNet2DConditionModel):
+        text = config["cross_attention_dim"]
+        plain["cross_attention_dim"] = text[0] if isinstance(text, (list, tuple)) else text or 1
+        inputs["encoder_hidden_states"] = torch.empty(1, TOKENS, plain["cross_attention_dim"], device="meta")
+    return meta_model(cls, plain), inputs
+
+
+def _add_identities(plain: UNet, weights: dict[str, Tensor]) -> None:
+    """Weights of the added shortcuts: they pass on the channels that both levels keep."""
+    for name, _ in plain.named_modules():
+        if name.endswith(".conv_shortcut") and f"{name}.weight" not in weights:
+            ones = torch.ones_like(weights[f"{name.rpartition('.')[0]}.conv1.bias"])
+            weights[f"{name}.weight"] = ones.diag()[:, :, None, None]
+            weights[f"{name}.bias"] = torch.zeros_like(ones)
+
+
+def _choose(
+    groups: list[channels.Group], plain: nn.Module, pruned: nn.Module, weights: dict[str, Tensor], scorer: Scorer
+) -> dict[Axis, Tensor]:
+    """Masks of the channels kept, by layer and axis."""
+    keep: dict[Axis, Tensor] = {}
+    for group in groups:
+        # The first member is a layer of which every channel belongs to the group.
+        count = channels.axis_size(pruned, group.members[0].axis)
+        if count == group.size:
+            continue
+        mark(keep, group, channels.choose(group, scorer(group, weights), count), plain)
+    return keep
+
+
+def mark(keep: dict[Axis, Tensor], group: channels.Group, mask: Tensor, unet: nn.Module) -> None:
+    """Enter the channels kept of a group, a mask of shape ``(size,)``, into the masks of all layers of a UNet."""
+    for member in [*group.members, *group.followers]:
+        axis = keep.setdefault(member.axis, torch.ones(channels.axis_size(unet, member.axis), dtype=torch.bool))
+        axis[member.index] = mask[member.root]
+
+
+def narrow(weights: dict[str, Tensor], keep: dict[Axis, Tensor]) -> None:
+    """Take the channels that are not kept out of a state dict."""
+    for (name, side), mask in keep.items():
+        keys = [f"{name}.weight", f"{name}.bias"] if side == "out" else [f"{name}.weight"]
+        for key in keys:
+            if key in weights:
+                index = mask.nonzero()[:, 0].to(weights[key].device)
+                weights[key] = weights[key].index_select(0 if side == "out" else 1, index)
+
+
+def _rescale_queries(weights: dict[str, Tensor], plain: UNet, pruned: UNet) -> None:
+    """Undo that attention divides by the square root of a head's width, where that is smaller now."""
+    for name, module in plain.named_modules():
+        if isinstance(module, Attention):
+            narrower = pruned.get_submodule(name)
+            old, new = module.inner_dim // module.heads, narrower.inner_dim // narrower.heads
+            for key in (f"{name}.to_q.weight", f"{name}.to_q.bias"):
+                if key in weights and new != old:
+                    weights[key] = weights[key] * math.sqrt(new / old)
+
+
+def _refit_time(unet: UNet, pruned: UNet, weights: dict[str, Tensor]) -> float:
+    """Fit the time embedding to the narrower sinusoid; returns the relative error that is left."""
+    steps = torch.arange(time_embedding.TIMESTEPS)
+    fitted, residual = time_embedding.refit(unet.time_embedding, unet.time_proj(steps), pruned.time_proj(steps))
+    weights.update({f"time_embedding.{key}": value for key, value in fitted.state_dict().items()})
+    return residual
+
+
+def _load(pruned: UNet, weights: dict[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Give the pruned UNet its weights, and copies of those that are still of the model given."""
+    for name, tensor in pruned.state_dict().items():
+        if name in weights and weights[name].shape != tensor.shape:
+            raise UserError(
+                f"this UNet cannot be pruned so: {name} would need shape {tuple(tensor.shape)} but has "
+                f"{tuple(weights[name].shape)}; leave the level it belongs to as it is (a ratio of 0 in the list)"
+            )
+    shared = {name for name, tensor in given.items() if weights[name] is tensor}
+    own = {name: tensor.clone() if name in shared else tensor for name, tensor in weights.items()}
+    pruned.load_state_dict(own, strict=True, assign=True)
+
+
+def kept_outputs(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
+    """Channels kept of what each down, mid and up block hands on."""
+    blocks = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
+    blocks += ["mid_block"] if unet.mid_block is not None else []
+    blocks += [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
+    kept = {}
+    for name in blocks:
+        block = unet.get_submodule(name)
+        samplers = next((s for s in ("downsamplers", "upsamplers") if getattr(block, s, None) is not None), None)
+        layer = f"{name}.{samplers}.0.conv" if samplers else f"{name}.resnets.{len(block.resnets) - 1}.conv2"
+        mask = keep.get((layer, "out"), torch.ones(channels.axis_size(unet, (layer, "out"))))
+        kept[name] = mask.nonzero()[:, 0].tolist()
+    return kept
+
+
+def regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
+    """Norms of which a group does not hold just what is left of that group."""
+    names = []
+    for (name, _), mask in keep.items():
+        norm = plain.get_submodule(name)
+        if isinstance(norm, nn.GroupNorm):
+            old = mask.nonzero()[:, 0] // (norm.num_channels // norm.num_groups)
+            if not (old.view(norm.num_groups, -1) == torch.arange(norm.num_groups)[:, None]).all():
+                names.append(name)
+    return names
+
+
+@torch.no_grad()
+def module_macs(empty: UNet, inputs: Inputs) -> dict[str, float]:
+    """Multiply-accumulates of every module and what is in it, by name; ``""`` is the whole.
+
+    Args:
+        empty: On the meta device, in float32.
+        inputs: Arguments of one pass, on any device and in any precision.
+    """
+    args, kwargs = map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
+    with FlopCounterMode(display=False) as counter:
+        empty(*args, **kwargs)
+    return {name.partition(".")[2]: sum(ops.values()) / 2 for name, ops in counter.get_flop_counts().items()}
+
+
+def share_of_macs(plain: nn.Module, macs: dict[str, float], touched: set[str]) -> float:
+    """Share of the multiply-accumulates done in some layers, and in the attention whose queries are among them."""
+    total = sum(macs.get(name, 0) for name in touched)
+    for name, module in plain.named_modules():
+        if isinstance(module, Attention) and f"{name}.to_q" in touched:
+            total += attention_macs(name, module, macs)
+    return total / macs[""]
+
+
+def attention_macs(name: str, attention: nn.Module, macs: Mapping[str, float]) -> float:
+    """Those of queries with keys and of scores with values, which are counted in no layer."""
+    return macs[name] - sum(macs.get(f"{name}.{part}", 0) for part, _ in attention.named_modules() if part)

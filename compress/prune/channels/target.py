@@ -1,0 +1,234 @@
+"""A share of a UNet's cost that is to be left, and the widths that leave it."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError, bad_value
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from compress.models.inputs import Inputs
+
+TOLERANCE = 0.02
+"""How far the share that is left may be from the target, relative to it."""
+
+Widths = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """How much is to be left, as a share in (0, 1) of what the UNet has; one of them at most, None: it does not matter.
+
+    Attributes:
+        params: Of the parameters.
+        macs: Of the multiply-accumulates of one pass at the model's own size.
+        bytes: Of the bytes of the weights, in the run's precision.
+    """
+
+    params: float | None = None
+    macs: float | None = None
+    bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        given = {key: share for key, share in asdict(self).items() if share is not None}
+        for key, share in given.items():
+            if not 0 < share < 1:
+                raise bad_value(key, share, "the share to be left, a number in (0, 1), or null")
+        if len(given) > 1:
+            raise bad_value(list(given)[1], list(given.values())[1], f"null where {next(iter(given))} is given")
+
+    @property
+    def goal(self) -> tuple[str, float] | None:
+        """What is counted and the share of it, or None where nothing is asked for."""
+        return next(((key, share) for key, share in asdict(self).items() if share is not None), None)
+
+
+class Costs:
+    """What a UNet costs at other widths, as a share of what it costs now.
+
+    Every layer's cost is a product of two widths at most, so the cost of the whole is a polynomial of second degree. It
+    is found from as many meta_model models as it has coefficients and checked by one more for each plan.
+
+    Args:
+        unet: Its config counts, not its weights: it may be on the meta device.
+        inputs: Arguments of one pass, for ``"macs"``.
+        unit: ``"params"``, ``"macs"`` or ``"bytes"``.
+        heads: What attention gives up, see :class:`compress.prune.width.Config`.
+        multiple: What new widths are multiples of, see there.
+    """
+
+    def __init__(
+        self, unet: Any, inputs: "Inputs", unit: str, heads: str = "auto", multiple: int | None = None
+    ) -> None:
+        from compress.prune.channels.proxy import meta_model
+
+        self.unet, self.unit, self.heads, self.multiple = unet, unit, heads, multiple
+        self.widths = tuple(int(width) for width in unet.config.block_out_channels)
+        full = meta_model(type(unet), unet.config).eval()
+        # In one precision, parameters are bytes.
+        self._times = _times_used(full, inputs) if unit == "macs" else None
+        self._full = self._cost(full)
+
+    def exact(self, widths: Widths) -> float:
+        """The share that is left at these widths."""
+        return self._count(widths) / self._full
+
+    def estimate(self, choices: Sequence[Widths]) -> "Tensor":
+        """The shares that are left at each of many choices of widths, ``(n,)``, float64.
+
+        Exact but for choices that make neighboring levels equally wide that were not, or the other way round.
+        """
+        import torch
+
+        terms = _terms(torch.tensor(choices))
+        samples = _spread(choices, terms.shape[1])
+        found = torch.tensor([self.exact(sample) for sample in samples], dtype=torch.float64)
+        scale = terms.amax(0)
+        # Where levels can take few widths, some coefficients cannot be told apart and none of them matters.
+        fit = torch.linalg.lstsq(_terms(torch.tensor(samples)) / scale, found[:, None], driver="gelsd").solution[:, 0]
+        return terms / scale @ fit
+
+    def _count(self, widths: Widths) -> float:
+        from compress.prune.channels.proxy import meta_model
+        from compress.prune.channels.widths import choose_shape
+
+        if widths == self.widths:
+            return self._full
+        ratios = [1 - new / old for new, old in zip(widths, self.widths, strict=True)]
+        changes = choose_shape(self.unet.config, ratios, self.heads, self.multiple).changes
+        if "time_embedding_dim" in self.unet.config:
+            changes["time_embedding_dim"] = self.unet.time_embedding.linear_1.out_features
+        return self._cost(meta_model(type(self.unet), {**self.unet.config, **changes}))
+
+    def _cost(self, model: Any) -> float:
+        if self._times is None:
+            return sum(parameter.numel() for parameter in model.parameters())
+        total = 0.0
+        for name, module in model.named_modules():
+            if _is_attention(module):
+                total += self._times[name] * module.inner_dim
+            elif _is_layer(module):
+                # A shortcut that the UNet does not have yet works on what its resnet gives out.
+                like = name if name in self._times else f"{name.rpartition('.')[0]}.conv2"
+                total += self._times[like] * module.weight.numel()
+        return total
+
+
+def _times_used(model: Any, inputs: "Inputs") -> dict[str, float]:
+    """How often one pass multiplies by each weight of a layer, and by each channel of an attention's queries.
+
+    That depends on the size of the inputs alone, not on the widths of the model.
+    """
+    from compress.prune.channels.rebuild import attention_macs, module_macs
+
+    macs = module_macs(model, inputs)
+    times = {name: macs.get(name, 0) / m.weight.numel() for name, m in model.named_modules() if _is_layer(m)}
+    attentions = [(name, module) for name, module in model.named_modules() if _is_attention(module)]
+    return times | {name: attention_macs(name, module, macs) / module.inner_dim for name, module in attentions}
+
+
+def _is_layer(module: Any) -> bool:
+    from torch import nn
+
+    return isinstance(module, (nn.Conv2d, nn.Linear))
+
+
+def _is_attention(module: Any) -> bool:
+    from diffusers.models.attention_processor import Attention
+
+    return isinstance(module, Attention)
+
+
+def _terms(widths: "Tensor") -> "Tensor":
+    """1, every width and every product of two, ``(n, terms)``, float64."""
+    import torch
+
+    columns = [torch.ones(len(widths), dtype=torch.float64), *widths.double().T]
+    pairs = itertools.combinations_with_replacement(range(1, len(columns)), 2)
+    return torch.stack(columns + [columns[i] * columns[j] for i, j in pairs], 1)
+
+
+def _spread(choices: Sequence[Widths], count: int) -> list[Widths]:
+    """Choices that tell coefficients apart: of each of the others, the one least explained by those before it."""
+    import torch
+
+    candidates = _terms(torch.tensor(choices))
+    candidates = candidates / candidates.amax(0)
+    chosen: list[int] = []
+    for _ in range(min(count, len(choices))):
+        norms = candidates.norm(dim=1)
+        best = int(norms.argmax())
+        if norms[best] < 1e-9:
+            break
+        chosen.append(best)
+        direction = candidates[best] / norms[best]
+        candidates = candidates - (candidates @ direction)[:, None] * direction
+    return [choices[index] for index in chosen]
+
+
+def choices_of(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> list[Widths]:
+    """All widths that a stock UNet of this config can be narrowed to, its own among them.
+
+    Args:
+        config: Of the UNet.
+        heads: What attention gives up, see :class:`compress.prune.width.Config`.
+        multiple: What new widths are multiples of, see there.
+    """
+    from compress.prune.channels.widths import keeps_shortcuts, possible_widths
+
+    each = possible_widths(config, heads, multiple)
+    return [choice for choice in itertools.product(*each) if keeps_shortcuts(config["block_out_channels"], choice)]
+
+
+def meeting(target: Target, costs: Costs, choices: Sequence[Widths]) -> list[Widths]:
+    """The choices that leave the share that is asked for.
+
+    Args:
+        target: With one share given.
+        costs: In its unit.
+        choices: Widths to choose from.
+
+    Raises:
+        UserError: None does; it names the nearest possible shares.
+    """
+    assert target.goal is not None
+    unit, share = target.goal
+    shares = costs.estimate(choices)
+    off = (shares / share - 1).abs()
+    found = [choice for choice, error in zip(choices, off.tolist(), strict=True) if error <= TOLERANCE]
+    if not found:
+        near = [choices[i] for i in off.argsort()[:2].tolist()]
+        listed = " or ".join(f"{costs.exact(choice):.3f} (widths {', '.join(map(str, choice))})" for choice in near)
+        raise UserError(f"target.{unit}={share:g}: no widths of this UNet leave that within 2 %; nearest: {listed}")
+    return found
+
+
+def best(
+    target: Target, costs: Costs, choices: Sequence[Widths], predicted: Callable[[Widths], float]
+) -> tuple[Widths, float]:
+    """Of the choices that meet a target the one of least predicted error, and the share that it leaves.
+
+    Args:
+        target: With one share given.
+        costs: In its unit.
+        choices: What :func:`meeting` gave.
+        predicted: Error of a choice.
+
+    Raises:
+        UserError: None of them meets it when counted exactly.
+    """
+    assert target.goal is not None
+    unit, share = target.goal
+    for choice in sorted(choices, key=lambda widths: (predicted(widths), widths)):
+        left = costs.exact(choice)
+        if abs(left / share - 1) <= TOLERANCE:
+            return choice, left
+    raise UserError(f"target.{unit}={share:g}: no widths of this UNet leave that within 2 %")

@@ -1,0 +1,114 @@
+"""Fit a time embedding to a sinusoid of another width.
+
+The sinusoid by which a UNet embeds its timestep has as many channels as the first level. Pruning this level changes
+all its frequencies, so there are no channels to select: the layers after it are fitted instead.
+"""
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from compress.system.progress import bar
+
+TIMESTEPS = 1000
+EXACT = 1e-6  # relative error below which least squares on the first layer is the answer
+# Singular values below that share of the largest would only make the first layer's weights large; large weights that
+# cancel each other are what half precision cannot add up.
+CUTOFF = 1e-5
+CUTOFF_HALF = 1e-2
+RIDGES = (1e-6, 1e-7, 1e-8, 1e-10)  # shares of the largest eigenvalue; which is best depends on the weights' precision
+ITERATIONS = 600  # of L-BFGS at most
+MOST_PASSES = ITERATIONS * 5 // 4  # its line searches included; that many where max_eval is not given
+
+
+def _error(found: Tensor, wanted: Tensor) -> Tensor:
+    return ((found - wanted).square().mean() / wanted.square().mean()).sqrt()
+
+
+@torch.no_grad()
+def _fit_first(fitted: nn.Module, sinusoid: Tensor, hidden: Tensor, cutoff: float) -> None:
+    """Least squares for ``linear_1``; singular values below ``cutoff`` of the largest count as 0."""
+    inputs = torch.cat([sinusoid, torch.ones_like(sinusoid[:, :1])], dim=1)
+    solution = torch.linalg.lstsq(inputs, hidden, rcond=cutoff, driver="gelsd").solution
+    fitted.linear_1.weight.copy_(solution[:-1].T)
+    fitted.linear_1.bias.copy_(solution[-1])
+
+
+@torch.no_grad()
+def _fit_second(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor, ridges: Sequence[float]) -> list[nn.Module]:
+    """For each ridge the least change of ``linear_2`` (ridge regression) that makes up for what the first leaves."""
+    hidden = fitted.act(fitted.linear_1(sinusoid))
+    inputs = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
+    values, vectors = torch.linalg.eigh(inputs @ inputs.T)  # one row per timestep: fewer than hidden units
+    left = vectors.T @ (wanted - fitted.linear_2(hidden))
+    found = []
+    for ridge in ridges:
+        change = inputs.T @ (vectors @ (left / (values + ridge * values[-1])[:, None]))
+        candidate = copy.deepcopy(fitted)
+        candidate.linear_2.weight.add_(change[:-1].T)
+        candidate.linear_2.bias.add_(change[-1])
+        found.append(candidate)
+    return found
+
+
+def _fit_both(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor) -> None:
+    """Full-batch L-BFGS on all weights: the problem is smooth and small, and nothing in it is random."""
+    scale = wanted.square().mean()
+    optimizer = torch.optim.LBFGS(
+        fitted.parameters(), max_iter=ITERATIONS, max_eval=MOST_PASSES, history_size=20, tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def loss() -> Tensor:
+        progress.advance(task)
+        optimizer.zero_grad()
+        value = (fitted(sinusoid) - wanted).square().mean() / scale
+        value.backward()
+        return value
+
+    with torch.enable_grad(), bar() as progress:
+        task = progress.add_task("fitting the time embedding", total=MOST_PASSES)
+        optimizer.step(loss)
+        progress.update(task, completed=MOST_PASSES)
+
+
+def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, float]:
+    """Fit both layers of a diffusers ``TimestepEmbedding`` so that it maps ``new`` to what it mapped ``old`` to.
+
+    The first layer is solved by least squares. Where that is not exact, the second is solved too if there are at least
+    as many hidden units as timesteps (Stable Diffusion has 1280), for the first as it is in the embedding's precision;
+    if there are fewer, both layers follow by L-BFGS, which takes a few seconds.
+
+    Args:
+        embedding: With layers ``linear_1`` and ``linear_2``; stays unchanged.
+        old: Sinusoids, shape ``(timesteps, old width)``.
+        new: Sinusoids of the same timesteps, shape ``(timesteps, new width)``.
+
+    Returns:
+        The new module in the dtype and on the device of the old one, and its relative error: root mean square error
+        over the root mean square of the old embedding.
+    """
+    weight = embedding.linear_1.weight
+    fitted = copy.deepcopy(embedding).cpu().double().requires_grad_(False)
+    old64, new64 = old.cpu().double(), new.cpu().double()
+    hidden, wanted = fitted.linear_1(old64), fitted(old64)
+    fitted.linear_1 = nn.utils.skip_init(nn.Linear, new.shape[1], weight.shape[0], dtype=torch.float64)
+    _fit_first(fitted, new64, hidden, cutoff=1e-12)
+    candidates = [fitted]
+    if _error(fitted(new64), wanted) > EXACT:
+        _fit_first(fitted, new64, hidden, CUTOFF if weight.dtype in (torch.float32, torch.float64) else CUTOFF_HALF)
+        if weight.shape[0] >= len(old):
+            fitted.linear_1.to(weight.dtype).double()
+            candidates = _fit_second(fitted, new64, wanted, RIDGES)
+        else:
+            fitted = fitted.float().to(weight.device).requires_grad_(True)
+            _fit_both(fitted, new64.float().to(weight.device), wanted.float().to(weight.device))
+            candidates = [fitted]
+    rounded = [candidate.to(weight.device, weight.dtype) for candidate in candidates]
+    with torch.no_grad():
+        inputs = new.to(weight.device, weight.dtype)
+        residuals = [float(_error(candidate(inputs).cpu().double(), wanted)) for candidate in rounded]
+    best = min(range(len(rounded)), key=residuals.__getitem__)
+    return rounded[best], residuals[best]

@@ -1,0 +1,261 @@
+"""Which widths a UNet's levels can have, and which are nearest to the ratios asked for; needs the config alone."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from compress.errors import UserError, bad_value
+
+# The blocks whose layers all follow their level's width. Others scale and shift by the time embedding, or hold widths
+# of their own.
+KNOWN_BLOCKS: dict[str, set[Any]] = {
+    "resnet_time_scale_shift": {"default"},
+    "time_embedding_type": {"positional"},
+    "attention_type": {"default"},
+    "dual_cross_attention": {False},
+    "downsample_type": {"conv"},
+    "upsample_type": {"conv"},
+}
+KNOWN_WITH_TEXT: dict[str, set[Any]] = {
+    "down_block_types": {"DownBlock2D", "CrossAttnDownBlock2D"},
+    "mid_block_type": {"UNetMidBlock2DCrossAttn", "UNetMidBlock2D", None},
+    "up_block_types": {"UpBlock2D", "CrossAttnUpBlock2D"},
+}
+KNOWN_WITHOUT_TEXT: dict[str, set[Any]] = {
+    "down_block_types": {"DownBlock2D", "AttnDownBlock2D"},
+    "mid_block_type": {"UNetMidBlock2D", None},
+    "up_block_types": {"UpBlock2D", "AttnUpBlock2D"},
+}
+LARGE = 256  # levels at least that wide are where kernels are tuned to multiples of LARGE_MULTIPLE
+LARGE_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a narrower UNet looks like.
+
+    Attributes:
+        widths: ``block_out_channels``, in channels.
+        heads: ``"narrow"`` or ``"remove"``: what attention has given up.
+        multiple: What every width that changed is a multiple of, beyond norm groups and heads.
+        changes: Keys of the stock config that are new, ``block_out_channels`` among them.
+    """
+
+    widths: list[int]
+    heads: str
+    multiple: int
+    changes: dict[str, Any]
+
+
+def check_blocks(config: Mapping[str, Any]) -> None:
+    """Raise a :class:`UserError` that names what cannot be pruned in a UNet of this config."""
+    for key, known in (KNOWN_BLOCKS | (KNOWN_WITH_TEXT if _has_text(config) else KNOWN_WITHOUT_TEXT)).items():
+        if key not in config:  # each kind of UNet lacks some
+            continue
+        for value in config[key] if isinstance(config[key], (list, tuple)) else [config[key]]:
+            if value not in known:
+                names = ", ".join(sorted(str(name) for name in known))
+                raise UserError(f"this UNet cannot be pruned: its {key} is {value}; known: {names}")
+    if not config["norm_num_groups"]:
+        raise UserError("this UNet cannot be pruned: it has no norm groups (norm_num_groups)")
+    for level, (width, heads) in enumerate(zip(config["block_out_channels"], level_heads(config), strict=True)):
+        head_dim = None if _has_text(config) else config["attention_head_dim"]
+        if heads is not None and width % (head_dim or heads):
+            raise UserError(
+                f"this UNet cannot be pruned: attention_head_dim={config['attention_head_dim']} does not divide the "
+                f"{width} channels of level {level} into heads"
+            )
+
+
+def _has_text(config: Mapping[str, Any]) -> bool:
+    """Whether it is a ``UNet2DConditionModel``'s: a ``UNet2DModel`` takes no text, and tells heads by their width."""
+    return "cross_attention_dim" in config
+
+
+def level_heads(config: Mapping[str, Any]) -> list[int | None]:
+    """Number of heads of each level, None where it has no attention."""
+    widths = config["block_out_channels"]
+    given = config["attention_head_dim"]
+    heads: list[int | None] = []
+    for level, width in enumerate(widths):
+        blocks = [config["down_block_types"][level], config["up_block_types"][len(widths) - 1 - level]]
+        attention = any("Attn" in block for block in blocks)
+        if level == len(widths) - 1 and config["mid_block_type"] is not None:
+            attention |= "CrossAttn" in config["mid_block_type"] if _has_text(config) else config["add_attention"]
+        if not attention:
+            heads.append(None)
+        elif _has_text(config):  # the stock config's attention_head_dim is the number of heads there
+            heads.append(given[level] if isinstance(given, (list, tuple)) else given)
+        else:
+            heads.append(width // given if given else 1)
+    return heads
+
+
+def default_multiple(config: Mapping[str, Any]) -> int:
+    """64 at the size of Stable Diffusion, where attention and convolutions are fastest so; otherwise 1."""
+    widths = config["block_out_channels"]
+    return LARGE_MULTIPLE if all(w >= LARGE and w % LARGE_MULTIPLE == 0 for w in widths) else 1
+
+
+def level_steps(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> list[int]:
+    """What each level's width must be divisible by if it changes.
+
+    Args:
+        config: Of the UNet to prune.
+        heads: ``"narrow"``: by the number of heads, which stays. ``"remove"``: by the width of a head, which stays.
+            ``"auto"``: whichever allows more widths, the first where both do.
+        multiple: A divisor beyond those and the norm groups; None: :func:`default_multiple`.
+
+    Raises:
+        UserError: The levels have no widths: the layers of the UNet have shapes of their own.
+    """
+    if config.get("layers"):
+        raise UserError(
+            "this UNet cannot be pruned by level: its layers have shapes of their own, which a stage before gave them; "
+            "methods per_layer and low_rank can go on with it"
+        )
+    if heads == "auto":
+        modes = _modes(config, heads)
+        return min((level_steps(config, mode, multiple) for mode in modes), key=lambda steps: -_number(config, steps))
+    multiple = default_multiple(config) if multiple is None else multiple
+    steps = []
+    for width, number in zip(config["block_out_channels"], level_heads(config), strict=True):
+        head_step = 1 if number is None else number if heads == "narrow" else width // number
+        steps.append(math.lcm(config["norm_num_groups"], config.get("attn_norm_num_groups") or 1, head_step, multiple))
+    return steps
+
+
+def _number(config: Mapping[str, Any], steps: list[int]) -> int:
+    """How many widths there are to choose from on all levels."""
+    return sum(-(-width // step) for width, step in zip(config["block_out_channels"], steps, strict=True))
+
+
+def possible_widths(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> list[list[int]]:
+    """The widths that each level can have, ascending; the last is the present one. Arguments as :func:`level_steps`."""
+    steps = level_steps(config, heads, multiple)
+    return [[*range(step, width, step), width] for step, width in zip(steps, config["block_out_channels"], strict=True)]
+
+
+def _modes(config: Mapping[str, Any], heads: str) -> list[str]:
+    """What attention can give up, of what is asked for."""
+    one_width_for_all = not _has_text(config) and config["attention_head_dim"] is not None and any(level_heads(config))
+    possible = ["remove"] if one_width_for_all else ["narrow", "remove"]
+    modes = [mode for mode in possible if heads in ("auto", mode)]
+    if not modes:
+        raise bad_value(
+            "heads", heads, "remove or auto: a UNet2DModel has one attention_head_dim for the heads of all levels"
+        )
+    return modes
+
+
+def level_ratios(ratio: float | list[float], widths: list[int]) -> list[float]:
+    """One ratio per level.
+
+    Raises:
+        UserError: If a list has another length than there are levels.
+    """
+    if not isinstance(ratio, (list, tuple)):
+        return [float(ratio)] * len(widths)
+    if len(ratio) != len(widths):
+        levels = ", ".join(str(width) for width in widths)
+        raise bad_value("ratio", ratio, f"one number, or {len(widths)}: one for each level (of widths {levels})")
+    return [float(value) for value in ratio]
+
+
+def choose_shape(
+    config: Mapping[str, Any], ratios: list[float], heads: str = "auto", multiple: int | None = None
+) -> Shape:
+    """The possible shape whose widths are nearest to those asked for, together; of equally near ones the widest.
+
+    Two neighboring levels of different widths stay different: a stock UNet has a learned shortcut only between
+    those, and equal widths would throw it away.
+
+    Args:
+        config: Of the UNet to prune.
+        ratios: Share to remove per level, in [0, 1).
+        heads: ``"narrow"``, ``"remove"``, or ``"auto"``: whichever comes nearer, narrow where both do.
+        multiple: See :class:`Shape`; None: :func:`default_multiple`.
+
+    Raises:
+        UserError: If no level would become narrower; it names the nearest ratios that work, or the possible widths.
+            If level 0 would and must stay as it is.
+    """
+    multiple = default_multiple(config) if multiple is None else multiple
+    modes = _modes(config, heads)
+    widths = [int(width) for width in config["block_out_channels"]]
+    wanted = [width * (1 - ratio) for width, ratio in zip(widths, ratios, strict=True)]
+
+    def error(chosen: tuple[int, ...]) -> tuple[float, int]:
+        off = sum(abs(new - goal) / old for new, goal, old in zip(chosen, wanted, widths, strict=True))
+        return round(off, 9), -sum(chosen)
+
+    nearest = {mode: _nearest_first(possible_widths(config, mode, multiple), wanted, ratios) for mode in modes}
+    best = {
+        mode: min((c for c in product(*near) if keeps_shortcuts(widths, c)), key=error, default=tuple(widths))
+        for mode, near in nearest.items()
+    }
+    mode = min(modes, key=lambda mode: error(best[mode])[0])
+    chosen = list(best[mode])
+    if chosen == widths:
+        smaller = [c for near in nearest.values() for c in product(*near) if keeps_shortcuts(widths, c)]
+        smaller = [c for c in smaller if list(c) != widths]
+        raise _impossible(config, ratios, modes, multiple, min(smaller, key=error, default=None))
+    if chosen[0] != widths[0] and config.get("class_embed_type") == "timestep":
+        raise UserError(
+            "this UNet cannot be pruned so: class_embedding.linear_1.weight reads as many channels as level 0 has; "
+            "leave that level as it is (a ratio of 0 in the list)"
+        )
+    return Shape(chosen, mode, multiple, {"block_out_channels": tuple(chosen), **_head_changes(config, mode, chosen)})
+
+
+def _nearest_first(possible: list[list[int]], wanted: list[float], ratios: list[float]) -> list[list[int]]:
+    """For each level the three widths nearest to that wanted: of them at least one differs from each neighbor."""
+    near = []
+    for widths, goal, ratio in zip(possible, wanted, ratios, strict=True):
+        by_distance = sorted((abs(width - goal), -width) for width in widths)
+        near.append([-negative for _, negative in by_distance[:3]] if ratio else widths[-1:])
+    return near
+
+
+def keeps_shortcuts(old: Sequence[int], new: Sequence[int]) -> bool:
+    """Whether levels of different widths stay different: only between those a stock UNet has a learned shortcut."""
+    return all(old[i] == old[i + 1] or new[i] != new[i + 1] for i in range(len(old) - 1))
+
+
+def _impossible(
+    config: Mapping[str, Any], ratios: list[float], modes: list[str], multiple: int, nearest: tuple[int, ...] | None
+) -> UserError:
+    old = config["block_out_channels"]
+    if nearest is not None:
+        near = [round(1 - new / width, 4) for new, width in zip(nearest, old, strict=True)]
+        hint = f"the nearest that leaves fewer channels is {near}"
+    else:
+        hint = "no ratio leaves fewer channels"
+    listed = "; or, heads removed, ".join(
+        "; ".join(
+            f"level {i}: {', '.join(str(w) for w in widths)}"
+            for i, widths in enumerate(possible_widths(config, mode, multiple))
+        )
+        for mode in modes
+    )
+    beyond = f", by {multiple}" if multiple > 1 else ""
+    return bad_value(
+        "ratio",
+        ratios,
+        f"ratios that leave fewer channels; the nearest possible widths are the present ones, and {hint}. Widths must "
+        f"be divisible by the norm groups{beyond} and by the heads and stay different where they differ: {listed}",
+    )
+
+
+def _head_changes(config: Mapping[str, Any], heads: str, widths: list[int]) -> dict[str, Any]:
+    """What of ``attention_head_dim`` changes: a number of heads, but for a ``UNet2DModel``, where it is their width."""
+    numbers = level_heads(config)
+    if heads == "narrow" or not _has_text(config) or not any(numbers):
+        return {}
+    old, given = config["block_out_channels"], config["attention_head_dim"]
+    given = given if isinstance(given, (list, tuple)) else [given] * len(old)
+    # A level without attention has a number that means nothing.
+    left = [n * new // was if n else any_ for n, any_, new, was in zip(numbers, given, widths, old, strict=True)]
+    return {"attention_head_dim": left}

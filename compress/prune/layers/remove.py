@@ -1,0 +1,157 @@
+"""Takes the channels that rank lowest out of a UNet and puts what is left together."""
+
+import math
+from collections.abc import Mapping
+
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from compress.models.inputs import Inputs
+from compress.models.random_inputs import full_size
+from compress.models.shapes import shaped
+from compress.prune.channels import groups as channels
+from compress.prune.channels.groups import Axis, Group
+from compress.prune.channels.proxy import UNet, meta_model
+from compress.prune.channels.rebuild import kept_outputs, mark, module_macs, narrow, share_of_macs
+from compress.prune.channels.target import TOLERANCE
+from compress.prune.importance.score import Scorer
+from compress.prune.layers.costs import UNITS, Costs
+from compress.prune.layers.ranking import Slice, check_reachable, follow, rank
+from compress.prune.layers.widths import find_widths, group_name
+from compress.prune.per_layer import LOSS, Config, FreeReport, Narrowed
+
+UNFIT = "no smaller width fits norm groups, heads, multiple and min_share"
+
+
+class Subject:
+    """A UNet whose widths are to become smaller.
+
+    Args:
+        unet: Stays unchanged; may be without weights as long as nothing is pruned.
+        config: See :class:`compress.prune.per_layer.Config`.
+        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the model's own size.
+
+    Raises:
+        UserError: It cannot be pruned, or no widths meet the target.
+    """
+
+    def __init__(self, unet: UNet, config: Config, inputs: Inputs | None = None) -> None:
+        self.unet, self.config = unet, config
+        found = find_widths(unet, config.heads, config.multiple, config.min_share)
+        self.in_scope = [width for width in found if width.kind in config.scope]
+        self.widths = [width for width in self.in_scope if len(width.allowed) > 1]
+        self.empty = meta_model(type(unet), unet.config)
+        self.macs = module_macs(self.empty, inputs or ((), full_size(unet)))
+        self.costs = Costs(self.empty, self.macs, self.widths)
+        self.full = self.costs.total
+        unit, share = config.goal
+        key = f"target.{unit}={share:g}" if config.target.goal else f"ratio={config.ratio:g}"
+        self.fallback = check_reachable(self.widths, self.costs, unit, share, key)
+
+    def prune(self, weights: Mapping[str, Tensor], scorer: Scorer) -> FreeReport:
+        """Removes what an importance ranks lowest.
+
+        Args:
+            weights: The UNet's; stay as they are.
+            scorer: Scores the channels of a group.
+        """
+        unit, share = self.config.goal
+        scores = [[scorer(group, dict(weights)) for group in width.groups] for width in self.widths]
+        self.costs.set([width.steps for width in self.widths])
+        follow(self._ranking(scores), self.costs, unit, share)
+        ranked = abs(self._left(unit) / share - 1) <= TOLERANCE
+        if not ranked:
+            self.costs.set(self.fallback)
+        keep: dict[Axis, Tensor] = {}
+        for width, of_groups, left in zip(self.widths, scores, self.costs.left, strict=True):
+            for group, values in zip(width.groups, of_groups, strict=True):
+                if left < width.steps:
+                    mark(keep, group, channels.choose(group, values, width.size(group, left)), self.unet)
+        return self._report(keep, weights, ranked)
+
+    def _ranking(self, scores: list[list[Tensor]]) -> list[Slice]:
+        compared = [
+            [self._comparable(group, values) for group, values in zip(width.groups, of_groups, strict=True)]
+            for width, of_groups in zip(self.widths, scores, strict=True)
+        ]
+        return rank(self.widths, compared, [self._price(index) for index in range(len(self.widths))])
+
+    def _comparable(self, group: Group, scores: Tensor) -> Tensor:
+        """A group's scores in a unit that all groups share."""
+        importance, normalize = self.config.importance, self.config.normalize
+        if getattr(importance, "combine", None) == "outgoing" and not _read(group):
+            scores = scores.sqrt()  # one product for queries with keys, where others are a single factor
+        if normalize == "none" or (normalize == "auto" and importance.name in LOSS):
+            return scores
+        return scores / (scores.max() if normalize == "max" else scores.mean()).clamp(min=1e-300)
+
+    def _price(self, index: int) -> float:
+        """What a step of a width takes away: channels, or a share of the cost as it is at first."""
+        width = self.widths[index]
+        if self.config.per == "channel":
+            return sum(group.size for group in width.groups) / width.steps
+        unit = UNITS[self.config.goal[0]]
+        self.costs.move(index, width.steps - 1)
+        saved = 1 - self.costs.total[unit] / self.full[unit]
+        self.costs.move(index, width.steps)
+        return saved
+
+    def _left(self, unit: str) -> float:
+        return self.costs.total[UNITS[unit]] / self.full[UNITS[unit]]
+
+    def _report(self, keep: dict[Axis, Tensor], given: Mapping[str, Tensor], ranked: bool) -> FreeReport:
+        weights = dict(given)
+        narrow(weights, keep)
+        layers = {name: _shape(self.unet.get_submodule(name), weights[f"{name}.weight"]) for name, _ in keep}
+        for name, module in self.unet.named_modules():
+            if isinstance(module, Attention) and (f"{name}.to_q", "out") in keep:
+                layers |= self._heads(name, module, weights)
+        own = {name: tensor.clone() if tensor is given[name] else tensor for name, tensor in weights.items()}
+        pruned = shaped(self.unet, layers, own)
+        touched = {name: self.unet.get_submodule(name) for name, _ in keep}
+        params = sum(p.numel() for p in self.unet.parameters())
+        return FreeReport(
+            unet=pruned,
+            kept=kept_outputs(pruned, keep),
+            widths=self._widths(),
+            left={unit: self._left(unit) for unit in ("params", "macs")},
+            ranked=ranked,
+            params_before=params,
+            params_after=sum(p.numel() for p in pruned.parameters()),
+            modules=len(touched),
+            share_params=sum(p.numel() for layer in touched.values() for p in layer.parameters()) / params,
+            share_macs=share_of_macs(self.empty, self.macs, set(touched)),
+            skipped={
+                group_name(width.groups[0], width.kind): UNFIT for width in self.in_scope if len(width.allowed) == 1
+            },
+        )
+
+    def _heads(self, name: str, attention: Attention, weights: dict[str, Tensor]) -> dict[str, dict[str, int]]:
+        """What an attention that lost channels is now; of narrowed heads, the scale goes into the query."""
+        width, new = attention.inner_dim // attention.heads, weights[f"{name}.to_q.weight"].shape[0]
+        if self.config.heads == "remove":
+            return {name: {"heads": new // width}}
+        for key in (f"{name}.to_q.weight", f"{name}.to_q.bias"):
+            if key in weights:  # attention divides by the square root of a head's width
+                weights[key] = weights[key] * math.sqrt(new / attention.inner_dim)
+        return {}
+
+    def _widths(self) -> list[Narrowed]:
+        found: dict[str, Narrowed] = {}
+        left = dict(zip(map(id, self.widths), self.costs.left, strict=True))
+        for width in self.in_scope:
+            for group in width.groups:
+                name, after = group_name(group, width.kind), width.size(group, left.get(id(width), width.steps))
+                found[name] = Narrowed(name, width.kind, group.size, after)
+        return list(found.values())
+
+
+def _read(group: Group) -> bool:
+    """Whether any layer reads a group's channels: queries and keys are read by each other alone."""
+    return any(member.axis[1] == "in" for member in group.members)
+
+
+def _shape(layer: nn.Module, weight: Tensor) -> dict[str, int]:
+    if isinstance(layer, (nn.GroupNorm, nn.LayerNorm)):
+        return {"channels": len(weight)}
+    return {"in": weight.shape[1], "out": weight.shape[0]}

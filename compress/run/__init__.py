@@ -1,0 +1,1 @@
+"""How a recipe of stages runs: its config, keys, checks and output."""

@@ -1,0 +1,206 @@
+"""From recipe and overrides to one checked, frozen :class:`RunConfig`; ``DictConfig`` ends here."""
+
+import dataclasses
+import importlib
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.config.folders import NOT_STAGES, default_out, known_kinds, known_methods
+from compress.config.values import build, nearest, unknown_key
+from compress.errors import UserError, bad_value
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from compress.data import DataConfig
+    from compress.evaluate import EvaluateConfig
+    from compress.models import ModelConfig
+    from compress.track import TrackConfig
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of a recipe.
+
+    Attributes:
+        name: Its key under ``stages``.
+        kind: Folder of its method: ``prune``, ``distill``, ``quantize``, ...
+        method: Module in that folder.
+        config: The method's own ``Config``.
+    """
+
+    name: str
+    kind: str
+    method: str
+    config: Any
+
+    @property
+    def module(self) -> types.ModuleType:
+        """The module that holds the method."""
+        return importlib.import_module(f"compress.{self.kind}.{self.method}")
+
+    def explain(self, error: UserError) -> UserError:
+        """The message of a method, with the whole key where it names one of its config's."""
+        own = str(error).partition("=")[0].partition(".")[0] in dataclasses.asdict(self.config)
+        return UserError(f"stages.{self.name}{'.' if own else ': '}{error}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that decides a run.
+
+    Attributes:
+        recipe_name: Name of the recipe.
+        model: The teacher.
+        data: Images and captions.
+        stages: In the order they run.
+        evaluate: What is measured.
+        track: Where curves and numbers go besides the report.
+        seed: Seed of everything random, in [0, 2^32).
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        out: Folder of the run.
+        store: Folder of checkpoints and evaluations.
+    """
+
+    recipe_name: str
+    model: "ModelConfig"
+    data: "DataConfig"
+    stages: tuple[StageConfig, ...]
+    evaluate: "EvaluateConfig"
+    track: "TrackConfig"
+    seed: int
+    device: str
+    precision: str
+    out: Path
+    store: Path
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The keys at the top that belong to no group."""
+
+    recipe_name: str
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "fp32"
+    out: str | None = None
+    store: str = "runs/store"
+    job: str = "run"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise bad_value("seed", self.seed, "a whole number from 0 to 2^32 - 1")
+        check_device_name(self.device)
+        if self.precision not in PRECISIONS:
+            raise bad_value("precision", self.precision, " or ".join(PRECISIONS))
+        for key in ("out", "store", "recipe_name"):
+            if getattr(self, key) == "":
+                raise bad_value(key, "", "a name, not an empty one")
+
+
+def check_device_name(device: str) -> None:
+    """Checks the form of a device's name.
+
+    Raises:
+        UserError: It is none of auto, cpu, cuda, cuda:N and mps.
+    """
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or (":" in device and (kind != "cuda" or not index.isdigit())):
+        raise bad_value("device", device, "auto, cpu, cuda, cuda:N or mps")
+
+
+def to_run_config(cfg: "DictConfig") -> RunConfig:
+    """Checks a composed config as a whole and makes it a :class:`RunConfig`.
+
+    Raises:
+        UserError: An unknown key, a value of the wrong type or out of range, an unknown method, or an order of stages
+            that cannot work; the message names the key, the value and what would be right.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        tree = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(tree, dict)
+    names = [field.name for field in dataclasses.fields(Settings)]
+    groups = (*NOT_STAGES, "stages")
+    for key in tree:
+        if key not in names and key not in groups:
+            raise UserError(unknown_key("", str(key), [*names, *groups]))
+    settings = build(Settings, {key: value for key, value in tree.items() if key in names}, "")
+
+    from compress.data import DataConfig
+    from compress.evaluate import EvaluateConfig
+    from compress.models import ModelConfig
+    from compress.track import TrackConfig
+
+    stages = _stages(tree.get("stages"))
+    check_order(stages)
+    return RunConfig(
+        recipe_name=settings.recipe_name,
+        model=build(ModelConfig, tree.get("model"), "model"),
+        data=build(DataConfig, tree.get("data"), "data"),
+        stages=stages,
+        evaluate=build(EvaluateConfig, tree.get("evaluate"), "evaluate"),
+        track=build(TrackConfig, tree.get("track"), "track"),
+        seed=settings.seed,
+        device=settings.device,
+        precision=settings.precision,
+        out=Path(settings.out) if settings.out else default_out(settings.recipe_name),
+        store=Path(settings.store),
+    )
+
+
+def check_order(stages: tuple[StageConfig, ...]) -> None:
+    """Refuses a stage that needs float weights after one that leaves none.
+
+    Raises:
+        UserError: Naming both stages.
+    """
+    last: StageConfig | None = None
+    for stage in stages:
+        if last is not None and stage.module.NEEDS_FLOAT:
+            raise UserError(
+                f"stages.{stage.name} ({stage.kind}={stage.method}) needs float weights, but stages.{last.name} "
+                f"({last.kind}={last.method}) before it leaves none: move stages.{stage.name} before it"
+            )
+        if not stage.module.LEAVES_FLOAT:
+            last = stage
+
+
+def _stages(tree: Any) -> tuple[StageConfig, ...]:
+    if not isinstance(tree, dict):
+        raise bad_value("stages", tree, "a mapping of names to stages")
+    if not tree:
+        raise UserError("stages: a recipe needs at least one stage, and this one has none")
+    return tuple(_stage(str(name), values) for name, values in tree.items())
+
+
+def _stage(name: str, values: Any) -> StageConfig:
+    path = f"stages.{name}"
+    if not isinstance(values, dict):
+        raise bad_value(path, values, "a stage: kind, method and the method's keys")
+    kinds = known_kinds()
+    kind = _choice(path, "kind", values.get("kind"), kinds)
+    method = _choice(path, "method", values.get("method"), known_methods(kind))
+    try:
+        module = importlib.import_module(f"compress.{kind}.{method}")
+    except ModuleNotFoundError as error:
+        raise UserError(f"{path}.method={method}: needs the package {error.name}, which is not installed") from error
+    own = {key: value for key, value in values.items() if key not in ("kind", "method")}
+    return StageConfig(name, kind, method, build(module.Config, own, path))
+
+
+def _choice(path: str, key: str, value: Any, known: list[str]) -> str:
+    if value not in known:
+        if value is None:
+            raise UserError(f"{path}.{key} is missing: expected one of {', '.join(known)}")
+        raise UserError(f"{path}.{key}={value}: unknown{nearest(str(value), known)}; known: {', '.join(known)}")
+    return str(value)

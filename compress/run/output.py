@@ -1,0 +1,159 @@
+"""What a run leaves in its folder besides the report: the config, the final checkpoint, the last lines on screen."""
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import compress.models
+import compress.report
+from compress.run.config import RunConfig
+from compress.store import checkpoint
+from compress.system.files import file_hash
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from compress.models import ModelConfig
+    from compress.track import Tracker
+
+SNIPPET = """\
+import torch
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{folder}", torch_dtype={dtype}{flag})
+"""
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """A config as plain values, in the shape a recipe has."""
+    stages = {
+        stage.name: {"kind": stage.kind, "method": stage.method, **dataclasses.asdict(stage.config)}
+        for stage in config.stages
+    }
+    return dataclasses.asdict(config) | {"stages": stages, "out": str(config.out), "store": str(config.store)}
+
+
+def write_config(config: RunConfig) -> None:
+    """Writes ``config.yaml``."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.save(OmegaConf.create(plain(config)), config.out / "config.yaml")
+
+
+def info(
+    config: RunConfig, model: str, data: str, history: list[dict[str, Any]], model_file: str | None
+) -> dict[str, Any]:
+    """What ``compress.json`` says about where a checkpoint came from.
+
+    Args:
+        config: The run's.
+        model: The teacher's fingerprint.
+        data: The data's.
+        history: One entry a stage, this checkpoint's last.
+        model_file: Which one it carries, if any.
+    """
+    return {
+        "recipe": config.recipe_name,
+        "model": {**dataclasses.asdict(config.model), "fingerprint": model},
+        "data": {"path": config.data.path, "revision": config.data.revision, "fingerprint": data},
+        "seed": config.seed,
+        "precision": config.precision,
+        "model_file": model_file,
+        "before": stages_before(config.model),
+        "stages": history,
+    }
+
+
+def stages_before(config: "ModelConfig") -> list[dict[str, Any]]:
+    """What earlier runs did to the teacher, by its ``compress.json``: ``name``, ``kind``, ``method`` of each stage."""
+    folder = model_folder(config)
+    if not (folder / checkpoint.INFO).is_file():
+        return []
+    found = checkpoint.read_info(folder)
+    stages = [*found.get("before", []), *found.get("stages", [])]
+    return [{key: stage.get(key) for key in ("name", "kind", "method")} for stage in stages]
+
+
+def model_folder(config: "ModelConfig") -> Path:
+    """Where the teacher's files are; a model of the hub is in the hub's cache once it was looked up."""
+    if config.folder is not None:
+        return config.folder
+    from huggingface_hub import hf_hub_download
+
+    # The commit's folder: found online or, without a connection, in the cache, as when the model is loaded.
+    return Path(hf_hub_download(config.path, "model_index.json", revision=config.revision)).parent
+
+
+def export(source: Path, target: Path, content: dict[str, Any]) -> None:
+    """Puts a checkpoint of the store where users look for it, with what was measured in its model card.
+
+    Weights are hard links where the file system has them: they take no room, and the store notices if they are changed.
+
+    Args:
+        source: A checkpoint in the store.
+        target: Its new place; one that is there is replaced.
+        content: New content of ``compress.json``.
+    """
+    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    old = beside.with_suffix(".old")
+    try:
+        shutil.copytree(source, beside, copy_function=_link_weights)
+        (beside / checkpoint.INFO).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        (beside / "README.md").write_text(compress.report.model_card(content), encoding="utf-8")
+        hashes = json.loads((source / checkpoint.MANIFEST).read_text(encoding="utf-8"))
+        hashes |= {name: file_hash(beside / name) for name in (checkpoint.INFO, "README.md")}
+        (beside / checkpoint.MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
+        if target.exists():
+            os.replace(target, old)
+        os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _link_weights(source: str, target: str) -> None:
+    if source.endswith(".safetensors"):
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another disk, or a file system without hard links
+            pass
+    shutil.copy2(source, target)
+
+
+def track_report(tracker: "Tracker", result: dict[str, Any], folder: Path) -> None:
+    """Hands the finished table and images to the tracker."""
+    columns, rows = compress.report.plain_rows(result)
+    images = {file.stem: file for file in sorted((folder / "images").glob("*.png"))}
+    tracker.report(columns, rows, images)
+
+
+def print_end(console: "Console", result: dict[str, Any], config: RunConfig) -> None:
+    """The table, where things are, and how to use them."""
+    compress.report.print_table(result, console)
+    console.print()
+    for stage in result["stages"]:
+        parts = [part for part in (compress.report.change(stage), compress.report.effort(stage)) if part]
+        console.print(f"{stage['name']:11}{'; '.join(parts)}", markup=False, highlight=False, soft_wrap=True)
+    found = sum(stage["cached"] for stage in result["stages"])
+    where = {
+        "checkpoint": result["checkpoint"],
+        "report": str(config.out / "report.md"),
+        "store": f"{config.store} ({found} of {len(result['stages'])} stages were there)",
+        "time": f"{result['seconds']:.0f} s",
+    }
+    console.print()
+    for name, value in where.items():
+        console.print(f"{name:11}{value}", markup=False, highlight=False, soft_wrap=True)
+    dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[config.precision]
+    console.print()
+    model_file = result["stages"][-1]["model_file"]
+    flag = ", trust_remote_code=True" if model_file else ""
+    snippet = SNIPPET.format(folder=result["checkpoint"], dtype=dtype, flag=flag)
+    console.print(snippet, markup=False, highlight=False, soft_wrap=True, end="")
+    if model_file:
+        console.print(f"\n{compress.report.how_to_load(model_file)}", markup=False, highlight=False, soft_wrap=True)

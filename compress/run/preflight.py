@@ -1,0 +1,180 @@
+"""What a run needs around it, checked before any weight is loaded: model, data, device, folders, room on the disk."""
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserError, bad_value
+from compress.models.folder import DENOISERS
+from compress.run.config import RunConfig
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SPARE = 64 * 1024**2  # bytes wanted beyond the checkpoints: reports, images, logs
+
+
+def check(config: RunConfig) -> None:
+    """Checks everything that can be known before the run begins.
+
+    Raises:
+        UserError: Naming the config key, its value and what would be right.
+    """
+    import compress.data
+    import compress.evaluate
+    import compress.models
+    import compress.track
+
+    compress.models.check(config.model)
+    compress.data.check(config.data)
+    compress.evaluate.check(config.evaluate)
+    compress.track.check(config.track)
+    check_device(config.device)
+    check_stages(config)
+    for key, folder in (("out", config.out), ("store", config.store)):
+        check_writable(key, folder)
+
+
+def check_stages(config: RunConfig) -> None:
+    """Asks the methods whether they can do with the model what is asked of them, before a weight is loaded.
+
+    A method's ``check(config, denoiser)`` gets a denoiser without weights and returns what the stage would leave of it,
+    or None where that cannot be told. A method without one leaves the shape as it is, unless it prunes. Later stages
+    are asked as long as the shape is known, and none about a model on the hub.
+
+    Raises:
+        UserError: Naming the stage's key, its value and what would be right.
+    """
+    if config.model.folder is None:
+        return
+    denoiser = _meta_model_denoiser(config.model.folder)
+    for stage in config.stages:
+        if denoiser is None:
+            return
+        method_check = getattr(stage.module, "check", None)
+        if method_check is not None:
+            try:
+                denoiser = method_check(stage.config, denoiser)
+            except UserError as error:
+                raise stage.explain(error) from error
+        elif stage.kind == "prune":
+            return
+
+
+def _meta_model_denoiser(folder: Path) -> Any:
+    """The denoiser that a pipeline's folder describes; None where its class is none of diffusers' and ours."""
+    import diffusers
+
+    from compress.models.meta import meta_model
+
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    name = next(name for name in DENOISERS if name in index)
+    library, class_name = index[name]
+    owner = diffusers if library == "diffusers" else getattr(diffusers.pipelines, str(library), None)
+    model_class = getattr(owner, str(class_name), None)
+    if model_class is None:
+        return None
+    settings = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
+    try:
+        return meta_model(model_class, settings)
+    except (ValueError, TypeError, KeyError, NotImplementedError):
+        return None  # loading it will say what is wrong
+
+
+def check_device(device: str) -> None:
+    """Refuses a device this machine does not have.
+
+    Raises:
+        UserError: With the devices there are.
+    """
+    import torch
+
+    kind, _, index = device.partition(":")
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if kind in count and int(index or 0) >= count[kind]:
+        there = ["cpu", *(f"cuda:{i}" for i in range(count["cuda"])), *["mps"] * count["mps"]]
+        raise bad_value("device", device, f"a device of this machine: auto, {', '.join(there)}")
+
+
+def check_writable(key: str, folder: Path) -> None:
+    """Writes and removes a file in ``folder``, and leaves no folder behind that was not there.
+
+    Raises:
+        UserError: The folder, or a parent of it, cannot be made or written to.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    probe = folder / f".probe-{uuid.uuid4().hex}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"probe")
+        probe.unlink()
+    except OSError as error:
+        if folder.is_dir():
+            probe.unlink(missing_ok=True)
+        if error.errno in FULL:
+            raise disk_full(error, folder) from error
+        reason = error.strerror or str(error)
+        raise UserError(f"{key}={folder}: cannot be written to ({reason}); give {key}= a folder that can") from error
+    finally:
+        for path in missing:  # the deepest first; one that another run has filled meanwhile stays
+            try:
+                path.rmdir()
+            except OSError:
+                break
+
+
+def check_room(folder: Path, checkpoint_bytes: int, checkpoints: int) -> None:
+    """Refuses to start where the disk cannot hold what is to be written.
+
+    Args:
+        folder: The store, existing or not.
+        checkpoint_bytes: Size of the teacher; a checkpoint is at most twice that (half precision becoming fp32).
+        checkpoints: How many are to be written.
+
+    Raises:
+        UserError: With the bytes wanted and free.
+    """
+    wanted = SPARE + 2 * checkpoint_bytes * checkpoints
+    free = shutil.disk_usage(existing(folder)).free
+    if free < wanted:
+        raise UserError(
+            f"store={folder}: the disk has {free / 1e6:.0f} MB free, and this run may need {wanted / 1e6:.0f} MB: "
+            "make room or give store= a folder on another disk"
+        )
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest parent that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def disk_full(error: BaseException, folder: Path) -> UserError:
+    """The message for a disk that is full; what is finished is kept."""
+    name = getattr(error, "filename", None) or folder
+    return UserError(
+        f"{name}: the disk is full ({error}); finished stages are kept: make room, or give out= and store= on another "
+        "disk, and run the same command again"
+    )
+
+
+def is_disk_full(error: BaseException, *folders: Path) -> bool:
+    """Whether an error, or one behind it, means that there is no room left.
+
+    Some writers (safetensors, torch) hide the system's error in their own; a disk with nothing left tells as well.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in FULL:
+            return True
+        if os.strerror(errno.ENOSPC) in str(seen) or os.strerror(errno.EDQUOT) in str(seen):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    writing = isinstance(error, OSError) or "writ" in str(error).lower()
+    return writing and any(shutil.disk_usage(existing(folder)).free < 64 * 1024 for folder in folders)

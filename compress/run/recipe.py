@@ -1,0 +1,350 @@
+"""Runs a recipe: every stage is found in the store or computed, measured, tracked and reported."""
+
+import gc
+import time
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+
+import compress.data
+import compress.evaluate
+import compress.models
+import compress.report
+import compress.run.preflight
+import compress.track
+from compress.errors import UserError
+from compress.evaluate.cost.memory import watch_memory
+from compress.run import output
+from compress.run.config import RunConfig
+from compress.run.keys import Plan, Step
+from compress.stage import StageContext, StageReport
+from compress.store import Store, checkpoint
+from compress.system import processes
+from compress.track import StageRun, Tracker
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from compress.data import Data
+    from compress.evaluate.networks import Networks
+
+KEPT = ("kind", "method", "key", "seconds", "peak_memory_bytes", "peak_memory_of", "coverage", "curves")
+MOST_TEXT = 1000  # letters of a detail that the report repeats; longer ones stand in the checkpoint's compress.json
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Inputs:
+    """What is expensive to load, loaded when first asked for and by every process for itself."""
+
+    def __init__(self, config: RunConfig, device: torch.device) -> None:
+        """Loads nothing."""
+        self.config = config
+        self.device = device
+        self.dtype = DTYPES[config.precision]
+        self.store = Store(config.store)
+
+    @cached_property
+    def teacher(self) -> "DiffusionPipeline":
+        """The reference pipeline, frozen, on the device."""
+        return compress.models.load_teacher(self.config.model, self.device, self.dtype)
+
+    @cached_property
+    def data(self) -> "Data":
+        """Images and captions to train on."""
+        return compress.data.load_data(self.config.data)
+
+    @cached_property
+    def networks(self) -> "Networks":
+        """The networks of the metrics."""
+        from compress.evaluate.networks import Networks
+
+        return Networks(self.config.evaluate, self.device)
+
+    def student(self, parent: str | None) -> "DiffusionPipeline":
+        """A pipeline of its own: the teacher again, or a checkpoint of the store.
+
+        The teacher in memory is handed over if there is one, and loaded again when it is needed next: two large models
+        at a time may be one too many.
+        """
+        if parent is None:
+            loaded = self.__dict__.pop("teacher", None)
+            return loaded or compress.models.load_teacher(self.config.model, self.device, self.dtype)
+        return checkpoint.load_checkpoint(self.store.path(parent), self.device, self.dtype)
+
+
+def run_recipe(config: RunConfig) -> dict[str, Any]:
+    """Runs a recipe and writes its report, images and final checkpoint to ``config.out``.
+
+    Under ``accelerate launch`` every process calls it; the first does all the work but for evaluations and for the
+    stages that are made for many processes.
+
+    Returns:
+        The report as in ``report.json``; empty in processes other than the first.
+
+    Raises:
+        UserError: Something the user can put right; before anything is computed where that is possible.
+    """
+    device = processes.join(config.device)
+    inputs = Inputs(config, device)
+    if not processes.is_main():
+        while (asked := processes.receive()) is not None:
+            if isinstance(asked, _Subject):
+                _measure(inputs, asked)
+            else:
+                _compute(inputs, Step(config.stages[asked[0]], *asked[1]), [], StageRun(None))
+        return {}
+    report = _Run(inputs).go()
+    processes.send(None)
+    return report
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is to be measured.
+
+    Attributes:
+        key: Of the evaluation.
+        checkpoint: Key of the checkpoint; None is the teacher.
+        folder: Where its files are.
+        teacher: Key of the teacher's evaluation; None for that evaluation itself.
+    """
+
+    key: str
+    checkpoint: str | None
+    folder: Path
+    teacher: str | None
+
+    @property
+    def is_noise_floor(self) -> bool:
+        """Whether it is the teacher once more, from other noise."""
+        return self.checkpoint is None and self.teacher is not None
+
+
+class _Run:
+    """The first process's part: it alone prints, tracks and writes, and tells the others what to do with it."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs, self.config, self.store = inputs, inputs.config, inputs.store
+        self.console = Console()
+        self.grids: dict[str, list[dict[str, Any]]] = {}
+
+    def go(self) -> dict[str, Any]:
+        """Checks, runs all stages, and returns the report."""
+        begun = time.perf_counter()
+        config = self.config
+        compress.run.preflight.check(config)
+        self.plan = Plan(config, self.store, self.inputs.device)
+        steps = self.plan.steps
+        to_run = sum(not step.cached for step in steps)
+        if to_run:
+            size = compress.run.preflight.folder_bytes(output.model_folder(config.model))
+            compress.run.preflight.check_room(config.store, size, to_run)
+        config.out.mkdir(parents=True, exist_ok=True)
+        output.write_config(config)
+        group = f"{config.recipe_name}-{config.out.name}"
+        tracker = compress.track.start(config.track, group, config.out, output.plain(config))
+        try:
+            result: dict[str, Any] = {
+                "recipe": config.recipe_name, "seed": config.seed, "precision": config.precision,
+                "device": str(self.inputs.device), "out": str(config.out), "store": str(config.store),
+                **self._teacher(tracker), "stages": [],
+            }  # fmt: skip
+            history: list[dict[str, Any]] = []
+            for step in steps:
+                result["stages"].append(self._stage(tracker, step, history))
+                if not step.cached:  # what was computed is on paper whatever happens next
+                    result["seconds"] = time.perf_counter() - begun
+                    compress.report.write_report(config.out, result, self.grids)
+            self._export(steps[-1], history, result)
+            result["seconds"] = time.perf_counter() - begun
+            compress.report.write_report(config.out, result, self.grids)
+            output.track_report(tracker, result, config.out)
+        finally:
+            tracker.close()
+        output.print_end(self.console, result, config)
+        return result
+
+    def _teacher(self, tracker: Tracker) -> dict[str, Any]:
+        """The report's entries of the teacher: its evaluation, the noise floor and the manifest."""
+        config, plan = self.config, self.plan
+        self.console.print(f"[bold]teacher[/bold]  {config.model.path}")
+        folder = output.model_folder(config.model)
+        with tracker.stage("teacher", "teacher", asdict(config.model)) as run:
+            evaluation, cached = self._evaluated("teacher", _Subject(plan.teacher_evaluation, None, folder, None))
+            summary = _numbers(evaluation)
+            found: dict[str, Any] = {"manifest": evaluation["manifest"]} if evaluation["manifest"] else {}
+            if config.evaluate.noise_floor and config.evaluate.images:
+                self.console.print("[bold]noise floor[/bold]  the teacher with other seeds")
+                floor, _ = self._evaluated(
+                    "noise floor", _Subject(plan.noise_floor, None, folder, plan.teacher_evaluation)
+                )
+                found["noise_floor"] = {"metrics": floor["metrics"]}
+                summary["noise_floor"] = floor["metrics"]
+            run.finish(summary, evaluation["grid"])
+        about = {"path": config.model.path, "fingerprint": plan.teacher, "cached": cached}
+        return {"teacher": about | _numbers(evaluation), **found}
+
+    def _stage(self, tracker: Tracker, step: Step, history: list[dict[str, Any]]) -> dict[str, Any]:
+        stage = step.stage
+        title = f"[bold]{stage.name}[/bold]  {stage.kind}={stage.method}"
+        self.console.print(f"{title}  from the store" if step.cached else title)
+        settings = {"kind": stage.kind, "method": stage.method, **asdict(stage.config)}
+        with tracker.stage(stage.name, stage.kind, settings) as run:
+            cached = step.cached
+            if not cached:
+                with self.store.lock(step.key, lambda: self._waiting(stage.name)):
+                    cached = self.store.find(step.key) is not None  # another run may have been faster
+                    if not cached:
+                        self._make(step, history, run)
+                self.store.finish(step.key)
+            folder = self.store.path(step.key)
+            about = checkpoint.read_info(folder)
+            entry = about["stages"][-1] | {"name": stage.name}
+            if cached:
+                _replay(entry["curves"], run)
+            history.append(entry)
+            subject = _Subject(self.plan.evaluation(step), step.key, folder, self.plan.teacher_evaluation)
+            evaluation, _ = self._evaluated(stage.name, subject)
+            run.finish(_numbers(evaluation), evaluation["grid"])
+        kept = {name: entry[name] for name in KEPT if name in entry}
+        kept["details"] = {name: value for name, value in entry["details"].items() if len(str(value)) <= MOST_TEXT}
+        place = {"checkpoint": str(folder), "model_file": about.get("model_file")}
+        return {"name": stage.name, "cached": cached} | place | kept | _numbers(evaluation)
+
+    def _make(self, step: Step, history: list[dict[str, Any]], run: StageRun) -> None:
+        """Computes a stage and puts its checkpoint into the store."""
+        stage = step.stage
+        begun, memory = time.perf_counter(), watch_memory(self.inputs.device)
+        if stage.module.DISTRIBUTED:
+            processes.send((self.config.stages.index(stage), (step.key, step.parent, step.cached)))
+        pipeline, report = _compute(self.inputs, step, history, run)
+        if not report.coverage.get("modules"):
+            reasons = "; ".join(f"{name}: {why}" for name, why in report.coverage.get("skipped", {}).items())
+            raise UserError(
+                f"stages.{stage.name} ({stage.kind}={stage.method}) changed nothing ({reasons or 'no reason'})"
+            )
+        entry = {
+            "name": stage.name, "kind": stage.kind, "method": stage.method, "key": step.key,
+            "config": asdict(stage.config), "coverage": report.coverage, "details": report.details,
+            "curves": report.curves, "seconds": time.perf_counter() - begun, **memory(),
+        }  # fmt: skip
+        model_file = checkpoint.model_file(pipeline)
+        info = output.info(self.config, self.plan.teacher, self.plan.data, [*history, entry], model_file)
+        checkpoint.save_checkpoint(pipeline, self.store.path(step.key), info, compress.report.model_card(info))
+        del pipeline
+        gc.collect()
+
+    def _evaluated(self, name: str, subject: _Subject) -> tuple[dict[str, Any], bool]:
+        """The evaluation of a checkpoint as stock diffusers loads it, or of the teacher.
+
+        Returns:
+            The evaluation, and whether it was in the store.
+        """
+        key = subject.key
+        found = self.store.evaluation(key)
+        cached = found is not None
+        if found is None:
+            with self.store.lock(key, lambda: self._waiting(f"the evaluation of {name}")):
+                found = self.store.evaluation(key)
+                if found is None:
+                    images = self.plan.images(subject.checkpoint, subject.is_noise_floor)
+                    self.store.adopt(images, key)
+                    processes.send(subject)
+                    self.store.put_evaluation(key, {"images": images, **_measure(self.inputs, subject)})
+                    found = self.store.evaluation(key)
+        assert found is not None
+        self.grids[name] = found["grid"]
+        return found, cached
+
+    def _export(self, step: Step, history: list[dict[str, Any]], result: dict[str, Any]) -> None:
+        """The final checkpoint with what was measured in it."""
+        info = checkpoint.read_info(self.store.path(step.key))
+        info |= {"recipe": self.config.recipe_name, "stages": history, "evaluation": _measured(result)}
+        if grid := self.grids[step.stage.name]:
+            settings = ("steps", "guidance", "scheduler", "height", "width")
+            how = {name: getattr(self.config.evaluate, name) for name in settings}
+            info["example"] = {"prompt": grid[0]["prompt"], "seed": grid[0]["seed"], **how}
+        output.export(self.store.path(step.key), self.config.out / "checkpoint", info)
+        result["checkpoint"] = str(self.config.out / "checkpoint")
+
+    def _waiting(self, what: str) -> None:
+        self.console.print(f"  another run is computing {what}: waiting for it")
+
+
+def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
+    """Measures a checkpoint; every process calls it. The images go to the work folder of the evaluation's key."""
+    store = inputs.store
+    pipeline = inputs.teacher if subject.checkpoint is None else inputs.student(subject.checkpoint)
+    folder = store.work(subject.key)
+    try:
+        found = compress.evaluate.evaluate(
+            pipeline,
+            inputs.data,
+            inputs.config.evaluate,
+            folder,
+            device=inputs.device,
+            dtype=inputs.dtype,
+            seed=inputs.config.seed,
+            cost_of=None if subject.is_noise_floor else subject.folder,
+            teacher=None if subject.teacher is None else store.evaluation_folder(subject.teacher),
+            other_seeds=subject.is_noise_floor,
+            networks=inputs.networks,
+            cache=store.root / "features",
+        )
+    except FloatingPointError as error:
+        raise UserError(f"{subject.folder}: the pipeline cannot be measured ({error}); try precision=fp32") from error
+    return {"cost": found.cost, "metrics": found.metrics, "manifest": found.manifest, "grid": found.grid}
+
+
+def _compute(
+    inputs: Inputs, step: Step, history: list[dict[str, Any]], run: StageRun
+) -> tuple["DiffusionPipeline", StageReport]:
+    """Runs a stage's method; every process that takes part calls it."""
+    from accelerate.utils import set_seed
+
+    stage, config = step.stage, inputs.config
+    if not history and step.parent is not None:
+        history = checkpoint.read_info(inputs.store.path(step.parent))["stages"]
+    curves: dict[str, list[list[float]]] = {}
+
+    def log(metrics: dict[str, float], at: int) -> None:
+        for name, value in metrics.items():
+            curves.setdefault(name, []).append([at, float(value)])
+        run.log(metrics, at)
+
+    set_seed(config.seed)
+    context = StageContext(
+        load_teacher=lambda: inputs.teacher, data=inputs.data, folder=inputs.store.work(step.key), history=history,
+        seed=config.seed, device=inputs.device, dtype=inputs.dtype, log=log,
+        before=output.stages_before(config.model),
+    )  # fmt: skip
+    pipeline = inputs.student(step.parent)
+    try:
+        report = stage.module.run(pipeline, stage.config, context)
+    except UserError as error:
+        raise stage.explain(error) from error
+    return pipeline, StageReport(report.coverage, report.details, report.curves or curves)
+
+
+def _replay(curves: dict[str, list[list[float]]], run: StageRun) -> None:
+    """Logs the curves of a stage from the store, so that every run's tracking is whole."""
+    points: dict[int, dict[str, float]] = {}
+    for name, curve in curves.items():
+        for at, value in curve:
+            points.setdefault(int(at), {})[name] = value
+    for at in sorted(points):
+        run.log(points[at], at)
+
+
+def _numbers(evaluation: dict[str, Any]) -> dict[str, Any]:
+    return {"cost": evaluation["cost"], "metrics": evaluation["metrics"]}
+
+
+def _measured(result: dict[str, Any]) -> dict[str, Any]:
+    rows = [{"name": "teacher", **_numbers(result["teacher"])}]
+    rows += [{"name": stage["name"], **_numbers(stage)} for stage in result["stages"]]
+    return {"rows": rows} | {name: result[name] for name in ("noise_floor", "manifest") if name in result}

@@ -1,0 +1,189 @@
+"""The store: checkpoints and evaluations, each under the hash of everything that decides its content."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError
+from compress.system.files import file_hash, replace_with
+
+if TYPE_CHECKING:
+    import torch
+
+MANIFEST = "sha256.json"
+
+
+class Store:
+    """A folder of checkpoints (``<key>/``), ``evaluations/<key>/`` and what is unfinished of either (``work/<key>/``).
+
+    Any number of runs may share one: entries are written beside their place and renamed into it, and who computes
+    an entry holds its lock, which the system releases however the process ends.
+
+    Args:
+        root: The folder; made when first written to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._sound: set[Path] = set()  # what this process has verified; hashing is done once
+
+    @staticmethod
+    def key(parts: dict[str, Any]) -> str:
+        """16 hexadecimal digits of the SHA-256 of ``parts`` as JSON; the order of keys does not matter."""
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def path(self, key: str) -> Path:
+        """Where the checkpoint of ``key`` is or will be."""
+        return self.root / key
+
+    def find(self, key: str) -> Path | None:
+        """The checkpoint of ``key``, verified against its manifest, or ``None``.
+
+        Raises:
+            UserError: The checkpoint is damaged; the message names the file and the remedy.
+        """
+        from compress.store.checkpoint import verify_checkpoint
+
+        folder = self.path(key)
+        if not folder.exists():
+            return None
+        if folder not in self._sound:
+            verify_checkpoint(folder)
+            self._sound.add(folder)
+        return folder
+
+    def work(self, key: str) -> Path:
+        """The folder for training states or images of ``key``, made if need be; it outlives a crash."""
+        folder = self.root / "work" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def finish(self, key: str) -> None:
+        """Removes the training states of ``key``; for when its checkpoint is in the store."""
+        shutil.rmtree(self.root / "work" / key, ignore_errors=True)
+
+    @contextmanager
+    def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Keeps other runs from computing ``key``; a checkpoint that a crashed run left half written is removed.
+
+        Args:
+            key: A checkpoint's or an evaluation's.
+            waiting: Called once if another run holds the lock.
+        """
+        import filelock
+
+        folder = self.root / "locks"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / f"{key}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            waiting()
+            lock.acquire()
+        try:
+            for stale in self.root.glob(f".{key}*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            yield
+        finally:
+            lock.release()
+
+    def evaluation(self, key: str) -> dict[str, Any] | None:
+        """The evaluation of ``key``, its grid's images as uint8 tensors (3, height, width), or ``None``.
+
+        Raises:
+            UserError: A file of it is damaged.
+        """
+        folder = self.evaluation_folder(key)
+        if not folder.exists():
+            return None
+        if folder not in self._sound:
+            _verify(folder)
+            self._sound.add(folder)
+        evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+        for cell in evaluation["grid"]:
+            cell["image"] = _read_image(folder / cell["image"])
+        return evaluation
+
+    def put_evaluation(self, key: str, evaluation: dict[str, Any]) -> None:
+        """Makes the work folder of ``key``, with the images in it, an evaluation.
+
+        Args:
+            key: Its key.
+            evaluation: JSON-able; ``image`` of each cell in ``evaluation["grid"]`` is a path inside the folder.
+        """
+        place, folder = self.evaluation_folder(key), self.work(key)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        for partial in folder.rglob(".*"):  # what a process was writing when it was killed
+            partial.unlink()
+        (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2), encoding="utf-8")
+        (folder / MANIFEST).unlink(missing_ok=True)
+        hashes = {file.relative_to(folder).as_posix(): file_hash(file) for file in _files(folder)}
+        (folder / MANIFEST).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
+        if place.exists():  # a run on a file system without locks may have been faster: the same content
+            shutil.rmtree(folder)
+        else:
+            os.rename(folder, place)
+
+    def adopt(self, images: str, key: str) -> None:
+        """Gives the work folder of ``key`` the images of a finished evaluation that were sampled the same way.
+
+        Args:
+            images: Key of the images, as evaluations have it under ``"images"``.
+            key: The evaluation that is to be computed.
+
+        Raises:
+            UserError: A file of that evaluation is damaged.
+        """
+        for file in sorted((self.root / "evaluations").glob("*/evaluation.json")):
+            if json.loads(file.read_text(encoding="utf-8")).get("images") != images:
+                continue
+            self.evaluation(file.parent.name)  # verified
+            target = self.work(key) / "images"
+            target.mkdir(exist_ok=True)
+            for source in _files(file.parent / "images"):
+                if not (target / source.name).exists():
+                    _link(source, target / source.name)
+            return
+
+    def evaluation_folder(self, key: str) -> Path:
+        """Where the evaluation of ``key`` is or will be."""
+        return self.root / "evaluations" / key
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file in a second place; a copy where the file system has no links. Neither is ever written to again."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with replace_with(target) as beside:
+            shutil.copyfile(source, beside)
+
+
+def _verify(folder: Path) -> None:
+    remedy = f"delete {folder} and run the same command again"
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in hashes.items():
+            if file_hash(folder / name) != expected:
+                raise UserError(f"{folder / name} is damaged (its SHA-256 is not the one it was stored with): {remedy}")
+    except (FileNotFoundError, ValueError, AttributeError) as error:
+        name = getattr(error, "filename", None) or folder / MANIFEST
+        raise UserError(f"{name} is missing or damaged: {remedy}") from error
+
+
+def _read_image(file: Path) -> "torch.Tensor":
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    with Image.open(file) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()

@@ -1,0 +1,303 @@
+"""Saving a pipeline so that it is whole, loads in stock diffusers and computes the same; and proving it later.
+
+A checkpoint is a folder in diffusers' layout with two files more: ``compress.json`` (where it came from, what it
+measured, how it was proved) and ``compress.sha256.json`` (the SHA256 of every other file). One whose UNet has shapes
+that a stock config cannot express holds a third, its model file: a copy of ``compress/models/shaped_unet.py``, by
+which diffusers loads it where ``compress`` is not imported.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress import __version__
+from compress.errors import UserError
+from compress.models import denoiser, denoiser_name, freeze
+from compress.models.folder import MODEL_FILE, check_code
+from compress.models.quiet import hide_notices, no_progress_bars
+from compress.system.files import file_hash, flush
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+INFO = "compress.json"
+MANIFEST = "compress.sha256.json"
+TOLERANCE = 1e-5  # of the largest output, for float weights; quantized ones must agree bit for bit
+PROBE_SEED = 0
+_PARTIAL = ".partial"
+_STALE_SECONDS = 24 * 3600
+
+
+def save_checkpoint(pipeline: "DiffusionPipeline", folder: Path, info: dict[str, Any], card: str | None = None) -> None:
+    """Writes a pipeline beside ``folder``, proves that stock diffusers reads back the same, and renames it into place.
+
+    A folder that is already there is replaced. Whatever goes wrong, none but a whole checkpoint ever stands at
+    ``folder``.
+
+    Args:
+        pipeline: Any pipeline with a denoiser, in float weights or in int8 ones of torchao.
+        folder: Where the checkpoint shall stand.
+        info: What to write into ``compress.json``, ready for JSON; ``"probe"`` and ``"versions"`` are added.
+        card: Text of the model card, ``README.md``.
+
+    Raises:
+        UserError: If a weight or an output is not finite, or the disk is full or cannot be written.
+        RuntimeError: If what was read back is not what was saved.
+    """
+    folder = Path(folder).absolute()
+    _check_finite(pipeline)
+    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}{_PARTIAL}"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(folder)
+        _check_space(pipeline, folder)
+        _write_pipeline(pipeline, temporary)
+        probe = _read_back(pipeline, temporary)
+        full_info = {**info, "probe": probe, "versions": _versions(pipeline)}
+        (temporary / INFO).write_text(json.dumps(full_info, indent=2) + "\n", encoding="utf-8")
+        if card is not None:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+        manifest = {name: file_hash(temporary / name) for name in _files(temporary)}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        _settle(temporary)
+        _rename(temporary, folder)
+    except OSError as error:
+        raise _write_error(folder, error) from error
+    finally:
+        _remove(temporary)
+
+
+def load_checkpoint(
+    folder: Path, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+) -> "DiffusionPipeline":
+    """Loads a checkpoint as stock diffusers does, frozen; float32 unless ``dtype`` says otherwise.
+
+    Raises:
+        UserError: If it carries code other than our own model file.
+    """
+    check_code(Path(folder))
+    hide_notices()
+    import torch
+    from diffusers import DiffusionPipeline
+
+    with no_progress_bars():
+        pipeline = DiffusionPipeline.from_pretrained(
+            str(folder), dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True
+        )
+    return freeze(pipeline.to(device))
+
+
+def model_file(pipeline: "DiffusionPipeline") -> str | None:
+    """The model file that the checkpoint of a pipeline carries, such as ``"unet/shaped_unet.py"``; None: none."""
+    name = denoiser_name(pipeline)
+    own = getattr(pipeline, name).__module__ == MODEL_FILE.stem
+    return f"{name}/{MODEL_FILE.name}" if own else None
+
+
+def read_info(folder: Path) -> dict[str, Any]:
+    """The content of ``compress.json``.
+
+    Raises:
+        UserError: If the folder has none or it cannot be read.
+    """
+    return _read_json(folder, INFO)
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Checks every file of a checkpoint against its SHA256.
+
+    Raises:
+        UserError: If a file is missing, has changed, or should not be there.
+    """
+    manifest = _read_json(folder, MANIFEST)
+    present = set(_files(folder))
+    for name in sorted(present | set(manifest)):
+        if name not in present:
+            raise _damaged(folder, folder / name, "is missing")
+        if name not in manifest:
+            raise _damaged(folder, folder / name, "does not belong there")
+        if file_hash(folder / name) != manifest[name]:
+            raise _damaged(folder, folder / name, "is not what was saved: its SHA256 has changed")
+
+
+def _write_pipeline(pipeline: "DiffusionPipeline", folder: Path) -> None:
+    from safetensors import SafetensorError
+
+    with no_progress_bars():
+        try:
+            pipeline.save_pretrained(str(folder), safe_serialization=True)
+        except SafetensorError as error:  # how safetensors says that the disk is full
+            raise OSError(str(error)) from error
+
+
+def _read_back(pipeline: "DiffusionPipeline", folder: Path) -> dict[str, Any]:
+    """Loads what was written and compares weights and outputs; returns what was compared, for ``compress.json``."""
+    import torch
+
+    from compress.models.probe import probe_inputs, probe_output
+
+    ours: Any = denoiser(pipeline)
+    try:
+        loaded = load_checkpoint(folder, ours.device, ours.dtype)
+    except Exception as error:
+        raise RuntimeError(f"stock diffusers cannot load what was saved, so it is not kept: {error}") from error
+    for name, component in pipeline.components.items():
+        if isinstance(component, torch.nn.Module):
+            _compare_weights(name, component, getattr(loaded, name))
+    inputs = probe_inputs(ours, PROBE_SEED)
+    if inputs is None:
+        return {"seed": None, "why": f"no inputs are known for {type(ours).__name__}: weights alone were compared"}
+    theirs = denoiser(loaded)
+    expected, output = probe_output(ours, inputs), probe_output(theirs, inputs)
+    if not torch.isfinite(expected).all():
+        raise UserError(f"the denoiser gives NaN or infinite outputs in {ours.dtype}: use precision=fp32 or bf16")
+    largest = expected.float().abs().max().item()
+    difference = (output.float() - expected.float()).abs().max().item()
+    exact = getattr(ours, "hf_quantizer", None) is not None
+    same = torch.equal(output, expected) if exact else difference <= TOLERANCE * largest
+    if not same:
+        raise RuntimeError(
+            f"the denoiser read back by stock diffusers computes something else: outputs of up to {largest:.3g} differ "
+            f"by up to {difference:.3g}; the checkpoint is not kept"
+        )
+    return {
+        "seed": PROBE_SEED,
+        "sha256": hashlib.sha256(expected.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest(),
+        "dtype": str(ours.dtype).removeprefix("torch."),
+        "device": ours.device.type,
+        "largest_difference": difference,
+        "largest_output": largest,
+    }
+
+
+def _compare_weights(name: str, ours: "nn.Module", loaded: "nn.Module") -> None:
+    import torch
+
+    expected, found = dict(_plain_tensors(ours)), dict(_plain_tensors(loaded))
+    if expected.keys() != found.keys():
+        names = ", ".join(sorted(expected.keys() ^ found.keys())[:3])
+        raise RuntimeError(f"{name}: stock diffusers reads back other weights than were saved: {names}, ...")
+    for key, tensor in expected.items():
+        # A component may be in another precision than the denoiser, whose precision everything was loaded in.
+        if not torch.equal(tensor.to(found[key].dtype).cpu(), found[key].cpu()):
+            raise RuntimeError(f"{name}: {key} reads back otherwise than it was saved; the checkpoint is not kept")
+
+
+def _plain_tensors(module: "nn.Module") -> Iterator[tuple[str, "torch.Tensor"]]:
+    """All that ``state_dict`` holds, quantized tensors taken apart into the tensors they are made of."""
+    for name, tensor in module.state_dict().items():
+        if hasattr(tensor, "__tensor_flatten__"):
+            for part in tensor.__tensor_flatten__()[0]:
+                yield f"{name}.{part}", getattr(tensor, part)
+        else:
+            yield name, tensor
+
+
+def _check_finite(pipeline: "DiffusionPipeline") -> None:
+    import torch
+
+    for name, component in pipeline.components.items():
+        if isinstance(component, torch.nn.Module):
+            for key, tensor in _plain_tensors(component):
+                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                    raise UserError(f"{name}: {key} holds NaN or infinite values, so nothing is saved: lower the lr")
+
+
+def _check_space(pipeline: "DiffusionPipeline", folder: Path) -> None:
+    """Refuses before the first byte: a disk that fills up while a file is mapped can kill the process."""
+    import torch
+
+    needed = sum(
+        tensor.numel() * tensor.element_size()
+        for component in pipeline.components.values()
+        if isinstance(component, torch.nn.Module)
+        for _, tensor in _plain_tensors(component)
+    )
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        raise UserError(
+            f"no space left on the disk that holds {folder.parent}: {needed / 1e6:.1f} MB are needed and "
+            f"{free / 1e6:.1f} MB free: free some, or name another disk with out= or store="
+        )
+
+
+def _write_error(folder: Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free
+    return UserError(
+        f"the checkpoint {folder} cannot be written ({reason}; {free / 1e6:.1f} MB free there): nothing is left of it; "
+        "make room or make the folder writable, or name another place with out= or store="
+    )
+
+
+def _versions(pipeline: "DiffusionPipeline") -> dict[str, str]:
+    quantized = getattr(denoiser(pipeline), "hf_quantizer", None) is not None
+    names = ["torch", "diffusers", "transformers", *(["torchao"] if quantized else [])]
+    return {"compress": __version__, **{name: version(name) for name in names}}
+
+
+def _settle(folder: Path) -> None:
+    """Gives files the usual permissions (safetensors' are private) and waits until the disk has them all."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+        flush(path)
+
+
+def _rename(temporary: Path, folder: Path) -> None:
+    old = folder.parent / f".{folder.name}.{uuid.uuid4().hex}{_PARTIAL}"
+    if folder.exists():
+        os.replace(folder, old)
+    try:
+        os.replace(temporary, folder)
+    except OSError:
+        if old.exists():
+            os.replace(old, folder)
+        raise
+    flush(folder.parent)
+    _remove(old)
+
+
+def _remove_stale(folder: Path) -> None:
+    """Removes what a killed process left of this checkpoint a day ago or longer; newer may still be written."""
+    for path in folder.parent.glob(f".{folder.name}.*{_PARTIAL}"):
+        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of all files but the manifest, relative to the folder."""
+    files = (path.relative_to(folder).as_posix() for path in sorted(Path(folder).rglob("*")) if not path.is_dir())
+    return [name for name in files if name != MANIFEST]
+
+
+def _read_json(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        content = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise _damaged(folder, Path(folder) / name, "is missing or cannot be read") from None
+    if not isinstance(content, dict):
+        raise _damaged(folder, Path(folder) / name, "is missing or cannot be read")
+    return content
+
+
+def _damaged(folder: Path, file: Path, what: str) -> UserError:
+    return UserError(
+        f"the checkpoint is damaged: {file} {what}: delete the folder {folder} and run again; "
+        "what is lost with it is computed again"
+    )

@@ -1,0 +1,1 @@
+"""What every part uses: processes, progress bars, memory and whole files."""
