@@ -147,7 +147,7 @@ def test_two_processes_find_what_one_finds(clip, tmp_path):
     root = Path(__file__).parents[2]
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launch, str(root / "tests/jobs/score_worker.py"), str(tmp_path)]
+    command = [sys.executable, *launch, str(Path(__file__).with_name("score_worker.py")), str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     found, expected = json.loads((tmp_path / "scores.json").read_text()), scored(clip)

@@ -9,7 +9,7 @@ from compress.system import processes
 
 def main(folder: Path) -> None:
     processes.join("cpu")
-    from tests.evaluate.test_scoring import scored
+    from tests.evaluate.test_quality import scored
 
     mine = processes.share(11, 3)
     found = scored(folder / "clip", mine)
