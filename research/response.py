@@ -1,4 +1,4 @@
-"""How each metric answers to damage of growing strength: ``python benchmarks/response.py``.
+"""How each metric answers to damage of growing strength: ``python research/response.py``.
 
 Takes real emoji that are not in the reference and blurs them, adds noise, turns their hue, gives them each other's
 captions, or keeps fewer and fewer kinds of them. Prints a Markdown table for each: a row for every metric, its value

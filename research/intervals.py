@@ -1,6 +1,6 @@
 """Time and memory of the metrics of sets, values and intervals, by the number of images.
 
-``python benchmarks/intervals.py [--images 256 10000 30000] [--reference 40504] [--metrics kid manifold ...]`` gives
+``python research/intervals.py [--images 256 10000 30000] [--reference 40504] [--metrics kid manifold ...]`` gives
 each metric random features in a process of its own and prints a Markdown table: seconds from features to value and
 interval, and the most memory that the process held beyond the features. No network is run: what sampling and scoring of
 as many images take is ``evaluation.py``'s to say.

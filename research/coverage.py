@@ -1,4 +1,4 @@
-"""How often the 95 % intervals hold what they are of, by simulation: ``python benchmarks/coverage.py``.
+"""How often the 95 % intervals hold what they are of, by simulation: ``python research/coverage.py``.
 
 Draws sets of n features again and again from a known distribution, the reference held fixed, and counts how many
 intervals hold the statistic's expectation, estimated by the mean over all draws. ``--images DIR`` (with
