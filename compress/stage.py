@@ -59,3 +59,19 @@ class StageReport:
     coverage: dict[str, Any]
     details: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        shares = {name: self.coverage[name] for name in ("params", "macs") if self.coverage.get(name) is not None}
+        return one_line(self, self.coverage.get("modules", 0), **shares)
+
+
+def one_line(report: object, modules: int, **facts: Any) -> str:
+    """A report in one line, as its ``repr``: the number of layers it touched and a few facts, no tensors and no lists.
+
+    Args:
+        report: Gives its class's name.
+        modules: Number of layers.
+        facts: Name to a number or a short text.
+    """
+    texts = [f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()]
+    return f"{type(report).__name__}({', '.join([f'{modules} modules', *texts])})"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from compress.errors import UserError, bad_value
 from compress.prune.channels.target import TOLERANCE, Target
 from compress.prune.layers.patterns import check_finite, check_patterns, choose_layers
-from compress.stage import StageContext, StageReport
+from compress.stage import StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
@@ -110,6 +110,9 @@ class LowRankReport:
     share_params: float
     share_macs: float | None
     left: float | None
+
+    def __repr__(self) -> str:
+        return one_line(self, len(self.layers), params=f"{self.params_after / self.params_before:.2f}x")
 
 
 def prune_low_rank(

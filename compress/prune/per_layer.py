@@ -12,7 +12,7 @@ from compress.errors import UserError, bad_value
 from compress.models import set_denoiser
 from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, needs_calibration, parse
-from compress.stage import StageContext, StageReport
+from compress.stage import StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
@@ -143,6 +143,9 @@ class FreeReport:
     share_params: float
     share_macs: float
     skipped: dict[str, str]
+
+    def __repr__(self) -> str:
+        return one_line(self, self.modules, **{name: f"{share:.2f}x" for name, share in self.left.items()})
 
 
 def prune_per_layer(

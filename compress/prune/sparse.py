@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from compress.errors import UserError, bad_value
 from compress.models.sparsity import Layer, least_of_groups, set_zero, smallest
 from compress.prune.layers.patterns import check_finite, check_patterns, choose_layers
-from compress.stage import StageContext, StageReport
+from compress.stage import StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -115,6 +115,9 @@ class SparseReport:
     emptied: list[str]
     bytes: int
     sparse_bytes: int
+
+    def __repr__(self) -> str:
+        return one_line(self, len(self.layers), zeros=self.sparsity)
 
 
 def prune_sparse(denoiser: "nn.Module", config: Config = Config()) -> SparseReport:

@@ -15,7 +15,7 @@ from compress.errors import UserError, bad_value
 from compress.models import set_denoiser
 from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, needs_calibration, parse
-from compress.stage import StageContext, StageReport
+from compress.stage import StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
@@ -151,6 +151,10 @@ class PruneReport:
     time_residual: float
     skipped: dict[str, str]
     plan: "Plan | None" = None
+
+    def __repr__(self) -> str:
+        widths = f"{self.widths_before} -> {self.widths_after}"
+        return one_line(self, self.modules, widths=widths, params=f"{self.params_after / self.params_before:.2f}x")
 
 
 Pruner = Callable[[float | list[float]], PruneReport]

@@ -17,7 +17,7 @@ from compress.errors import UserError, bad_value
 from compress.models import denoiser
 from compress.models.probe import layer_macs, probe_inputs
 from compress.models.quiet import hide_notices
-from compress.stage import StageContext, StageReport
+from compress.stage import StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -76,6 +76,10 @@ class QuantizeReport:
     left_float: dict[str, dict[str, Any]]
     rounding: dict[str, float]
     zero_channels: int
+
+    def __repr__(self) -> str:
+        shares = {"params": self.params} | ({} if self.macs is None else {"macs": self.macs})
+        return one_line(self, len(self.modules), **shares)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:

@@ -11,7 +11,7 @@ from compress.models.meta import checked_weights
 from compress.prune.blocks import Blocks, read_blocks
 from compress.prune.blocks.assemble import assemble
 from compress.prune.blocks.cost import count_costs
-from compress.stage import StageReport
+from compress.stage import StageReport, one_line
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class DepthReport:
     removed: list[dict[str, Any]] = field(default_factory=list)
     effects: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        params, macs = self.params_after / self.params_before, self.macs_after / self.macs_before
+        return one_line(self, self.modules, params=f"{params:.2f}x", macs=f"{macs:.2f}x")
 
 
 class Subject:
