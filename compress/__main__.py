@@ -1,14 +1,19 @@
 """``python -m compress``: runs a recipe, or says what there is."""
 
+import math
 import os
 import sys
+import tempfile
 import traceback
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import compress
 from compress.config.compose import explain, place_choices, quoted, register_recipes, sentence
-from compress.config.folders import NOT_STAGES, conf_folder, recipe_files
+from compress.config.folders import NOT_STAGES, conf_folder, default_out, recipe_files
 from compress.errors import UserError
+from compress.run import sweep
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -44,7 +49,8 @@ Examples
 Options
   --cfg job         prints the composed config with all keys and runs nothing
   --info defaults   prints where each part of it comes from
-  --multirun, -m    runs every combination of values given as a,b,c
+  --multirun, -m    runs every combination of values given as a,b,c, each in a folder named after its values
+  --version         the version of compress
   --hydra-help      further options, of Hydra
   --help, -h        this text
 
@@ -73,6 +79,9 @@ def main() -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(usage(), end="")
         return 0
+    if "--version" in arguments:
+        print(f"compress {compress.__version__}")
+        return 0
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -82,13 +91,19 @@ def main() -> int:
     sys.argv[1:] = overrides + [word for word in arguments if word not in words]  # Hydra wants options last
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
     codes: list[int] = []
+    keys, begun = sweep.swept(overrides), datetime.now()
 
     def job(cfg: "DictConfig") -> None:
+        if keys:
+            _name_job(cfg, keys, begun)
         codes.append(_guarded(cfg))
 
     try:
         register_recipes()
-        hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(job)()
+        with tempfile.TemporaryDirectory() as scratch:  # for a multirun's multirun.yaml, which Hydra insists on
+            if not any(word.startswith("hydra.sweep.dir=") for word in overrides):
+                sys.argv.insert(1, f"hydra.sweep.dir={scratch}")
+            hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(job)()
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         return _refuse(explain(error, overrides))
     except KeyboardInterrupt:
@@ -123,14 +138,24 @@ def _kept(cfg: "DictConfig") -> str:
     return f"finished stages, sampled images and the last training state are kept in {cfg.store}"
 
 
-def _run(cfg: "DictConfig") -> None:
+def _name_job(cfg: "DictConfig", keys: dict[str, int | None], begun: datetime) -> None:
+    """Says what a job of a multirun varies and gives it a folder named after that."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
 
+    from compress.system import processes
+
+    settings = HydraConfig.get()
+    overrides = sweep.varied(settings.overrides.task, keys)
+    cfg.out = str(Path(cfg.out or default_out(cfg.recipe_name, begun)) / sweep.folder_name(overrides))
+    if processes.is_main():
+        counts = list(keys.values())
+        total = "" if None in counts else f"/{math.prod(filter(None, counts))}"
+        print(f"[{settings.job.num + 1}{total}] {' '.join(overrides)}", flush=True)
+
+
+def _run(cfg: "DictConfig") -> None:
     from compress import jobs
 
-    if HydraConfig.get().mode == RunMode.MULTIRUN and cfg.out is not None:
-        cfg.out = f"{cfg.out}/{HydraConfig.get().job.num}"  # one folder a run
     jobs.run_job(cfg)
 
 

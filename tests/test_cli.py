@@ -170,8 +170,31 @@ def test_multirun_gives_every_run_a_folder_and_goes_on_after_a_mistake(
         compress.run.recipe, "run_recipe", lambda config: seen.append((config.stages[0].config.ratio, str(config.out)))
     )
     assert cli("-m", "recipe=prune", *tiny_overrides, "stages.prune.ratio=0.25,1.5,0.5", "out=sweep") == 2
-    assert seen == [(0.25, "sweep/0"), (0.5, "sweep/2")]
-    assert "stages.prune.ratio=1.5" in capsys.readouterr().err
+    assert seen == [(0.25, "sweep/ratio=0.25"), (0.5, "sweep/ratio=0.5")]
+    captured = capsys.readouterr()
+    assert "stages.prune.ratio=1.5" in captured.err
+    assert captured.out.splitlines() == [
+        f"[{job}/3] stages.prune.ratio={ratio}" for job, ratio in ((1, 0.25), (2, 1.5), (3, 0.5))
+    ]
+    assert list(Path.cwd().iterdir()) == []  # nothing of Hydra
+
+
+def test_the_jobs_of_a_multirun_share_a_time_stamp(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(compress.run.recipe, "run_recipe", lambda config: seen.append(config.out))
+    assert cli("-m", "recipe=prune", *tiny_overrides, "prune=magnitude,taylor", "seed=range(1,3)") == 0
+    assert {out.parent for out in seen} == {seen[0].parent} and seen[0].parent.parent == Path("runs/prune")
+    names = [f"prune={choice},seed={seed}" for choice in ("magnitude", "taylor") for seed in (1, 2)]
+    assert [out.name for out in seen] == names
+    assert "[4/4] prune@stages.prune=taylor seed=2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["recipe=prune", "--version"]])
+def test_the_version_is_ours(cli: Any, capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    assert cli(*arguments) == 0
+    assert capsys.readouterr().out == f"compress {compress.__version__}\n"
 
 
 def test_the_whole_way(tiny_overrides: list[str], tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ PACKAGE = Path(__file__).parents[1]
 NOT_STAGES = ("model", "data", "evaluate", "track", "pretrain", "benchmark")  # groups of conf/ that hold no stage
 
 
-def default_out(recipe_name: str) -> Path:
-    """``runs/<recipe>/<time stamp with microseconds>``."""
-    return Path("runs") / recipe_name / f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
+def default_out(recipe_name: str, begun: datetime | None = None) -> Path:
+    """``runs/<recipe>/<time stamp with microseconds>``, of now where no time is given."""
+    return Path("runs") / recipe_name / f"{begun or datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
 
 
 def known_kinds() -> list[str]:

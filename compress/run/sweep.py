@@ -1,0 +1,60 @@
+"""The jobs of a multirun: what each of them varies, and a folder named after that."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+
+LONGEST = 80  # characters of a folder's name
+
+
+def swept(overrides: Iterable[str]) -> dict[str, int | None]:
+    """The keys that take several values, each with how many; None where only Hydra can tell.
+
+    Args:
+        overrides: As on the command line, such as ``stages.prune.ratio=0.2,0.4`` or ``seed=range(3)``.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
+    from hydra.errors import HydraException
+
+    parser, found = OverridesParser.create(), {}
+    for text in overrides:
+        try:
+            override = parser.parse_override(text)
+        except HydraException:  # Hydra refuses it with a better message
+            continue
+        if override.is_sweep_override():
+            counted = isinstance(override.value(), ChoiceSweep | RangeSweep)
+            found[override.get_key_element()] = len(list(override.sweep_string_iterator())) if counted else None
+    return found
+
+
+def varied(overrides: Sequence[str], keys: Iterable[str]) -> list[str]:
+    """Those of a job's overrides that differ between the jobs.
+
+    Args:
+        overrides: All of the job.
+        keys: See :func:`swept`.
+    """
+    return [override for key in keys for override in overrides if override.partition("=")[0] == key]
+
+
+def folder_name(overrides: Sequence[str]) -> str:
+    """A short name for files: ``ratio=0.4,seed=1``; where something had to be left out it ends with a hash.
+
+    Args:
+        overrides: Those that differ between the jobs, at least one.
+    """
+    pairs = [override.partition("=")[::2] for override in overrides]
+    # A choice of a group is known by the group (prune@stages.prune=taylor), a key by the last of its names.
+    keys = [key.lstrip("+~").partition("@")[0].replace("/", ".") for key, _ in pairs]
+    last = [key.rpartition(".")[2] for key in keys]
+    short = [end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)]
+    values = [value.strip("'\"") for _, value in pairs]
+    # Of a path the last name.
+    written = [re.sub(r"[^\w.+-]+", "_", value.rstrip("/").rpartition("/")[2]).strip("_") for value in values]
+    name = ",".join(f"{key}={value}" for key, value in zip(short, written, strict=True))
+    if written == values and len(name) <= LONGEST:
+        return name
+    digest = hashlib.sha256("\0".join(overrides).encode()).hexdigest()[:8]
+    return f"{name[: LONGEST - 9]}-{digest}"
