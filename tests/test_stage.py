@@ -1,5 +1,7 @@
 """What a report says of itself in one line, with no tensor and no list of indices."""
 
+from tiny import tiny_unet
+
 from compress.prune.bk_sdm import prune_bk_sdm
 from compress.prune.low_rank import prune_low_rank
 from compress.prune.magnitude import prune_channels
@@ -7,7 +9,6 @@ from compress.prune.per_layer import prune_per_layer
 from compress.prune.sparse import prune_sparse
 from compress.quantize.int8 import quantize_weights
 from compress.stage import StageReport
-from tiny import tiny_unet
 
 
 def test_the_repr_of_a_stage_report_is_one_short_line() -> None:
