@@ -70,7 +70,7 @@ def draw(kind: str, n: int, d: int, generator: torch.Generator) -> torch.Tensor:
 
     ``same`` and ``gaussian`` are normal; ``rectified`` is a mixed normal above a threshold, like a network's features;
     ``skewed`` log-normal of sigma 0.5; ``heavy`` Student's t of 10 degrees of freedom over whole rows, so that all
-    features of a image are large together; ``clustered`` six modes, the rarest with 10 %; ``laplace`` differences of
+    features of an image are large together; ``clustered`` six modes, the rarest with 10 %; ``laplace`` differences of
     exponentials; ``uneven`` twelve modes, the r-th in proportion to 1 / r; ``bounded`` logistic functions of normals.
     """
     z = torch.randn(n, d, generator=generator, dtype=torch.float64)

@@ -136,7 +136,7 @@ def _draw(data: Data, folder: Path, most: int) -> Path:
 
 
 def _changed(image: Image.Image, chance: random.Random) -> Image.Image:
-    """A image turned, shifted, blurred and with another hue, all a little."""
+    """An image turned, shifted, blurred and with another hue, all a little."""
     shift = (chance.randint(-4, 4), chance.randint(-4, 4))
     image = image.rotate(chance.uniform(-8, 8), Image.Resampling.BICUBIC, translate=shift, fillcolor=WHITE)
     image = image.filter(ImageFilter.GaussianBlur(chance.uniform(0, 1.5)))

@@ -19,7 +19,7 @@ def read_captions(path: str, names: Sequence[str], key: str = "captions") -> lis
         key: The config key of ``path``, for messages.
 
     Raises:
-        UserError: The file is missing, cannot be read, lacks a column, or says nothing or two things of a image.
+        UserError: The file is missing, cannot be read, lacks a column, or says nothing or two things of an image.
     """
     file = Path(path).expanduser()
     if not file.is_file():

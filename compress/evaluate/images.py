@@ -168,7 +168,7 @@ class ImageFiles:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
     def _unreadable(self, file: Path, error: Exception) -> UserError:
-        return UserError(f"{self.key}: {file} cannot be read as a image ({error}): repair it or take it away")
+        return UserError(f"{self.key}: {file} cannot be read as an image ({error}): repair it or take it away")
 
 
 class Part:
@@ -224,7 +224,7 @@ def reduced_size(height: int, width: int, side: int) -> tuple[int, int]:
 
 
 def on_white(image: "Image") -> "Image":
-    """A image as RGB; what is transparent shows white."""
+    """An image as RGB; what is transparent shows white."""
     from PIL import Image
 
     if image.mode == "RGBA" or "transparency" in image.info:

@@ -1,14 +1,12 @@
-"""95 % intervals of the metrics: a bootstrap over images that never passes one through a network again.
+"""95 % intervals of the metrics, by a bootstrap over the images' contributions. No network runs again.
 
-Every interval is of the expectation of the same statistic over fresh draws of as many images, the reference held
-fixed. So the interval of a metric that is biased at small n, as the Fréchet distance is, holds its value at this n,
-bias and all, and two rows compare only at the same n.
+An interval covers the expectation of the same statistic over fresh draws of n images with the reference fixed. A metric
+that is biased at small n, such as the Fréchet distance, keeps its bias: rows compare only at the same n.
 
-Resampling images with replacement and computing a distance of sets anew does not give that: a resample holds 63 % of
-the images, as if n were smaller, which moves the distance by more than the interval is wide, and its spread is not
-that of fresh draws either. What is resampled here are the images' contributions instead, for a mean the values, for a
-statistic of the whole set its change when a image is left out (Tukey's pseudo-values). Their means are scaled to the
-standard deviation of fresh draws, and widened as Student's t is for the contributions' number and kurtosis.
+Resampling images does not give this for a distance of sets. A resample holds 63 % of the images, as if n were smaller;
+that moves the distance by more than the interval's width. Contributions are resampled instead: the values for a mean,
+Tukey's pseudo-values (the change when one image is left out) for a statistic of the whole set. Their means are scaled
+to the standard deviation of fresh draws and widened by Student's t for the contributions' number and kurtosis.
 """
 
 import math
@@ -34,7 +32,7 @@ def mean_interval(
         values: ``(n,)``, n at least 1; of a single value the interval is the value.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
-        within: The smallest and the largest number that a value can be; the interval ends there.
+        within: Smallest and largest possible value; the interval is clipped to them.
 
     Returns:
         ``{"value", "low", "high", "n", "interval_of"}``.
@@ -56,13 +54,13 @@ def jackknife_interval(
     """A statistic of a set of images with a bootstrap interval.
 
     Args:
-        value: Of all n.
-        one: Without each, ``(n,)``.
-        variance: Over fresh draws of n.
+        value: The statistic of all n images.
+        one: The statistic without each image, ``(n,)``.
+        variance: Variance of the statistic over fresh draws of n images.
         resamples: Number of bootstrap resamples.
         seed: Seed of the resampling.
-        scale: Maps the value and where its interval begins and ends, relative to it, to the interval: how a distance
-            that cannot be below a bound keeps to it. None adds.
+        scale: Maps the value and the interval's two offsets from it to the interval, so that a bounded distance stays
+            within its bound. None adds the offsets.
 
     Returns:
         ``{"value", "low", "high", "n", "interval_of"}``.
@@ -76,24 +74,24 @@ def jackknife_interval(
 def logarithm(value: float, low: float, high: float) -> tuple[float, float]:
     """The interval on a logarithmic scale, for a distance whose spread grows with it.
 
-    Few images that happen to lack the outliers give a small distance that seems sure.
+    A small sample without outliers gives a small distance with a variance that is too small.
     """
-    if value <= max(-low, high):  # the logarithm says nothing any more
+    if value <= max(-low, high):  # the offsets are too large for a logarithm
         return min(max(value + low, 0.0), value), value + high
     return value * math.exp(low / value), value * math.exp(high / value)
 
 
 def steady(variance: float, fixed: float, slope: float) -> Scale:
-    """The expectations that the value is not too far from by the spread that *they* would have.
+    """An interval of all expectations that are near the value, measured with the variance at *each expectation*.
 
-    The variance of a squared distance grows with it, so a draw that happens to be near has a small variance too and
-    seems sure. At the spread of the value hardly any interval would leave out 0 near 0, nor, further away, what most
-    draws give (so does Wilson's interval of a share differ from Wald's).
+    The variance of a squared distance grows with the distance, so a draw that happens to be small also has a small
+    variance. The variance at the value itself would give intervals that miss too often. This is the step from Wald's to
+    Wilson's interval of a share.
 
     Args:
-        variance: Of the value.
-        fixed: What of it would be there at any expectation.
-        slope: By how much it grows with the expectation, at least 0.
+        variance: Variance of the value.
+        fixed: Part of the variance that is the same at any expectation.
+        slope: How much the variance grows with the expectation, at least 0.
     """
 
     def scale(value: float, low: float, high: float) -> tuple[float, float]:
@@ -111,18 +109,18 @@ def steady(variance: float, fixed: float, slope: float) -> Scale:
 
 
 def pair_corrected_variance(value: float, one: torch.Tensor, two: torch.Tensor, pairs: torch.Tensor) -> float:
-    """The variance over fresh draws from leaving out single images and pairs.
+    """The variance over fresh draws, from leaving out single images and pairs.
 
-    The jackknife (Efron and Stein 1981, https://doi.org/10.1214/aos/1176345462) counts twice what comes from pairs of
-    images together rather than from each alone, which near the reference is most of a Fréchet distance's variance.
-    That part shows when both of a pair are left out. Half of the surplus is taken off: the correction is as unsure as
-    what it corrects, and all of it leaves intervals of few and uneven images too narrow.
+    The jackknife (Efron and Stein 1981, https://doi.org/10.1214/aos/1176345462) counts the joint effect of a pair
+    twice. Near the reference that is most of a Fréchet distance's variance. Leaving out both images of a pair measures
+    it. Only half of the surplus is subtracted: the estimate is uncertain, and subtracting all of it gives intervals
+    that are too narrow for few and uneven images.
 
     Args:
-        value: Of all n.
-        one: Without each, ``(n,)``.
-        two: Without both of some pairs, ``(p,)``.
-        pairs: Their indices, ``(p, 2)``, a random choice.
+        value: The statistic of all n images.
+        one: The statistic without each image, ``(n,)``.
+        two: The statistic without both images of some pairs, ``(p,)``.
+        pairs: Indices of these pairs, ``(p, 2)``, chosen at random.
     """
     n = len(one)
     jackknife = (n - 1) / n * (one - one.mean()).square().sum()
@@ -134,17 +132,17 @@ def pair_corrected_variance(value: float, one: torch.Tensor, two: torch.Tensor, 
 def share_interval(
     share: float, variance: float, n: int, freedom: float = math.inf, sure: float = 0.0
 ) -> dict[str, Any]:
-    """A share of images with Jeffreys' interval, which holds near 0 and 1, where every resample is the same.
+    """A share of images with Jeffreys' interval, which also works near 0 and 1, where all resamples are the same.
 
-    Brown, Cai and DasGupta 2001, https://doi.org/10.1214/ss/1009213286: the middle 95 % of what the share may be after
-    the draw, at none and all up to the end and as far as Clopper and Pearson's.
+    Brown, Cai and DasGupta 2001, https://doi.org/10.1214/ss/1009213286: the middle 95 % of the posterior. At shares of
+    0 and 1 it reaches the end, and as far as the Clopper-Pearson interval.
 
     Args:
         share: In [0, 1].
-        variance: Over fresh draws: that of independent images is ``share (1 - share) / n``.
+        variance: Variance over fresh draws; ``share (1 - share) / n`` for independent images.
         n: Number of images.
-        freedom: Degrees of freedom of the variance, if it was estimated.
-        sure: What of the variance needs no estimate, since it follows from the share.
+        freedom: Degrees of freedom of the variance if it was estimated.
+        sure: Part of the variance that is known without an estimate.
 
     Returns:
         ``{"value", "low", "high", "n", "interval_of"}``.
@@ -184,7 +182,7 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> float:
         b: With ``low`` and ``high``.
 
     Returns:
-        The half width; a difference of the two values that is no larger lies inside the noise.
+        The half width. A difference of the two values that is not larger is within the noise.
     """
     return float(((a["high"] - a["low"]) ** 2 + (b["high"] - b["low"]) ** 2) ** 0.5 / 2)
 
@@ -194,9 +192,9 @@ def _row(value: float, low: float, high: float, n: int) -> dict[str, Any]:
 
 
 def _offsets(contributions: torch.Tensor, variance: float, resamples: int, seed: int) -> tuple[float, float]:
-    """Where the interval begins and ends, relative to the value."""
+    """Both ends of the interval relative to the value."""
     n = len(contributions)
-    centered = (contributions - contributions.mean()).sort().values  # sorted: what comes in another order is the same
+    centered = (contributions - contributions.mean()).sort().values  # sorted: the order of the images does not matter
     spread = centered.square().mean()
     if variance <= 0 or spread <= 0:
         return 0.0, 0.0
@@ -209,5 +207,5 @@ def _offsets(contributions: torch.Tensor, variance: float, resamples: int, seed:
 
 
 def _student(freedom: float) -> float:
-    """How much wider than a normal one Student's t is in its middle 95 %; below 2 degrees of freedom as at 2."""
+    """Width of Student's t relative to a normal distribution, middle 95 %; below 2 degrees of freedom as for 2."""
     return float(stdtrit(max(freedom, 2.0), 0.975)) / Z

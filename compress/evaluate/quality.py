@@ -70,7 +70,7 @@ def score_images(
         to compare with or captions are missing.
 
     Raises:
-        UserError: A image cannot be read, a network cannot be loaded, or two images of a pair differ in size.
+        UserError: An image cannot be read, a network cannot be loaded, or two images of a pair differ in size.
         ValueError: The numbers of images, teacher's images and captions differ.
     """
     for other in (teacher, captions):

@@ -77,7 +77,7 @@ def sample(
     name: str = "sample",
     latents: bool = False,
 ) -> torch.Tensor | ImageFiles:
-    """Samples a image for every prompt.
+    """Samples an image for every prompt.
 
     Image ``i`` starts from the noise of ``torch.Generator("cpu").manual_seed(seeds[i])``, whatever the batch size,
     the device or the number of processes. At the same batch size it is the same to the bit; at another, sums are

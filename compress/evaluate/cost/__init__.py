@@ -56,7 +56,7 @@ def measure_cost(
     Args:
         pipeline: On ``device``.
         folder: Its checkpoint.
-        config: Size, scheduler, steps and guidance of a image, number of timed passes, whether to compile.
+        config: Size, scheduler, steps and guidance of an image, number of timed passes, whether to compile.
         device: Where the run computes.
         dtype: The run's precision.
         variant: Of the weight files, such as ``fp16``; None for those without one in their name.

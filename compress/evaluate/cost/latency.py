@@ -68,7 +68,7 @@ def image_latencies(
 ) -> list[float]:
     """Seconds of each of ``repeats`` images from prompt to pixels, one at a time, after one that is not timed.
 
-    Fewer of slow ones, see :func:`timed`, and none where a image's passes of the denoiser alone would take longer
+    Fewer of slow ones, see :func:`timed`, and none where an image's passes of the denoiser alone would take longer
     than :data:`MOST_IMAGE_SECONDS`.
 
     Args:
@@ -84,7 +84,7 @@ def image_latencies(
 
     def draw() -> None:
         wanted = {
-            "prompt": "a image", "generator": torch.Generator("cpu").manual_seed(0), "output_type": "np",
+            "prompt": "an image", "generator": torch.Generator("cpu").manual_seed(0), "output_type": "np",
             "num_inference_steps": config.steps, "guidance_scale": config.guidance, **size(config),
         }  # fmt: skip
         twin(**accepted(twin, wanted))

@@ -10,30 +10,30 @@ from compress.evaluate.intervals import jackknife_interval, logarithm, pair_corr
 from compress.evaluate.metrics.nuclear import directions, falls
 from compress.evaluate.metrics.rows import RowMetric
 
-LEAST = 4  # images, so that two can be left out
-PAIRS = 512  # of images left out together, a random choice of all
+LEAST = 4  # images: two of them can be left out
+PAIRS = 512  # pairs of images left out together, a random choice
 CHUNK = 4096  # rows at once
-POINTS = 15  # of the extrapolation, as published
+POINTS = 15  # points of the extrapolation, as published
 
 
 class FrechetDistance(RowMetric):
-    """Fréchet distance between the Gaussians that fit two sets of features (FID where they are Inception's).
+    """Fréchet distance between Gaussian fits of two sets of features (FID if the features are Inception's).
 
     Heusel et al. 2017, https://arxiv.org/abs/1706.08500. With centered features A and B of n and m images, the trace
-    of ``sqrt(S1 S2)`` is the sum of the singular values of ``A B^T / sqrt((n - 1)(m - 1))``: exact, also where there
-    are fewer images than features. Biased upwards at small n, so it compares with values at the same n only.
+    of ``sqrt(S1 S2)`` is the sum of the singular values of ``A B^T / sqrt((n - 1)(m - 1))``. This is exact, also with
+    fewer images than features. The distance is biased upwards at small n: compare only values at the same n.
 
-    ``infinite`` is the published extrapolation to infinitely many images (Chong and Forsyth 2020,
-    https://arxiv.org/abs/1911.07023): the intercept of the line through 15 random subsets' values over 1 / size, the
-    smallest of ``infinite_from`` images. The line holds only where there are many more images than features.
+    ``infinite`` extrapolates to infinitely many images (Chong and Forsyth 2020, https://arxiv.org/abs/1911.07023): the
+    intercept of a line through the values of 15 random subsets over 1 / size, from ``infinite_from`` images on. It
+    needs many more images than features.
 
     The interval is that of the value at this n, see :func:`compress.evaluate.intervals.jackknife_interval`.
 
     Args:
-        paired: Row i of both sets belongs to the same draw (the teacher's and the student's image of one prompt and
-            noise), so both sets vary together. Otherwise the reference is held fixed.
-        resamples: Of the bootstrap behind the interval.
-        seed: Of everything random.
+        paired: Row i of both sets belongs to one prompt and noise (the teacher's and the student's image), so both sets
+            vary together. Otherwise the reference is fixed.
+        resamples: Bootstrap resamples.
+        seed: Seed of everything random.
     """
 
     higher_is_better = False
@@ -43,13 +43,13 @@ class FrechetDistance(RowMetric):
         self.paired, self.resamples, self.seed = paired, resamples, seed
 
     def update(self, features: torch.Tensor, real: bool) -> None:
-        """Takes features ``(b, d)``; ``real`` says that they are the reference's.
+        """Adds features ``(b, d)``; ``real`` marks the reference's.
 
-        Under several processes each gives its own share of both sets; if ``paired``, in the same order.
+        With several processes each adds its share of both sets; if ``paired``, in the same order.
 
         Raises:
             FloatingPointError: A feature is not finite.
-            ValueError: Features of another width than before.
+            ValueError: The width differs from that of the features before.
         """
         self.keep("reference" if real else "features", features)
 
@@ -57,12 +57,12 @@ class FrechetDistance(RowMetric):
         """``{"value", "low", "high", "n", "n_reference", "infinite", "infinite_from", "interval_of"}``.
 
         Raises:
-            ValueError: There are fewer than 4 images or 2 of the reference, or pairs that are not.
+            ValueError: There are fewer than 4 images or 2 reference images, or the numbers of pairs differ.
         """
         fake, real = self.rows("features", LEAST), self.rows("reference", 2)
         if fake.shape[1] != real.shape[1] or (self.paired and len(fake) != len(real)):
             raise ValueError(f"features are {tuple(fake.shape)}, the reference's {tuple(real.shape)}")
-        # In an order of their own, so that what is random does not depend on the order in which they came.
+        # Sorted, so that the random choices do not depend on the order of the images.
         order = (fake - real.mean(dim=0)).square().sum(dim=1).argsort(stable=True)
         fake, real = fake[order], real[order] if self.paired else real
         found = frechet_interval(fake, real, self.paired, self.resamples, self.seed)
@@ -73,14 +73,14 @@ class FrechetDistance(RowMetric):
 def frechet_interval(
     fake: torch.Tensor, real: torch.Tensor, paired: bool = False, resamples: int = 1000, seed: int = 0
 ) -> dict[str, Any]:
-    """The distance of features ``(n, d)`` to a reference's ``(m, d)`` with its interval.
+    """The distance between features ``(n, d)`` and a reference's ``(m, d)``, with its interval.
 
     Args:
         fake: float64; n at least 4.
         real: float64; m at least 2, and n if paired.
         paired: See :class:`FrechetDistance`.
-        resamples: Of the bootstrap.
-        seed: Of everything random.
+        resamples: Bootstrap resamples.
+        seed: Seed of everything random.
 
     Returns:
         ``{"value", "low", "high", "n", "interval_of"}``.
@@ -92,13 +92,13 @@ def frechet_interval(
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A statistic of n draws, and without some.
+class FrechetJackknife:
+    """The distance of n draws, and the distances with draws left out.
 
     Attributes:
         value: Of all draws.
-        one: Without each, ``(n,)``.
-        two: Without each of p pairs, ``(p,)``.
+        one: Without each draw, ``(n,)``.
+        two: Without each of p pairs of draws, ``(p,)``.
     """
 
     value: float
@@ -106,8 +106,8 @@ class LeftOut:
     two: torch.Tensor
 
 
-def _leave_out(fake: torch.Tensor, real: torch.Tensor, pairs: torch.Tensor, paired: bool) -> LeftOut:
-    """The distance, and the distances without single rows and without pairs of rows ``(p, 2)``, all exact."""
+def _leave_out(fake: torch.Tensor, real: torch.Tensor, pairs: torch.Tensor, paired: bool) -> FrechetJackknife:
+    """The exact distance, also without each row and without each pair of rows ``(p, 2)``."""
     a, b = fake - fake.mean(dim=0), real - real.mean(dim=0)
     mean = fake.mean(dim=0) - real.mean(dim=0)
     (basis, core), (other_basis, other_core) = _reduced(a), _reduced(b)
@@ -138,7 +138,9 @@ def _leave_out(fake: torch.Tensor, real: torch.Tensor, pairs: torch.Tensor, pair
 
     spread = a.square().sum() / (len(a) - 1) + b.square().sum() / (len(b) - 1)
     value = mean.square().sum() + spread - 2 * sigma.sum() / ((len(a) - 1) * (len(b) - 1)) ** 0.5
-    return LeftOut(float(value), all_without(torch.arange(len(a), device=a.device)[:, None]), all_without(pairs))
+    return FrechetJackknife(
+        float(value), all_without(torch.arange(len(a), device=a.device)[:, None]), all_without(pairs)
+    )
 
 
 def _spread(centered: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -149,7 +151,7 @@ def _spread(centered: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 
 
 def _reduced(rows: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Q and R with ``Q R`` the rows, or None and the rows where there are no more rows than columns."""
+    """The QR decomposition of the rows; None and the rows if there are no more rows than columns."""
     if rows.shape[0] <= rows.shape[1]:
         return None, rows
     q, r = torch.linalg.qr(rows)
@@ -157,7 +159,7 @@ def _reduced(rows: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
 
 
 def _random_pairs(n: int, generator: torch.Generator) -> torch.Tensor:
-    """Pairs of different rows, ``(PAIRS, 2)``; all of them, each once, where there are no more."""
+    """Pairs of different rows, ``(PAIRS, 2)``; each pair once if there are no more than that."""
     if n * (n - 1) // 2 <= PAIRS:
         return torch.combinations(torch.arange(n))
     first = torch.randint(n, (PAIRS,), generator=generator)
@@ -165,7 +167,7 @@ def _random_pairs(n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def _extrapolate(fake: torch.Tensor, real: torch.Tensor, paired: bool, generator: torch.Generator) -> tuple[float, int]:
-    """The distance at infinitely many images, and the size of the smallest subset behind it."""
+    """The distance extrapolated to infinitely many images, and the size of the smallest subset."""
     n = len(fake)
     smallest = min(EXTRAPOLATED_FROM, n // 2)
     sizes = torch.linspace(smallest, n, POINTS, dtype=torch.float64).round().long().tolist()
@@ -189,6 +191,6 @@ def _extrapolate(fake: torch.Tensor, real: torch.Tensor, paired: bool, generator
 
 
 def _nuclear(product: torch.Tensor) -> torch.Tensor:
-    """The nuclear norm to about seven digits, through the smaller Gram matrix."""
+    """The nuclear norm to about seven digits, from the smaller Gram matrix."""
     gram = product @ product.T if product.shape[0] <= product.shape[1] else product.T @ product
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()

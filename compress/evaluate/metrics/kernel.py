@@ -10,20 +10,20 @@ from compress.evaluate.intervals import jackknife_interval, steady
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # rows of a kernel matrix at once
-LEAST = 4  # images, below which the variance cannot be estimated
-SLOPE = 0.7  # of how the variance grows with the distance that is taken, it being as unsure as the variance itself
+LEAST = 4  # images: fewer do not allow an estimate of the variance
+SLOPE = 0.7  # factor on the estimated growth of the variance, which is as uncertain as the variance
 
 
 @dataclass(frozen=True)
-class LeftOut:
-    """A distance, but for the reference's own part, and what it would be with other images.
+class KernelJackknife:
+    """A distance without the reference's own term, also with images left out.
 
     Attributes:
         value: Of all n images.
-        one: Without each, ``(n,)``.
-        fixed: The part of the variance that comes from pairs, which is there at a distance of 0 too.
-        growing: The part that comes from single images.
-        slope: By how much the variance grows with the distance.
+        one: Without each image, ``(n,)``.
+        fixed: Part of the variance that comes from pairs; it remains at a distance of 0.
+        growing: Part of the variance that comes from single images.
+        slope: How much the variance grows with the distance.
     """
 
     value: float
@@ -36,13 +36,12 @@ class LeftOut:
 class KernelDistance(RowMetric):
     """Kernel Inception Distance: squared MMD with the kernel ``(x.y / d + 1)^3``.
 
-    Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401: the unbiased estimate, over all pairs rather than over
-    random subsets. Unbiased at every n, and may be below 0. ``std`` is the standard deviation over fresh draws of n
-    images.
+    Bińkowski et al. 2018, https://arxiv.org/abs/1801.01401: the unbiased estimate over all pairs, not over random
+    subsets. It may be below 0. ``std`` is the standard deviation over fresh draws of n images.
 
     Args:
-        resamples: Of the bootstrap behind the interval.
-        seed: Of the resampling.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
     """
 
     higher_is_better = False
@@ -53,13 +52,11 @@ class KernelDistance(RowMetric):
         self.resamples, self.seed = resamples, seed
 
     def update(self, features: torch.Tensor, real: bool) -> None:
-        """Takes features ``(b, d)``; ``real`` says that they are the reference's.
-
-        Under several processes each gives its own share of both sets.
+        """Adds features ``(b, d)``; ``real`` marks the reference's. Each process adds its share of both sets.
 
         Raises:
             FloatingPointError: A feature is not finite.
-            ValueError: Features of another width than before.
+            ValueError: The width differs from that of the features before.
         """
         self.keep("reference" if real else "features", features)
 
@@ -71,7 +68,7 @@ class KernelDistance(RowMetric):
         """``{"value", "low", "high", "std", "n", "n_reference", "interval_of"}``.
 
         Raises:
-            ValueError: There are fewer than 4 images or 2 of the reference.
+            ValueError: There are fewer than 4 images or 2 reference images.
         """
         fake, real = self.rows("features", LEAST), self.rows("reference", 2)
         if fake.shape[1] != real.shape[1]:
@@ -84,23 +81,23 @@ class KernelDistance(RowMetric):
         left = self._left_out(fake, across)
         value, one = self.scale * (left.value + within), self.scale * (left.one + within)
         fixed, variance = self.scale**2 * left.fixed, self.scale**2 * (left.fixed + left.growing)
-        # To the very images of the reference, rather than to what they were drawn from, the distance is at least 0,
-        # and at 0 nothing of the growing part is left.
+        # The distance to the reference images themselves, not to their distribution, is at least 0. At 0 the growing
+        # part of the variance is 0.
         distance = max(value + self.scale * (biased - within), variance**0.5)
         least = (variance - fixed) / distance if variance > 0 else 0.0
         scale = steady(variance, fixed, max(SLOPE * self.scale * left.slope, least))
         found = jackknife_interval(value, one, variance, self.resamples, self.seed, scale)
         return {**found, "std": variance**0.5, "n_reference": m}
 
-    def _left_out(self, fake: torch.Tensor, across: torch.Tensor) -> LeftOut:
-        """The distance without the reference's own part, the same without each image, and its variance.
+    def _left_out(self, fake: torch.Tensor, across: torch.Tensor) -> KernelJackknife:
+        """The distance without the reference's own term, with and without each image, and its variance.
 
-        It is a U-statistic, the mean of ``h(x, y) = k(x, y) - g(x) - g(y)`` over pairs, with g a image's mean kernel
-        with the reference; sums over pairs, over pairs that share one image and over those that share none give the
-        unbiased estimate of its variance (Hoeffding 1948). How that variance moves with the distance is the slope of
-        what each image adds to the one over what it adds to the other.
+        It is a U-statistic: the mean of ``h(x, y) = k(x, y) - g(x) - g(y)`` over pairs, with g an image's mean kernel
+        with the reference. Sums over pairs, over pairs that share one image and over pairs that share none give the
+        unbiased estimate of its variance (Hoeffding 1948). Regressing the images' contributions to the variance on
+        their contributions to the distance gives the slope.
         """
-        n, offset = len(fake), across.mean()  # a constant taken off h, so that no digits are lost
+        n, offset = len(fake), across.mean()  # subtracted from h to keep precision
 
         def rows(start: int) -> torch.Tensor:
             """Some rows of h."""
@@ -117,7 +114,7 @@ class KernelDistance(RowMetric):
         row, each_square = torch.cat(sums), torch.cat(each)
         mean = row.sum() / (n * (n - 1))
         weighted = torch.cat([rows(start) @ row for start in range(0, n, CHUNK)])
-        # From here on of h without its mean; the diagonal stays 0.
+        # From here on h is centered; its diagonal stays 0.
         weighted = weighted - mean * (row.sum() - row) - (n - 1) * mean * (row - (n - 1) * mean)
         each_square = each_square - 2 * mean * row + (n - 1) * mean**2
         row, squares = row - (n - 1) * mean, each_square.sum()
@@ -130,22 +127,22 @@ class KernelDistance(RowMetric):
         value, all_pairs = mean - offset, n * (n - 1)
         one = value - 2 * row / ((n - 1) * (n - 2))
         fixed, growing = float(2 * second / all_pairs), float(4 * (n - 2) * first / all_pairs)
-        # Of equal images both sums are 0, but for rounding.
-        return LeftOut(float(value), one, fixed, growing, max(slope, 0.0) if math.isfinite(slope) else 0.0)
+        # Both sums are 0 for equal images, up to rounding.
+        return KernelJackknife(float(value), one, fixed, growing, max(slope, 0.0) if math.isfinite(slope) else 0.0)
 
 
 class MaximumMeanDiscrepancy(KernelDistance):
-    """CMMD: 1000 times the squared MMD with a Gaussian kernel of sigma 10, of embeddings brought to length 1.
+    """CMMD: 1000 times the squared MMD with a Gaussian kernel of sigma 10 of normalized embeddings.
 
-    Jayasumana et al. 2024, https://arxiv.org/abs/2401.09603, there with CLIP ViT-L/14 at 336 px. The unbiased estimate;
-    the published code keeps the diagonals of the kernel matrices, which at n images and m of the reference adds
-    about ``1000 (1 - k) (1 / n + 1 / m)``, k the mean kernel of two images.
+    Jayasumana et al. 2024, https://arxiv.org/abs/2401.09603, with CLIP ViT-L/14 at 336 px there. This is the unbiased
+    estimate. The published code keeps the diagonals of the kernel matrices, which adds about
+    ``1000 (1 - k) (1 / n + 1 / m)`` for n images, m reference images and a mean kernel k.
     """
 
     scale = 1000.0
 
     def update(self, features: torch.Tensor, real: bool) -> None:
-        """Takes embeddings ``(b, d)`` of any length; ``real`` says that they are the reference's."""
+        """Adds embeddings ``(b, d)`` of any length; ``real`` marks the reference's."""
         super().update(torch.nn.functional.normalize(features.double()), real)
 
     def kernel(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

@@ -14,15 +14,15 @@ CHUNK = 1024  # rows of a distance matrix at once
 class PrecisionRecall(RowMetric):
     """Improved precision and recall.
 
-    Kynkäänniemi et al. 2019, https://arxiv.org/abs/1904.06991: the share of the images within the reference's
-    manifold, and the share of the reference within the images'. Both depend on the numbers of images.
+    Kynkäänniemi et al. 2019, https://arxiv.org/abs/1904.06991: the share of images inside the reference's manifold, and
+    the share of reference images inside the images' manifold. Both depend on the numbers of images.
 
-    Precision is a share of independent draws. Recall is not: see :mod:`compress.evaluate.metrics.recall`, which also
-    says where its interval cannot be had.
+    Precision is a share of independent draws. Recall is not, and sometimes has no interval: see
+    :mod:`compress.evaluate.metrics.recall`.
 
     Args:
-        k: A set's manifold is the union of the balls around its images that reach to their k-th neighbors.
-        seed: Of everything random.
+        k: A set's manifold is the union of balls around its images, each up to the k-th neighbor.
+        seed: Seed of everything random.
     """
 
     higher_is_better = True
@@ -32,28 +32,26 @@ class PrecisionRecall(RowMetric):
         self.k, self.seed = k, seed
 
     def update(self, features: torch.Tensor, real: bool) -> None:
-        """Takes features ``(b, d)``; ``real`` says that they are the reference's.
-
-        Under several processes each gives its own share of both sets.
+        """Adds features ``(b, d)``; ``real`` marks the reference's. Each process adds its share of both sets.
 
         Raises:
             FloatingPointError: A feature is not finite.
-            ValueError: Features of another width than before.
+            ValueError: The width differs from that of the features before.
         """
         self.keep("reference" if real else "features", features)
 
     def compute(self) -> dict[str, dict[str, Any]]:
         """``{"precision", "recall"}``, each ``{"value", "low", "high", "n", "n_reference", "k", "interval_of"}``.
 
-        Where recall's interval cannot be had, ``low`` and ``high`` are None, and ``why`` says why.
+        Where recall has no interval, ``low`` and ``high`` are None and ``why`` gives the reason.
 
         Raises:
-            ValueError: There are fewer than k + 2 images or k + 1 of the reference.
+            ValueError: There are fewer than k + 2 images or k + 1 reference images.
         """
         fake, real = self.rows("features", self.k + 2), self.rows("reference", self.k + 1)
         if fake.shape[1] != real.shape[1]:
             raise ValueError(f"features are {tuple(fake.shape)}, the reference's {tuple(real.shape)}")
-        # In an order of their own, so that what is random does not depend on the order in which they came.
+        # Sorted, so that the random choices do not depend on the order of the images.
         fake = fake[(fake - real.mean(dim=0)).square().sum(dim=1).argsort(stable=True)]
         n, reach = len(fake), nearest(real, self.k)[0][:, -1]
         inside = sum(int((torch.cdist(chunk, real) <= reach).any(dim=1).sum()) for chunk in fake.split(CHUNK))

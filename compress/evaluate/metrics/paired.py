@@ -1,4 +1,4 @@
-"""Likeness of each image to the teacher's image of the same prompt and noise."""
+"""Similarity of each image to the teacher's image of the same prompt and noise."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,9 +10,9 @@ from compress.errors import UserError
 from compress.evaluate.intervals import mean_interval
 from compress.evaluate.metrics.rows import RowMetric
 
-PSNR_CAP = 100.0  # dB, what a image equal to the teacher's counts as
+PSNR_CAP = 100.0  # dB of an image that equals the teacher's
 SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first
-WINDOW = 11  # px, of SSIM's Gaussian; only where all of it lies within the image counts
+WINDOW = 11  # px of SSIM's Gaussian; only positions with the whole window inside the image count
 
 Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 
@@ -20,11 +20,11 @@ Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 class PSNR(RowMetric):
     """Peak signal-to-noise ratio in dB, the mean over images.
 
-    A image equal to the teacher's has an infinite ratio and counts as :data:`PSNR_CAP`.
+    An image equal to the teacher's has an infinite ratio and counts as :data:`PSNR_CAP`.
 
     Args:
-        resamples: Of the bootstrap behind the interval.
-        seed: Of the resampling.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
     """
 
     higher_is_better = True
@@ -34,7 +34,7 @@ class PSNR(RowMetric):
         self.resamples, self.seed = resamples, seed
 
     def update(self, images: Images, teacher: Images) -> None:
-        """Takes uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+        """Adds uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
 
         Raises:
             ValueError: They differ in number or size.
@@ -51,11 +51,11 @@ class PSNR(RowMetric):
 class LatentPSNR(PSNR):
     """PSNR of latents in dB, where the peak is the range (largest minus smallest number) of the teacher's latent.
 
-    After one denoising step from the same noise it is a cheap stand-in for what images would show.
+    After one denoising step from the same noise it is a cheap estimate of how much the images differ.
     """
 
     def update(self, latents: torch.Tensor, teacher: torch.Tensor) -> None:
-        """Takes float latents ``(b, channels, height, width)`` and the teacher's.
+        """Adds float latents ``(b, channels, height, width)`` and the teacher's.
 
         Raises:
             ValueError: They differ in shape, or a latent of the teacher is constant.
@@ -75,8 +75,8 @@ class SSIM(RowMetric):
     Wang et al. 2004, https://doi.org/10.1109/TIP.2003.819861.
 
     Args:
-        resamples: Of the bootstrap behind the interval.
-        seed: Of the resampling.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
     """
 
     higher_is_better = True
@@ -86,7 +86,7 @@ class SSIM(RowMetric):
         self.resamples, self.seed = resamples, seed
 
     def update(self, images: Images, teacher: Images) -> None:
-        """Takes uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+        """Adds uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
 
         Raises:
             UserError: A side is under 11 px.
@@ -104,13 +104,13 @@ class SSIM(RowMetric):
 class MultiScaleSSIM(RowMetric):
     """Multi-scale structural similarity, the mean over images, in [0, 1].
 
-    Wang et al. 2003, https://doi.org/10.1109/ACSSC.2003.1292216, halves a image four times. Of images too small
-    for that as many scales are used as the smallest allows (a side of at least 11 px at the coarsest), with the
-    finest scales' weights divided by their sum: values of different ``scales`` do not compare.
+    Wang et al. 2003, https://doi.org/10.1109/ACSSC.2003.1292216, halves an image four times. Images too small for that
+    use as many scales as the smallest image allows (a side of at least 11 px at the coarsest), and the weights of the
+    finest scales are divided by their sum. Values with different ``scales`` do not compare.
 
     Args:
-        resamples: Of the bootstrap behind the interval.
-        seed: Of the resampling.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
     """
 
     higher_is_better = True
@@ -122,7 +122,7 @@ class MultiScaleSSIM(RowMetric):
         self.resamples, self.seed = resamples, seed
 
     def update(self, images: Images, teacher: Images) -> None:
-        """Takes uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+        """Adds uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
 
         Raises:
             UserError: A side is under 11 px.
@@ -157,10 +157,10 @@ class LPIPS(RowMetric):
     Zhang et al. 2018, https://arxiv.org/abs/1801.03924.
 
     Args:
-        network: From two batches of float images in [-1, 1], ``(b, 3, height, width)``, to ``(b,)`` distances; None:
-            torchmetrics' with AlexNet, which torchvision downloads.
-        resamples: Of the bootstrap behind the interval.
-        seed: Of the resampling.
+        network: Maps two batches of float images in [-1, 1], ``(b, 3, height, width)``, to distances ``(b,)``; None for
+            torchmetrics' AlexNet, whose weights torchvision downloads.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
 
     Raises:
         UserError: torchvision is missing.
@@ -181,7 +181,7 @@ class LPIPS(RowMetric):
 
     @torch.no_grad()
     def update(self, images: Images, teacher: Images) -> None:
-        """Takes uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
+        """Adds uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
 
         Raises:
             ValueError: They differ in number or size.
@@ -196,7 +196,7 @@ class LPIPS(RowMetric):
 
 
 def alexnet() -> torch.nn.Module:
-    """The network of torchmetrics, one distance a pair; torchvision downloads its weights.
+    """LPIPS' AlexNet of torchmetrics, one distance a pair; torchvision downloads its weights.
 
     Raises:
         UserError: torchvision is missing.
@@ -234,7 +234,7 @@ def _check_side(images: torch.Tensor, name: str) -> None:
 
 
 def _similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """SSIM of each image, ``(b,)``; torchmetrics' own mean takes in the border, where the window is reflected."""
+    """SSIM of each image, ``(b,)``, without the border, where torchmetrics reflects the window."""
     from torchmetrics.functional.image import structural_similarity_index_measure as ssim
 
     whole = ssim(a, b, data_range=255.0, reduction="none", return_full_image=True)[1]

@@ -1,9 +1,9 @@
-"""Recall of a reference by the balls around images, and how much it varies over fresh draws of the images.
+"""Recall of a reference by the balls around images, and its variance over fresh draws of the images.
 
-A image moves its neighbors' balls as well as its own, so recall is no share of independent draws. The jackknife
-counts what several images do together more than once. How much too large that makes it shows on smaller sets: two
-halves of the images that share none are two draws of their own, and half of their squared difference is an unbiased
-estimate of the variance at half the number; the jackknife of the halves over that is its surplus.
+An image changes its neighbors' balls too, so recall is not a share of independent draws, and the jackknife counts the
+joint effect of several images more than once. Halves measure this surplus: two disjoint halves are two draws, and half
+of their squared difference is an unbiased estimate of the variance at half the number. The jackknife of the halves
+divided by that estimate is the surplus.
 """
 
 from collections.abc import Sequence
@@ -13,23 +13,20 @@ import torch
 from torch import Tensor
 
 CHUNK = 1024  # rows of a distance matrix at once
-MOST = 4096  # images from which the halves come, and of the reference that theirs is the recall of
-SPLITS = 64  # into halves
-QUARTERS = 32  # that are left out, one after another
-UNSURE = 32  # of n images n / (n + UNSURE) of the surplus is taken off, in logarithms: few show it unsurely
-LEAP = 5.0  # how many times as much as the jackknife says recall may vary where a quarter is left out
-WORTH = 8  # recall may vary this many times as much as a share of independent images, or as that of so many alone
-GAP = 2.5  # how many times as far as its nearest neighbor the 3k-th of a image in a small mode is at least
-SMALL = 8.0  # standard deviations by which recall may depend on whether the balls in small modes reach for the next
-WHY = (
-    "recall leaps where some images are left out, so that this one draw does not tell how much it varies: "
-    "take more images"
-)
+MOST = 4096  # images, and reference images, used for the halves
+SPLITS = 64  # splits into halves
+QUARTERS = 32  # quarters left out, one at a time
+UNSURE = 32  # n / (n + UNSURE) of the surplus is removed, in logarithms: few images measure it badly
+LEAP = 5.0  # largest variance without a quarter, as a multiple of the jackknife's
+WORTH = 8  # largest variance, as a multiple of that of independent images, or that of so few images
+GAP = 2.5  # smallest ratio of the distances to the 3k-th and the nearest neighbor in a small mode
+SMALL = 8.0  # standard deviations that balls of small modes may contribute by reaching the next mode
+WHY = "recall jumps when some images are left out, so this one draw does not show how much it varies: use more images"
 
 
 @dataclass(frozen=True)
 class Balls:
-    """The balls around n images that reach to their k-th neighbors.
+    """The balls around n images, each up to the k-th neighbor.
 
     Attributes:
         reach: Radii, ``(n,)``.
@@ -43,7 +40,7 @@ class Balls:
 
     @classmethod
     def of(cls, distances: Tensor, indices: Tensor) -> "Balls":
-        """From the k + 1 nearest."""
+        """From distances and indices of the k + 1 nearest, ``(n, k + 1)``."""
         return cls(distances[:, -2], distances[:, -1], indices[:, :-1])
 
 
@@ -53,7 +50,7 @@ class Recall:
 
     Attributes:
         value: The share of the reference inside a ball.
-        one: Without each image, ``(n,)``.
+        one: The same without each image, ``(n,)``.
     """
 
     value: float
@@ -71,8 +68,8 @@ class Spread:
     """How recall varies over fresh draws.
 
     Attributes:
-        variance: Of recall by as many images.
-        why: Why no interval can be had; empty where it can.
+        variance: Variance of recall with as many images.
+        why: Why there is no interval; empty if there is one.
     """
 
     variance: float
@@ -80,7 +77,7 @@ class Spread:
 
 
 def nearest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Distances to the k nearest other rows, ascending, and which they are: both ``(n, k)``."""
+    """Distances to the k nearest other rows, ascending, and their indices: both ``(n, k)``."""
     distances, indices = [], []
     for start in range(0, len(rows), CHUNK):
         apart = torch.cdist(rows[start : start + CHUNK], rows)
@@ -99,13 +96,13 @@ def recall(fake: Tensor, real: Tensor, k: int) -> Recall:
 def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.Generator) -> Spread:
     """The variance of recall: the jackknife's, less part of its surplus.
 
-    No variance can be had where few images in a mode have to reach for the next mode's as soon as one or two are
-    missing: recall leaps then, or has leapt. Leaving out one image does not show it, but leaving out a quarter may,
-    and so does recall with all balls in modes of at most 3k images as they are before a leap and after it.
+    There is no estimate where a mode has so few images that their balls reach the next mode as soon as one or two are
+    missing: recall jumps. Leaving out a quarter may show this. So does comparing recall with the balls of modes of at
+    most 3k images before and after such a jump.
 
     Args:
-        whole: From :func:`recall` of the same.
-        fake: Features ``(n, d)``; under 4 (k + 1) of them the jackknife is taken as it is.
+        whole: Result of :func:`recall` for the same features.
+        fake: Features ``(n, d)``; for fewer than 4 (k + 1) the jackknife is used as it is.
         real: Features ``(m, d)``.
         k: See :class:`Balls`.
         generator: Chooses the halves.
@@ -115,7 +112,7 @@ def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.G
     n = min(len(fake), MOST) // 2 * 2
     some = fake[torch.randperm(len(fake), generator=generator)[:n].to(fake.device)]
     if len(real) > MOST:
-        real = real[(real - real.mean(dim=0)).square().sum(dim=1).argsort(stable=True)]  # in whatever order they came
+        real = real[(real - real.mean(dim=0)).square().sum(dim=1).argsort(stable=True)]  # independent of their order
         real = real[torch.randperm(len(real), generator=generator)[:MOST].to(real.device)]
     apart = torch.cdist(some, some)
     apart.fill_diagonal_(torch.inf)
@@ -141,10 +138,10 @@ def spread(whole: Recall, fake: Tensor, real: Tensor, k: int, generator: torch.G
 
 
 def _by_small_modes(apart: Tensor, reach: Tensor, fake: Tensor, real: Tensor, k: int) -> float:
-    """How much more of the reference is inside if the balls of small modes reach for the next mode's than if not.
+    """How much recall grows if the balls of small modes reach the next mode.
 
     Args:
-        apart: Distances of n images to each other, ``(n, n)``, infinite to themselves.
+        apart: Distances between n images, ``(n, n)``, infinite on the diagonal.
         reach: Radii of their balls, ``(n,)``.
         fake: Their features ``(n, d)``.
         real: Features ``(m, d)``.
@@ -161,20 +158,20 @@ def _by_small_modes(apart: Tensor, reach: Tensor, fake: Tensor, real: Tensor, k:
 
 
 def _independent(share: float, n: int) -> float:
-    """The variance of a share of n independent images, above 0 for shares of 0 and 1 too."""
+    """The variance of a share of n independent images; above 0 also for shares of 0 and 1."""
     share = (n * share + 0.5) / (n + 1)
     return share * (1 - share) / n
 
 
 def _most(share: float, n: int) -> float:
-    """The largest variance that recall by n images may have."""
+    """The largest accepted variance of recall with n images."""
     return max(WORTH, n / WORTH) * _independent(share, n)
 
 
 def _recalls(fake: Tensor, real: Tensor, sets: Sequence[tuple[Tensor, Balls]]) -> list[Recall]:
-    """Recall by some of the images at a time, given which and their balls.
+    """Recall for each subset of the images, given as indices and balls.
 
-    Without image i its ball is gone, and the balls of those that had it among their k nearest reach to the next.
+    Without image i its ball is gone, and the balls of images that had it among their k nearest grow to the next.
     """
     covered = [0] * len(sets)
     without = [torch.zeros(len(part), dtype=torch.float64, device=fake.device) for part, _ in sets]

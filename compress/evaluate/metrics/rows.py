@@ -1,4 +1,4 @@
-"""What all metrics share: they keep every image's numbers until the end, whichever process saw the image."""
+"""The base of all metrics: it keeps every image's numbers until the end, in all processes."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from torchmetrics import Metric
 class RowMetric(Metric):
     """A metric that keeps rows of numbers.
 
-    Rows lie flat in float64 states that torchmetrics joins across processes, so a process without any is no special
-    case. A result does not depend on the order of the rows beyond rounding.
+    Rows are stored flat in float64 states, which torchmetrics joins across processes. A process may have none. The
+    order of the rows changes a result by rounding only.
 
     Args:
-        rows: Names of what is kept.
+        rows: Names of the kept states.
         kwargs: See :class:`torchmetrics.Metric`.
     """
 
@@ -36,7 +36,7 @@ class RowMetric(Metric):
 
         Raises:
             FloatingPointError: A number is not finite.
-            ValueError: Another shape than the rows before.
+            ValueError: The shape differs from that of the rows before.
         """
         rows = rows.detach().to(self.device, torch.float64)
         if rows.ndim not in (1, 2):
@@ -52,10 +52,10 @@ class RowMetric(Metric):
         getattr(self, name).append(rows.flatten())
 
     def rows(self, name: str, least: int = 1) -> torch.Tensor:
-        """All rows of a name, float64 ``(n, d)``.
+        """All rows of one state, float64 ``(n, d)``.
 
         Raises:
-            ValueError: There are fewer than ``least``.
+            ValueError: There are fewer than ``least`` rows.
         """
         state, width = getattr(self, name), max(1, int(getattr(self, f"{name}_width")))
         flat = state if isinstance(state, torch.Tensor) else torch.cat([torch.empty(0, device=self.device), *state])

@@ -1,4 +1,4 @@
-"""Alignment of images with their captions, and scores that a model gives to each image."""
+"""Alignment of images with their captions, and the mean of scores per image."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ from compress.evaluate.intervals import freedom, mean_interval, share_interval
 from compress.evaluate.metrics.rows import RowMetric
 
 CHUNK = 1024  # images at once
-NEAR = 1e-6  # cosines that differ by less are equal: single precision and the batch size move them so
-SURE = 0.5  # of the variance of independent images: what is there whatever the estimate says
+NEAR = 1e-6  # cosines that differ by less count as equal: single precision and the batch size cause that much
+SURE = 0.5  # of the variance of independent images: known without the estimate
 
 
 class MeanScore(RowMetric):
     """The mean of a number per image, such as a preference model's score.
 
     Args:
-        resamples: Of the bootstrap behind the interval.
-        seed: Of the resampling.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
     """
 
     higher_is_better = True
@@ -27,7 +27,7 @@ class MeanScore(RowMetric):
         self.resamples, self.seed = resamples, seed
 
     def update(self, values: torch.Tensor) -> None:
-        """Takes the numbers of a batch, ``(b,)``."""
+        """Adds the numbers of a batch, ``(b,)``."""
         self.keep("values", values)
 
     def compute(self) -> dict[str, Any]:
@@ -38,11 +38,11 @@ class MeanScore(RowMetric):
 class CLIPScore(RowMetric):
     """100 max(cos, 0) of each image's and its caption's embedding.
 
-    Hessel et al. 2021, https://arxiv.org/abs/2104.08718, with the factor 100 that is usual instead of their 2.5.
+    Hessel et al. 2021, https://arxiv.org/abs/2104.08718, with the usual factor 100 instead of their 2.5.
 
     Args:
-        resamples: Of the bootstrap behind the interval.
-        seed: Of the resampling.
+        resamples: Bootstrap resamples.
+        seed: Seed of the resampling.
     """
 
     higher_is_better = True
@@ -52,7 +52,7 @@ class CLIPScore(RowMetric):
         self.resamples, self.seed = resamples, seed
 
     def update(self, image_embeddings: torch.Tensor, text_embeddings: torch.Tensor) -> None:
-        """Takes both embeddings of a batch, each ``(b, d)``, of any length."""
+        """Adds both embeddings of a batch, each ``(b, d)``, of any length."""
         images, texts = image_embeddings.double(), text_embeddings.double()
         self.keep("cosines", torch.nn.functional.cosine_similarity(images, texts))
 
@@ -72,9 +72,9 @@ class Retrieval(RowMetric):
         super().__init__("images", "texts", "ids", **kwargs)
 
     def update(self, image_embeddings: torch.Tensor, text_embeddings: torch.Tensor, ids: torch.Tensor) -> None:
-        """Takes both embeddings of a batch, each ``(b, d)``, and the whole number of each distinct caption, ``(b,)``.
+        """Adds both embeddings of a batch, each ``(b, d)``, and an integer for each distinct caption, ``(b,)``.
 
-        Images of one caption have the same id, on every process.
+        Images of one caption have the same id in every process.
         """
         if not len(image_embeddings) == len(text_embeddings) == len(ids):
             raise ValueError("expected as many images as captions and ids")
@@ -85,8 +85,8 @@ class Retrieval(RowMetric):
     def compute(self) -> dict[str, dict[str, Any]]:
         """``{"r_at_1", "r_at_5"}``, each ``{"value", "low", "high", "n", "among", "interval_of"}``.
 
-        ``among`` is the number of distinct captions; a score is comparable only at the same one. A caption that is as
-        near as the image's own (within :data:`NEAR`) does not stand before it.
+        ``among`` is the number of distinct captions; compare scores only at the same number. A caption that is as near
+        as the image's own (within :data:`NEAR`) does not rank before it.
         """
         images, texts, ids = self.rows("images"), self.rows("texts"), self.rows("ids").flatten()
         distinct, own = ids.unique(return_inverse=True)
@@ -98,9 +98,9 @@ class Retrieval(RowMetric):
 def _retrieved(images: torch.Tensor, pool: torch.Tensor, own: torch.Tensor, k: int) -> dict[str, Any]:
     """The share of images ``(n, d)`` whose caption, row ``own`` of ``pool``, is among the k nearest of the pool.
 
-    What varies are the captions, each with its images: whether these are hits, and which others it pushes out. The
-    first alone gives the variance of independent captions. The second is how many more would be hits without it; of
-    its square over one draw only what comes from different captions together is due to it, the rest to chance.
+    A draw varies in its captions, each with its images: whether they are hits, and which others a caption pushes out.
+    The first gives the variance of independent captions. The second is the number of images that would be hits without
+    the caption; the part of its square that comes from single captions is chance and is subtracted.
     """
     n, captions = len(images), len(pool)
     order = own.argsort(stable=True)
@@ -116,7 +116,7 @@ def _retrieved(images: torch.Tensor, pool: torch.Tensor, own: torch.Tensor, k: i
         before = cosines > cosines.gather(1, mine[:, None]) + NEAR
         rank = before.sum(dim=1)
         hits.index_add_(0, mine, (rank < k).double())
-        out = (before & (rank == k)[:, None]).double()  # who pushes it out: without any of them it would be a hit
+        out = (before & (rank == k)[:, None]).double()  # without any of these it would be a hit
         of_caption = out.new_zeros(last - first, captions).index_add_(0, mine - first, out)
         pushed += of_caption.sum(dim=0)
         chance += of_caption.square().sum(dim=0)

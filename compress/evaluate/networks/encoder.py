@@ -15,7 +15,7 @@ from compress.models.quiet import hide_notices, no_load_reports, no_progress_bar
 
 
 class Encoder:
-    """One feature vector a image, by what the model is.
+    """One feature vector an image, by what the model is.
 
     A model with a projection (``CLIPModel``, ``CLIPVisionModelWithProjection``) gives its projected embedding; one with
     a trained pooler (CLIP, SigLIP, DINOv2, ConvNeXt) that pooler's output; any other its class token.
@@ -74,7 +74,7 @@ class Encoder:
         return features.flatten(1).float().cpu()
 
     def _check_steady(self, shown: str) -> None:
-        """Refuses a model that is random in use, such as one that masks parts of a image."""
+        """Refuses a model that is random in use, such as one that masks parts of an image."""
         image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         first, again = self(image), self(image)
         if not torch.allclose(first, again, rtol=0, atol=1e-3 * float(first.abs().max())):  # beyond a GPU's rounding

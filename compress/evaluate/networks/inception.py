@@ -63,7 +63,7 @@ def _weights(size: int, side: int, like: Tensor) -> Tensor:
 
 
 class Inception(torch.nn.Module):
-    """The network of FID (Heusel et al. 2017), https://arxiv.org/abs/1706.08500: 2048 features a image.
+    """The network of FID (Heusel et al. 2017), https://arxiv.org/abs/1706.08500: 2048 features an image.
 
     Args:
         path: See :func:`compress.evaluate.networks.inception_file.find_inception`.

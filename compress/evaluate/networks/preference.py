@@ -1,4 +1,4 @@
-"""Models of human preference: how much people would like a image for its caption."""
+"""Models of human preference: how much people would like an image for its caption."""
 
 import importlib
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ PICKSCORE = "yuvalkirstain/PickScore_v1"
 
 
 class Preference(Protocol):
-    """Images and their captions in, one score a image out."""
+    """Images and their captions in, one score an image out."""
 
     @property
     def name(self) -> str:

@@ -53,7 +53,7 @@ def benchmark(job: "Job") -> dict[str, Any]:
 
     _check(job)
     begun = time.perf_counter()
-    run = _Run(job)
+    run = _Benchmark(job)
     result = run.go()
     result["seconds"] = time.perf_counter() - begun
     job.out.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def _check(job: "Job") -> None:
         preflight.check_writable(key, folder)
 
 
-class _Run:
+class _Benchmark:
     """One benchmark: its rows one after the other, each in a process of its own."""
 
     def __init__(self, job: "Job") -> None:
@@ -101,7 +101,7 @@ class _Run:
         self.images: dict[str, torch.Tensor] = {}
         self.others: torch.Tensor | None = None  # the reference row's, with other noise
         self.truncated = False
-        self.longest: float | None = None  # seconds that a image may take, once the reference row is known
+        self.longest: float | None = None  # seconds that an image may take, once the reference row is known
 
     def go(self) -> dict[str, Any]:
         """Measures and compares all rows."""

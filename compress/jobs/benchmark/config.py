@@ -27,7 +27,7 @@ class Choices:
             diffusers' ``set_attention_backend`` knows.
         attention_slicing: Whether attention is computed for one part of the heads after the other.
         vae_slicing: Whether images are decoded one after the other.
-        vae_tiling: Whether a image is decoded in tiles.
+        vae_tiling: Whether an image is decoded in tiles.
         offload: ``none``, or what is kept on the CPU until it is needed: a ``model``, or each layer (``sequential``).
         compile: Whether the denoiser is compiled.
         reuse_prompt: Whether prompts are embedded before, and not in each call.

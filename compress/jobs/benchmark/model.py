@@ -38,7 +38,7 @@ def check_text(model: ModelConfig) -> None:
     kind = pipeline_class(model)
     taken = inspect.signature(kind.__call__).parameters
     if "prompt" not in taken or "strength" in taken:
-        what = "takes no text" if "prompt" not in taken else "takes a image to start from"
+        what = "takes no text" if "prompt" not in taken else "takes an image to start from"
         raise bad_value("model.path", model.path, f"a text-to-image pipeline; a {kind.__name__} {what}")
 
 

@@ -40,7 +40,7 @@ class Task:
         width: As ``height``.
         image_batch: Images at once when they are sampled for quality; the row's own batch where that is larger.
         repeats: Timed calls.
-        longest: Seconds that a image may take; a row that would take longer is skipped. None is no limit.
+        longest: Seconds that an image may take; a row that would take longer is skipped. None is no limit.
         other_seeds: Seeds of as many images of the same prompts with other noise, which are drawn besides.
     """
 
@@ -80,7 +80,7 @@ def measure(task: Task) -> dict[str, Any]:
     _call(pipeline, task, [0], steps=REHEARSAL[0])
     if task.longest is not None and (expected := _expected(pipeline, task, device)) > task.longest:
         return {
-            "skipped": f"a image would take about {expected:.2g} s, and {task.longest:.2g} s are the longest to wait"
+            "skipped": f"an image would take about {expected:.2g} s, and {task.longest:.2g} s are the longest to wait"
         }
     del pipeline
     gc.collect()
@@ -116,7 +116,7 @@ def _draw(pipeline: "DiffusionPipeline", task: Task, embedded: list[Embedding] |
 
 
 def _expected(pipeline: "DiffusionPipeline", task: Task, device: torch.device) -> float:
-    """Seconds of a image, from images of few steps: what a step adds, and what is the same for any number of them.
+    """Seconds of an image, from images of few steps: what a step adds, and what is the same for any number of them.
 
     Of two calls each the faster one counts, so that a busy machine makes no row look slow.
     """

@@ -17,7 +17,7 @@ def snippet(
     size: dict[str, int],
     embeddings: tuple[str, ...] = (),
 ) -> str:
-    """Code that loads the model, puts the row's choices into effect and draws a image.
+    """Code that loads the model, puts the row's choices into effect and draws an image.
 
     Args:
         model: Where it is loaded from.

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def inputs(config: "ScoreConfig") -> tuple[ImageFiles, ImageFiles | None, list[str] | None]:
-    """The images of both folders and the captions, all that can be known without decoding a image checked.
+    """The images of both folders and the captions, all that can be known without decoding an image checked.
 
     Raises:
         UserError: Naming the key and the file.

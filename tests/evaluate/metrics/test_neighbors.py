@@ -81,7 +81,7 @@ def modes(n: int, seed: int) -> torch.Tensor:
     return centers[chosen] + 0.5 * torch.randn(n, 200, generator=generator, dtype=torch.float64)
 
 
-def test_recall_that_leaps_has_no_interval():
+def test_recall_that_jumps_has_no_interval():
     real, refused = modes(150, 1), 0
     real = 0.9 * real + 0.3 * real.std(dim=0)
     for seed in range(2, 7):
@@ -90,7 +90,7 @@ def test_recall_that_leaps_has_no_interval():
         if row["low"] is None:
             refused += 1
             assert row["high"] is None
-            assert "leaps" in row["why"]
+            assert "jumps" in row["why"]
             assert 0 <= row["value"] <= 1
         assert found["precision"]["low"] is not None
     assert refused == 5
