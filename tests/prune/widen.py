@@ -4,6 +4,7 @@ import math
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 UNet = UNet2DConditionModel | UNet2DModel
@@ -205,10 +206,12 @@ def empty_wide(small: UNet, heads: str) -> UNet:
     return wide
 
 
-def randomize(unet: nn.Module) -> None:
+def randomize(denoiser: nn.Module) -> None:
     """Norms that are not the identity, as in a trained model."""
     with torch.no_grad():
-        for module in unet.modules():
-            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-                module.weight.uniform_(0.5, 1.5)
-                module.bias.uniform_(-0.5, 0.5)
+        for module in denoiser.modules():
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm)):
+                if module.weight is not None:
+                    module.weight.uniform_(0.5, 1.5)
+                if getattr(module, "bias", None) is not None:
+                    module.bias.uniform_(-0.5, 0.5)

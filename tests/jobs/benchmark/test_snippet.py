@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sdxl import tiny_sdxl_pipeline
+from pipelines import PIPELINES
 
 from compress.jobs.benchmark import Choices
 from compress.jobs.benchmark.model import denoiser_of, pipeline_class
@@ -18,7 +18,7 @@ from compress.models import ModelConfig
 @pytest.fixture(scope="module")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sdxl") / "pipeline"
-    tiny_sdxl_pipeline().save_pretrained(folder)
+    PIPELINES["sdxl"]().save_pretrained(folder)
     return folder
 
 
