@@ -165,11 +165,11 @@ def check(config: EvaluateConfig) -> None:
             f"evaluate={config.protocol}: this protocol needs {keys}; prompts is a csv or jsonl file with a column "
             "text, reference a folder of images, clip a folder or hub id of a CLIPModel (with evaluate.clip_name)"
         )
+    from compress.evaluate.networks.available import check_available
     from compress.evaluate.networks.inception_file import find_inception
-    from compress.evaluate.networks.wanted import check_wanted
 
     find_inception(config.inception)
-    check_wanted(config)
+    check_available(config)
     if config.clip is not None:
         _check_clip(config.clip)
     if config.prompts is not None and not Path(config.prompts).expanduser().is_file():

@@ -1,4 +1,4 @@
-"""Scores images: each one is read once, passes each network once, and every metric is computed from that."""
+"""Scores images. Each image is read once and passes each network once; all metrics use these features."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ PAIRED = {"psnr": measures.PSNR, "ssim": measures.SSIM, "ms_ssim": measures.Mult
 
 
 def names(config: EvaluateConfig) -> list[str]:
-    """All metrics that a config asks for, in the order of a table; but for those of single denoising steps."""
+    """All metrics of images that a config asks for, in the order of the table."""
     sets = ["fid", "fid_teacher", "kid", "precision", "recall"]
     sets += ["cmmd"] if config.clip is not None else []
     sets += [f"{kind}_{name}" for name in config.encoders for kind in ("fd", "mmd")]
@@ -51,23 +51,23 @@ def score_images(
 ) -> Scores:
     """All metrics of some images.
 
-    Under several processes every one calls it with its own share of images, teacher's images and captions; the
-    metrics are those of all shares together, the same in every process. Where the shares follow each other in the
-    order of the processes, intervals too are those of one process.
+    With several processes, each calls it with its share of images, teacher's images and captions. Every process gets
+    the metrics of all shares. If the shares are in the order of the processes, the intervals equal those of one
+    process.
 
     Args:
-        images: n of them.
-        config: Which metrics, and how.
-        networks: Those of the run.
-        reference: Real images' features, the same in every process; without it, no metric against a set.
-        teacher: The teacher's images of the same prompts and seeds; without them, no paired metric.
-        teacher_features: What ``keep`` held when the teacher's images were scored; computed if not given.
-        captions: n captions; without them, no text alignment and no preference model.
-        keep: Filled with the images' features by key of the network.
+        images: n images.
+        config: Which metrics, and their settings.
+        networks: The run's networks.
+        reference: Real images' features, the same in every process; None for no metric of sets.
+        teacher: The teacher's images of the same prompts and seeds; None for no paired metric.
+        teacher_features: The teacher's features, as ``keep`` returned them; computed if None.
+        captions: n captions; None for no text alignment and no preference model.
+        keep: Filled with the images' features by the network's key.
 
     Returns:
-        For every name of :func:`names` the metric's dictionary with what it was computed with, or None where images
-        to compare with or captions are missing.
+        For every name of :func:`names` the metric's dictionary with its network, or None if its reference, teacher or
+        captions are missing.
 
     Raises:
         UserError: An image cannot be read, a network cannot be loaded, or two images of a pair differ in size.
@@ -108,7 +108,7 @@ def score_images(
 
 
 class _Seen:
-    """What one look at every image gives."""
+    """Features and metrics, filled batch by batch."""
 
     def __init__(self, networks: Networks, keys: Sequence[str]) -> None:
         self.networks = networks
@@ -118,7 +118,7 @@ class _Seen:
         self.liked: dict[str, _Liked] = {}
 
     def take(self, batch: Batch, others: Batch | None, captions: Sequence[str], first: int) -> None:
-        """Looks at a batch; ``others`` are the teacher's images, ``first`` is the place of the first one."""
+        """Adds a batch; ``others`` are the teacher's images, ``first`` is the index of the first image."""
         for key, found in self.features.items():
             found.append(self.networks[key](batch))
         for model in self.liked.values():
@@ -132,12 +132,12 @@ class _Seen:
 
 
 def _joined(batches: list[Tensor]) -> Tensor:
-    """All rows; ``(0, 0)`` in a process that has no images."""
+    """All rows; ``(0, 0)`` in a process without images."""
     return torch.cat(batches) if batches else torch.empty(0, 0)
 
 
 def _read(images: Images, others: Images | None, size: int) -> Iterator[tuple[slice, Batch, Batch | None]]:
-    """Batches of images and of their counterparts, the next one read while the last is looked at."""
+    """Batches of images and of their counterparts; the next batch is read while one is scored."""
 
     def load(start: int) -> tuple[slice, Batch, Batch | None]:
         chosen = slice(start, start + size)
@@ -158,13 +158,13 @@ def _same_sizes(batch: Batch, others: Batch, first: int) -> None:
     for index, (one, other) in enumerate(zip(batch, others, strict=True)):
         if one.shape != other.shape:
             a, b = (f"{image.shape[2]}x{image.shape[1]}" for image in (one, other))
-            raise UserError(f"image {first + index} has {a} pixels, the one it is paired with {b}: make them equal")
+            raise UserError(f"image {first + index} has {a} pixels, its counterpart {b}: make their sizes equal")
 
 
 def _against_reference(
     features: dict[str, Tensor], reference: Reference, config: EvaluateConfig, networks: Networks
 ) -> Scores:
-    """Everything that compares two sets of features; one metric in memory at a time."""
+    """All metrics that compare two sets of features; one metric in memory at a time."""
     found: Scores = {}
     for key, own in features.items():
         if key not in reference.features:
@@ -180,7 +180,7 @@ def _against_reference(
 
 
 def _set_metrics(key: str, config: EvaluateConfig) -> "Iterator[tuple[str, Metric]]":
-    """The metrics of sets that a network's features serve; made when they are asked for."""
+    """The metrics of sets for a network's features, made one at a time."""
     settings = _settings(config.set_bootstrap)
     if key.startswith(ENCODER):
         name = key.removeprefix(ENCODER)
@@ -198,7 +198,7 @@ def _set_metrics(key: str, config: EvaluateConfig) -> "Iterator[tuple[str, Metri
 
 
 def _compare(metric: "Metric", own: Tensor, theirs: Tensor, name: str) -> dict[str, dict[str, Any]]:
-    """Results by name; a metric without a name of its own has several."""
+    """Results by name. A metric with an empty name has several results."""
     for rows, real in ((theirs, True), (own, False)):
         if len(rows):
             metric.update(rows, real=real)
@@ -230,7 +230,7 @@ def _text(own: Tensor, captions: Sequence[str], config: EvaluateConfig, networks
 
 
 def _caption_id(caption: str) -> int:
-    """A whole number for a caption, the same in every process and exact in float64."""
+    """An integer for a caption, the same in every process and exact in float64."""
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:6])
 
 
@@ -249,7 +249,7 @@ class _Liked:
 
 
 def _share(rows: Tensor) -> Tensor:
-    """This process's part of rows that every process has."""
+    """This process's share of rows that every process has."""
     return rows.tensor_split(processes.count())[processes.index()]
 
 
@@ -259,7 +259,7 @@ def _of(networks: Networks, key: str) -> dict[str, Any]:
 
 
 def _through(metric: "Metric") -> dict[str, Any]:
-    """What a paired metric looked through: nothing, but for LPIPS."""
+    """The network of a paired metric: LPIPS has one, the others have none."""
     network = getattr(metric, "network", None)
     if not isinstance(network, torch.nn.Module):
         return {"network": None, "network_sha256": None}
@@ -267,7 +267,7 @@ def _through(metric: "Metric") -> dict[str, Any]:
 
 
 def _settings(resamples: int | None = None) -> dict[str, Any]:
-    """How every metric is made. States lie on the CPU, which NCCL cannot gather: they travel as objects."""
+    """Arguments of every metric. NCCL cannot gather states on the CPU, so they are sent as objects."""
     settings: dict[str, Any] = {} if resamples is None else {"resamples": resamples}
     if processes.count() > 1 and torch.distributed.get_backend() == "nccl":
         settings["dist_sync_fn"] = lambda rows, group=None: processes.gather(rows)

@@ -183,7 +183,7 @@ def test_images_of_differing_sizes(clip):
     )
     assert all(metric is not None and metric["n"] in (11, 13) for metric in found.values())
     swapped = Mixed([*several[1:], several[0]])
-    with pytest.raises(UserError, match=r"image 5 has 24x24 pixels, the one it is paired with 24x12"):
+    with pytest.raises(UserError, match=r"image 5 has 24x24 pixels, its counterpart 24x12"):
         score_images(Mixed(several), config, networks, teacher=swapped)
 
 

@@ -219,7 +219,7 @@ def test_encoders_are_loaded_before_any_image_is_looked_at(folders, capsys, monk
     Path("encoder").mkdir()
     Path("encoder/config.json").write_text('{"model_type": "vit"}')
     assert folders("images=ours", "reference=theirs", "+evaluate.encoders.vit=./encoder") == 2
-    assert "evaluate.encoders.vit=./encoder: no image encoder can be loaded from there" in capsys.readouterr().err
+    assert "evaluate.encoders.vit=./encoder: cannot load an image encoder from it" in capsys.readouterr().err
 
 
 def test_images_of_a_published_protocol_are_brought_to_its_size(folders):

@@ -1,4 +1,4 @@
-"""Peak memory of a denoiser alone, and of a process."""
+"""Peak memory of a denoiser and of a process."""
 
 import ctypes
 import gc
@@ -26,7 +26,7 @@ def peak_memory(
     dtype: torch.dtype,
     variant: str | None = None,
 ) -> dict[str, Any]:
-    """Peak memory of loading the denoiser from its checkpoint and of one pass, in a process of its own.
+    """Peak memory of loading the denoiser from its checkpoint and of one pass, in a separate process.
 
     Returns:
         ``{"peak_memory_bytes", "method"}``.
@@ -51,7 +51,7 @@ def peak_memory(
 
 
 def forget_peak() -> bool:
-    """Sets the peak back to the memory in use, without what is free but kept; False where the system cannot."""
+    """Releases freed memory and resets the peak to the memory in use; False if the system cannot."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -75,10 +75,10 @@ def process_peak() -> int:
 
 
 def watch_memory(device: torch.device) -> Callable[[], dict[str, Any]]:
-    """Begins to watch the memory of this process.
+    """Starts to measure the memory of this process.
 
     Returns:
-        What gives ``peak_memory_bytes``, the most that was in use since, and ``peak_memory_of``: what was measured.
+        A function that returns ``peak_memory_bytes``, the peak since then, and ``peak_memory_of``, what was measured.
     """
     forgotten = forget_peak()
     if device.type == "cuda":
@@ -99,8 +99,8 @@ def peak_since(baseline: int, device: torch.device) -> tuple[int, str]:
     """Bytes by which memory rose above ``baseline``, and what was measured.
 
     Args:
-        baseline: What :func:`process_peak` gave before; counts on a CPU alone.
-        device: A CUDA device counts what its allocator gave out in this process, MPS what its driver did.
+        baseline: An earlier result of :func:`process_peak`; used on a CPU only.
+        device: On CUDA the allocator of this process is measured, on MPS the driver.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device), "CUDA allocator, fresh process"

@@ -1,7 +1,7 @@
-"""Peak memory of a denoiser alone: ``python -m compress.evaluate.cost.memory_process FOLDER COMPONENT INPUTS``.
+"""Peak memory of a denoiser: ``python -m compress.evaluate.cost.memory_process FOLDER COMPONENT INPUTS``.
 
-A process of its own loads nothing but the denoiser from a checkpoint, makes one pass and prints, as JSON, by how much
-its memory rose above what Python and the libraries took. Started by :func:`compress.evaluate.cost.memory.peak_memory`.
+A separate process loads only the denoiser from a checkpoint, makes one pass and prints as JSON how much its memory rose
+above that of Python and the libraries. Started by :func:`compress.evaluate.cost.memory.peak_memory`.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def measure(
             model(*args, **kwargs)
 
     if forget_peak():
-        # What is imported and set up on the way, once a process, is not the model's: have it before the baseline.
+        # Imports and one-time setup are not the model's memory: do them before the baseline.
         load_and_pass()
         forget_peak()
     baseline = process_peak()

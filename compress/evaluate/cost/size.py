@@ -10,17 +10,17 @@ from compress.models.folder import weight_files
 
 
 def weight_bytes(folder: Path, variant: str | None = None) -> tuple[int, dict[str, int]]:
-    """Bytes on disk of a model's safetensors files, one or several shards, and of their tensors by data type.
+    """Bytes on disk of a model's safetensors files, in one or several shards, and of their tensors by data type.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no such files.
     """
     files = weight_files(folder, variant)
     if not files:
-        raise UserError(f"{folder}: no safetensors files; the checkpoint is not whole")
+        raise UserError(f"{folder}: no safetensors files; the checkpoint is incomplete")
     by_dtype: dict[str, int] = {}
     for file in files:
-        # The header alone: 8 bytes of its length, then JSON.
+        # Only the header: 8 bytes with its length, then JSON.
         with file.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
         for name, entry in header.items():
@@ -31,12 +31,12 @@ def weight_bytes(folder: Path, variant: str | None = None) -> tuple[int, dict[st
 
 
 def memory_bytes(model: torch.nn.Module) -> int:
-    """Bytes of all parameters and buffers as they lie in memory; quantized ones with their scales and offsets."""
+    """Bytes of all parameters and buffers in memory; quantized ones with their scales and offsets."""
     return sum(_tensor_bytes(tensor) for tensor in (*model.parameters(), *model.buffers()))
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> int:
-    if hasattr(tensor, "__tensor_flatten__"):  # a subclass that is made of plain tensors, as torchao's are
+    if hasattr(tensor, "__tensor_flatten__"):  # a subclass made of plain tensors, such as torchao's
         names, _ = tensor.__tensor_flatten__()
         return sum(_tensor_bytes(getattr(tensor, name)) for name in names)
     return tensor.numel() * tensor.element_size()

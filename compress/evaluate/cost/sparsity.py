@@ -1,4 +1,4 @@
-"""How many of a denoiser's weights are zero, and how many bytes the others would take."""
+"""Counts a denoiser's zero weights and the bytes that the others would take."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,22 +12,21 @@ from compress.models.folder import weight_files
 from compress.models.sparsity import holds
 
 WORTH = 1 / 32
-"""Share of zeros up to which a bit for every weight costs as much as it saves, even in float32."""
+"""Share of zeros up to which one bit per weight costs as much as it saves, even in float32."""
 
 
 def count_zeros(model: torch.nn.Module, folder: Path, variant: str | None = None) -> dict[str, Any]:
-    """Zeros of a denoiser's weights, those of Conv2d and Linear, in float or in int8 of torchao.
+    """Zeros among a denoiser's Conv2d and Linear weights, in float or in torchao's int8.
 
     Args:
         model: The denoiser.
         folder: Its weight files.
-        variant: Of these, such as ``fp16``.
+        variant: Variant of these files, such as ``fp16``.
 
     Returns:
-        ``sparsity``: share of zeros, in [0, 1]. ``sparsity_2_4``: share of the weights that sit in layers with at most
-        two numbers other than zero in every group of four (see :func:`compress.models.sparsity.holds`).
-        ``sparse_bytes``: of the files with every tensor as :func:`packed_bytes` has it; None where ``sparsity`` is not
-        above :data:`WORTH`.
+        ``sparsity``: share of zeros, in [0, 1]. ``sparsity_2_4``: share of weights in layers with at most two nonzero
+        numbers in every group of four (see :func:`compress.models.sparsity.holds`). ``sparse_bytes``: bytes of the
+        files with every tensor packed (:func:`packed_bytes`); None if ``sparsity`` is at most :data:`WORTH`.
     """
     total = zeros = grouped = 0
     for weight in _weights(model):
@@ -55,10 +54,9 @@ def sparse_bytes(folder: Path, variant: str | None = None) -> int:
 
 
 def packed_bytes(tensor: torch.Tensor) -> int:
-    """Bytes of a tensor as a bit for every number, whether it is zero, and the values of the others; or as it is.
+    """Bytes of a tensor with one bit per number and only the nonzero values, or of the plain tensor if that is less.
 
-    Whichever is less. At 2:4 that is just what sparse tensor cores read: half of the values, and two bits for each
-    that say which of its four neighbors it is.
+    For 2:4 this equals the format of sparse tensor cores: half of the values, with two bits each for their position.
     """
     kept = int(tensor.count_nonzero()) * tensor.element_size()
     return min(tensor.numel() * tensor.element_size(), -(-tensor.numel() // 8) + kept)
@@ -67,4 +65,4 @@ def packed_bytes(tensor: torch.Tensor) -> int:
 def _weights(model: torch.nn.Module) -> Iterator[torch.Tensor]:
     for module in model.modules():
         if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
-            yield getattr(module.weight, "qdata", module.weight)  # torchao's integers: zero stands for zero
+            yield getattr(module.weight, "qdata", module.weight)  # torchao's integers: symmetric, so 0 is zero

@@ -1,4 +1,4 @@
-"""The networks that metrics look through, each loaded when first asked for and once a run."""
+"""The networks of the metrics, each loaded once, when it is first used."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from compress.evaluate.networks.clip import Clip
     from compress.evaluate.networks.preference import Preference
 
-ENCODER = "encoder."  # before the names of ``evaluate.encoders``, wherever networks go by a key
+ENCODER = "encoder."  # prefix of the names of ``evaluate.encoders`` in the keys of networks
 OF_INCEPTION = ("fid", "kid", "precision", "recall", "fid_teacher")
 OF_CLIP_IMAGES = ("cmmd",)
 OF_CLIP_TEXT = ("clip_score", "r_at_1", "r_at_5")
 
 
 class Network(Protocol):
-    """Images in, features out."""
+    """Maps images to features."""
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """Name in reports."""
 
     @property
     def sha256(self) -> str:
@@ -31,10 +31,10 @@ class Network(Protocol):
 
     @property
     def preprocessing(self) -> str:
-        """How it brings images to its own size, in a few words."""
+        """How it resizes images to its input, in a few words."""
 
     def __call__(self, images: "torch.Tensor | Sequence[torch.Tensor]", /) -> "torch.Tensor":
-        """Features of uint8 RGB images: ``(b, 3, height, width)``, or ``(3, height, width)`` of differing sizes.
+        """Features of uint8 RGB images: ``(b, 3, height, width)``, or a list of ``(3, height, width)``.
 
         Returns:
             float32, ``(b, d)``, on the CPU.
@@ -45,7 +45,7 @@ class Networks:
     """All networks of an evaluation.
 
     Args:
-        config: Which, and where they are.
+        config: Which networks, and their paths.
         device: Where they compute.
     """
 
@@ -83,15 +83,15 @@ class Networks:
         return alexnet()
 
     def load(self, sets: bool, captions: bool, pairs: bool) -> None:
-        """Loads all that will be needed, so that what cannot be is found before any image is looked at.
+        """Loads all needed networks, so that a missing one is found before any image is read.
 
         Args:
             sets: See :meth:`keys`.
             captions: See :meth:`keys`.
-            pairs: Whether images are compared one by one.
+            pairs: Whether images are compared in pairs.
 
         Raises:
-            UserError: One of them cannot be loaded.
+            UserError: A network cannot be loaded.
         """
         for key in self.keys(sets, captions):
             self[key]
@@ -101,11 +101,11 @@ class Networks:
             self.lpips  # noqa: B018
 
     def keys(self, sets: bool, captions: bool) -> list[str]:
-        """The networks that images have to pass.
+        """Keys of the networks that the images pass.
 
         Args:
-            sets: Whether they are compared with other images as a set.
-            captions: Whether they have captions.
+            sets: Whether sets of images are compared.
+            captions: Whether the images have captions.
         """
         config = self.config
         keys = ["inception"] if sets and any(map(config.wants, OF_INCEPTION)) else []
@@ -118,7 +118,7 @@ class Networks:
         """``"inception"``, ``"clip"`` or ``"encoder.NAME"``.
 
         Raises:
-            UserError: It cannot be loaded.
+            UserError: The network cannot be loaded.
         """
         if not key.startswith(ENCODER):
             return self.inception if key == "inception" else self.clip

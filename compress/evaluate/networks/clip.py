@@ -1,4 +1,4 @@
-"""Any stock ``CLIPModel``: embeddings of images and of captions in one space."""
+"""Embeddings of images and captions by any stock ``CLIPModel``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ AT_ONCE = 256  # captions
 
 @dataclass(frozen=True)
 class Clip:
-    """A CLIP model with what prepares its input (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
+    """A CLIP model with its tokenizer and image processor (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
 
     Attributes:
         model: In evaluation mode, float32.
-        tokenizer: Of its captions.
-        processor: Of its images; always the one on Pillow, since the one on torchvision gives other pixels.
-        name: What it is called in reports.
+        tokenizer: Tokenizer of the captions.
+        processor: Image processor on Pillow; the one on torchvision gives other pixels.
+        name: Name in reports.
     """
 
     model: "CLIPModel"
@@ -53,7 +53,7 @@ class Clip:
         seen = self.processor(
             images=[image.numpy() for image in images], return_tensors="pt", input_data_format="channels_first"
         )
-        # The towers and projections directly: what get_image_features returns changed in transformers 5.
+        # Not get_image_features: its result changed in transformers 5.
         tower = self.model.vision_model(seen["pixel_values"].to(self.model.device))
         return self.model.visual_projection(tower.pooler_output).float().cpu()
 
@@ -62,7 +62,7 @@ class Clip:
         """Embeddings of captions, not normalized.
 
         Args:
-            captions: n captions; cut where they are longer than the model's text. Equal ones are computed once.
+            captions: n captions, truncated to the model's text length. Equal captions are computed once.
 
         Returns:
             float32, ``(n, d)``, on the CPU.
@@ -87,12 +87,12 @@ class Clip:
 def load_clip(
     path: str, device: torch.device | str = "cpu", name: str | None = None, key: str = "evaluate.clip"
 ) -> Clip:
-    """Loads a CLIP model from a folder, the package or the hub.
+    """Loads a CLIP model from a folder, from the package or from the hub.
 
     Args:
         path: Folder or hub id.
         device: Where to compute.
-        name: What to call it; None takes the path.
+        name: Name in reports; None for the path.
         key: The config key of ``path``, for messages.
 
     Raises:
@@ -109,19 +109,19 @@ def load_clip(
         tokenizer = CLIPTokenizer.from_pretrained(source)
         processor = CLIPImageProcessorPil.from_pretrained(source)
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{key}={path}: no CLIP model can be loaded from there ({error})") from None
+        raise UserError(f"{key}={path}: cannot load a CLIP model from it ({error})") from None
     if info["missing_keys"]:
-        raise UserError(f"{key}={path}: not a whole CLIP model, without {sorted(info['missing_keys'])[0]}")
+        raise UserError(f"{key}={path}: incomplete CLIP model, {sorted(info['missing_keys'])[0]} is missing")
     _check_words(tokenizer, model, f"{key}={path}")
     return Clip(model.to(device).eval(), tokenizer, processor, name or path)
 
 
 def _check_words(tokenizer: "CLIPTokenizer", model: "CLIPModel", shown: str) -> None:
-    """Refuses a tokenizer without a vocabulary, which transformers makes where there are no files of one."""
+    """Refuses the empty tokenizer that transformers makes if its files are missing."""
     cat, dog = (tokenizer(word).input_ids for word in ("cat", "dog"))
     known = model.config.text_config.vocab_size
     if cat == dog or len(tokenizer) > known:
         raise UserError(
-            f"{shown}: its tokenizer has {len(tokenizer)} tokens, the model {known}: the folder needs the files of the "
-            "model's own tokenizer, tokenizer.json or vocab.json and merges.txt"
+            f"{shown}: its tokenizer has {len(tokenizer)} tokens, the model {known}: add the model's tokenizer files, "
+            "tokenizer.json or vocab.json and merges.txt"
         )

@@ -1,4 +1,4 @@
-"""Any image encoder of transformers, for Fréchet and kernel distances through other eyes than Inception's."""
+"""Any image encoder of transformers, for Fréchet and kernel distances of its features."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +17,8 @@ from compress.models.quiet import hide_notices, no_load_reports, no_progress_bar
 class Encoder:
     """One feature vector an image, by what the model is.
 
-    A model with a projection (``CLIPModel``, ``CLIPVisionModelWithProjection``) gives its projected embedding; one with
-    a trained pooler (CLIP, SigLIP, DINOv2, ConvNeXt) that pooler's output; any other its class token.
+    A model with a projection (``CLIPModel``, ``CLIPVisionModelWithProjection``) gives the projected embedding, a model
+    with a trained pooler (CLIP, SigLIP, DINOv2, ConvNeXt) the pooler's output, any other model the class token.
 
     Args:
         path: Folder or hub id.
@@ -26,8 +26,7 @@ class Encoder:
         key: The config key of ``path``, for messages.
 
     Raises:
-        UserError: There is no such model, some of its weights are missing, it does not look at images, or it sees
-            other things each time.
+        UserError: There is no such model, weights are missing, it is not an image encoder, or it is not deterministic.
     """
 
     def __init__(self, path: str, device: torch.device | str = "cpu", key: str = "evaluate.encoders") -> None:
@@ -42,13 +41,13 @@ class Encoder:
                 model, info = _model_class(source).from_pretrained(
                     source, dtype=torch.float32, output_loading_info=True
                 )
-            # The one on Pillow: the one on torchvision gives other pixels.
+            # On Pillow: the processor on torchvision gives other pixels.
             self.processor = AutoImageProcessor.from_pretrained(source, backend="pil")
         except (OSError, ValueError, KeyError, SafetensorError) as error:
-            raise UserError(f"{key}={path}: no image encoder can be loaded from there ({error})") from None
+            raise UserError(f"{key}={path}: cannot load an image encoder from it ({error})") from None
         missing = {name for name in info["missing_keys"] if name.partition(".")[0] not in ("pooler", "text_model")}
         if missing:
-            raise UserError(f"{key}={path}: its weights are not whole; the first that is missing is {min(missing)}")
+            raise UserError(f"{key}={path}: incomplete image encoder, {min(missing)} is missing")
         self.pooled = not any(name.startswith("pooler") for name in info["missing_keys"])
         self.model = model.to(device).eval()
         if self.model.main_input_name != "pixel_values" and not hasattr(self.model, "vision_model"):
@@ -74,16 +73,16 @@ class Encoder:
         return features.flatten(1).float().cpu()
 
     def _check_steady(self, shown: str) -> None:
-        """Refuses a model that is random in use, such as one that masks parts of an image."""
+        """Refuses a model that is random in evaluation mode, such as one that masks parts of an image."""
         image = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         first, again = self(image), self(image)
         if not torch.allclose(first, again, rtol=0, atol=1e-3 * float(first.abs().max())):  # beyond a GPU's rounding
             kind = type(self.model).__name__
-            raise UserError(f"{shown}: expected an encoder that sees the same each time, not a {kind}, which is random")
+            raise UserError(f"{shown}: expected a deterministic encoder, but {kind} gives random features")
 
 
 def _model_class(source: str) -> Any:
-    """The class that keeps a model's projection, where it has one."""
+    """The class that loads the model with its projection, if it has one."""
     import transformers
     from transformers import AutoConfig, AutoModel
 

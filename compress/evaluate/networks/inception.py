@@ -1,4 +1,4 @@
-"""The Inception network of FID and the two ways to bring images to its size."""
+"""The Inception network of FID and the two ways to resize images to its input."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,8 +14,8 @@ NAME = "pt_inception-2015-12-05"
 def resize_like_tensorflow1(images: Tensor, side: int = SIDE) -> Tensor:
     """Bilinear resize with TensorFlow 1's coordinates, which every FID published before clean-fid uses.
 
-    Output pixel ``i`` lies at ``i * size / side`` of the input: no half-pixel shift, no antialiasing, and what would
-    be read past the last row or column is that row or column again.
+    Output pixel ``i`` is at ``i * size / side`` of the input: no half-pixel shift and no antialiasing. The last row and
+    column are repeated at the border.
 
     Args:
         images: Float, ``(n, channels, height, width)``.
@@ -30,7 +30,7 @@ def resize_like_tensorflow1(images: Tensor, side: int = SIDE) -> Tensor:
 
 
 def resize_clean(images: Tensor, side: int = SIDE) -> Tensor:
-    """Bicubic resize with antialiasing as Pillow computes it in float, clipped to [0, 255] and not rounded.
+    """Bicubic resize with antialiasing as by Pillow in float, clipped to [0, 255], not rounded.
 
     Parmar et al. 2022, https://arxiv.org/abs/2104.11222 ("clean-fid").
 
@@ -50,7 +50,7 @@ RESIZES: dict[str, Callable[[Tensor], Tensor]] = {"tensorflow1": resize_like_ten
 
 
 def _weights(size: int, side: int, like: Tensor) -> Tensor:
-    """The ``(side, size)`` matrix of the interpolation along one axis."""
+    """The ``(side, size)`` interpolation matrix of one axis."""
     index = torch.arange(side)
     position = index.double() * size / side
     low = position.floor().long().clamp(max=size - 1)
@@ -71,7 +71,7 @@ class Inception(torch.nn.Module):
         resize: One of :data:`RESIZES`.
 
     Raises:
-        UserError: The file is missing or another one.
+        UserError: The file is missing or has another hash.
     """
 
     num_features = 2048
@@ -93,7 +93,7 @@ class Inception(torch.nn.Module):
             large = self._large(images)
         else:
             large = torch.cat([self._large(image[None]) for image in images])
-        # Optimizing costs two slow passes for every new batch size and gains nothing.
+        # Optimization costs two slow passes for every new batch size, without a gain.
         with torch.jit.optimized_execution(False):
             return self.network((large - 128) / 128).float().cpu()
 

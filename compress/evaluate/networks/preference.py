@@ -1,4 +1,4 @@
-"""Models of human preference: how much people would like an image for its caption."""
+"""Models that predict which image people prefer for a caption."""
 
 import importlib
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ PICKSCORE = "yuvalkirstain/PickScore_v1"
 
 
 class Preference(Protocol):
-    """Images and their captions in, one score an image out."""
+    """Maps images and their captions to one score per image."""
 
     @property
     def name(self) -> str:
-        """What it is called in reports."""
+        """Name in reports."""
 
     @property
     def sha256(self) -> str | None:
@@ -30,7 +30,7 @@ class Preference(Protocol):
 
 
 class PickScore:
-    """A CLIP model trained on people's choices; the scaled cosine of image and caption.
+    """A CLIP model trained on human choices; the score is the scaled cosine of image and caption.
 
     Kirstain et al. 2023, https://arxiv.org/abs/2305.01569.
 
@@ -50,7 +50,7 @@ class PickScore:
 
 
 class ImageReward:
-    """Xu et al. 2023, https://arxiv.org/abs/2304.05977, by their package ``image-reward``."""
+    """Xu et al. 2023, https://arxiv.org/abs/2304.05977, with their package ``image-reward``."""
 
     name = "ImageReward-v1.0"
 
@@ -70,7 +70,7 @@ class HPSv2:
     """Wu et al. 2023, https://arxiv.org/abs/2306.09341, version 2.1, by their package ``hpsv2``, on its own device."""
 
     name = "HPSv2.1"
-    sha256 = None  # the package loads its weights behind its one function
+    sha256 = None  # the package does not expose its weights
 
     def __init__(self) -> None:
         self.package = _package("hpsv2", "hpsv2", "hpsv2")
@@ -99,7 +99,7 @@ def load_preference(name: str, device: torch.device | str = "cpu") -> Preference
 def _package(module: str, package: str, name: str) -> Any:
     try:
         return importlib.import_module(module)
-    except ImportError as error:  # missing, or too old for the transformers that is installed
+    except ImportError as error:  # missing, or too old for the installed transformers
         raise UserError(
             f"evaluate.preference={name}: needs the package {package}, which cannot be imported ({error}); "
             "pip install -e '.[preference]'"

@@ -1,4 +1,4 @@
-"""Hashes of what decides a network's features: its weights, and how it brings images to its own size."""
+"""Hashes of a network's weights and of its preprocessing, which decide its features."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def weights_hash(model: "torch.nn.Module") -> str:
-    """SHA-256 of the names and float32 values of all weights, the same whichever file they came from."""
+    """SHA-256 of the names and float32 values of all weights, independent of the file format."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -18,6 +18,6 @@ def weights_hash(model: "torch.nn.Module") -> str:
 
 
 def own_preprocessing(processor: Any) -> str:
-    """What to call an image processor of transformers, with the beginning of its settings' SHA-256."""
+    """Description of an image processor of transformers, with the first digits of its settings' SHA-256."""
     settings = json.dumps(processor.to_dict(), sort_keys=True, default=str)
     return f"its own ({hashlib.sha256(settings.encode()).hexdigest()[:8]})"

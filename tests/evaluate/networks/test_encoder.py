@@ -84,7 +84,7 @@ def test_a_pooler_that_was_never_trained_is_not_used(tmp_path):
 
 
 def test_what_is_no_image_encoder_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"evaluate\.encoders\.dino=.*no image encoder can be loaded"):
+    with pytest.raises(UserError, match=r"evaluate\.encoders\.dino=.*cannot load an image encoder"):
         Encoder(str(tmp_path / "nothing"), key="evaluate.encoders.dino")
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(**size, vocab_size=30)).save_pretrained(tmp_path / "text")
@@ -102,14 +102,14 @@ def test_missing_weights_are_no_random_ones(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("layernorm.weight")
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match="not whole; the first that is missing is layernorm.weight"):
+    with pytest.raises(UserError, match="incomplete image encoder, layernorm.weight is missing"):
         Encoder(str(tmp_path))
 
 
 def test_an_encoder_that_is_random_in_use_is_refused(tmp_path):
     with seeded(0):
         model = ViTMAEModel(ViTMAEConfig(**{**SIZE, "patch_size": 2}, intermediate_size=32))
-    with pytest.raises(UserError, match="not a ViTMAEModel, which is random"):
+    with pytest.raises(UserError, match="but ViTMAEModel gives random features"):
         saved(model, tmp_path)
 
 
@@ -117,5 +117,5 @@ def test_a_cut_file_of_weights_is_named(tmp_path):
     saved(Dinov2Model(Dinov2Config(**SIZE)), tmp_path)
     file = tmp_path / "model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"no image encoder can be loaded"):
+    with pytest.raises(UserError, match=r"cannot load an image encoder"):
         Encoder(str(tmp_path))

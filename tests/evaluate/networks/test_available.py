@@ -6,7 +6,7 @@ import pytest
 
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig, check
-from compress.evaluate.networks.wanted import check_wanted
+from compress.evaluate.networks.available import check_available
 
 
 @pytest.mark.parametrize(
@@ -32,4 +32,4 @@ def test_what_is_there_or_on_the_hub_passes(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     encoders = {"local": str(tmp_path), "hub": "facebook/dinov2-large", "inside": "embedded:emoji/clip"}
-    check_wanted(EvaluateConfig(encoders=encoders, lpips=True, preference=("hpsv2", "pickscore")))
+    check_available(EvaluateConfig(encoders=encoders, lpips=True, preference=("hpsv2", "pickscore")))

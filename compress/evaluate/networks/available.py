@@ -1,4 +1,4 @@
-"""Whether the networks that a config names beyond Inception and CLIP are there, found out without loading any."""
+"""Checks that encoders and packages named in a config exist, without loading them."""
 
 import importlib.util
 import re
@@ -11,7 +11,7 @@ from compress.errors import UserError, bad_value
 if TYPE_CHECKING:
     from compress.evaluate.config import EvaluateConfig
 
-# What asks for a package: the module to look for, the package, and the extra that has it.
+# Config key to the module to look for, its package, and the extra that installs it.
 PACKAGES = {
     "evaluate.lpips=true": ("torchvision", "torchvision", "lpips"),
     "evaluate.preference=imagereward": ("ImageReward", "image-reward", "preference"),
@@ -19,11 +19,11 @@ PACKAGES = {
 }
 
 
-def check_wanted(config: "EvaluateConfig") -> None:
-    """Checks encoders and packages; a hub id is checked by form alone.
+def check_available(config: "EvaluateConfig") -> None:
+    """Checks encoders and packages. Of a hub id only the form is checked.
 
     Raises:
-        UserError: One of them is missing.
+        UserError: An encoder or a package is missing.
     """
     for name, path in config.encoders.items():
         local = path.startswith(("embedded:", "/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)
