@@ -15,10 +15,11 @@ import torch
 from PIL import Image, ImageFilter
 
 from compress.data import Data, DataConfig, load_data
+from compress.data.white import on_white
 from compress.errors import UserError
 from compress.evaluate.captions import read_captions
 from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.images import image_files, on_white
+from compress.evaluate.images import image_files
 from compress.evaluate.networks import OF_INCEPTION, Networks
 from compress.evaluate.reference import data_reference, folder_reference
 from compress.system.progress import track

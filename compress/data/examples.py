@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from compress.data.white import on_white
 from compress.errors import UserError
 from compress.system.files import write_tensors
 from compress.system.progress import bar
@@ -224,6 +225,6 @@ def _encode(
 
 def _image(dataset: "Dataset", row: int) -> "Image.Image":
     try:
-        return dataset[row]["image"].convert("RGB")
+        return on_white(dataset[row]["image"])
     except (OSError, AttributeError, ValueError) as error:
         raise UserError(f"the image of row {row} of the training data cannot be read: {error}") from error

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,8 @@ def evaluate(
     from compress.evaluate.networks import Networks
     from compress.evaluate.prompts import evaluation_prompts
 
+    if processes.is_main():
+        _tell_scheduler(pipeline, config)
     networks = networks or Networks(config, device)
     with processes.together():
         networks.load(sets=True, captions=True, pairs=True)
@@ -136,6 +139,20 @@ def evaluate(
     return Evaluation(
         cost, metrics, manifest(pipeline, config, shown, prompts[: config.images], metrics, reference), grid
     )
+
+
+def _tell_scheduler(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> None:
+    """Says, once for each kind of scheduler, that the one of the config does not fit the model."""
+    from compress.evaluate.sample import scheduler_used
+
+    own = type(pipeline.scheduler).__name__
+    if config.scheduler != "checkpoint" and scheduler_used(pipeline, config) == own:
+        _warn_once(f"evaluate.scheduler={config.scheduler} does not fit the model: its own {own} samples the images")
+
+
+@lru_cache
+def _warn_once(text: str) -> None:
+    logger.warning(text)
 
 
 def _sample(

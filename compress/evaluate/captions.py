@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from compress.data.rows import rows
 from compress.errors import UserError, bad_value
-from compress.evaluate.rows import rows
 
 COLUMNS = ("file_name", "text")
 FORMATS = "a csv file with the columns file_name and text, or a jsonl file with these keys in every line"

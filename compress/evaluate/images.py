@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from compress.data.white import has_alpha, on_white
 from compress.errors import UserError, bad_value
 from compress.system.progress import track
 
@@ -127,7 +128,7 @@ class ImageFiles:
         try:
             with Image.open(file) as image:
                 self._check_kind(file, image)
-                transparent = image.mode == "RGBA" or "transparency" in image.info
+                transparent = has_alpha(image)
                 size = (image.height, image.width)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._unreadable(file, error) from error
@@ -221,17 +222,6 @@ def reduced_size(height: int, width: int, side: int) -> tuple[int, int]:
     """Height and width with the shorter side brought to ``side`` pixels."""
     scale = side / min(height, width)
     return round(height * scale), round(width * scale)
-
-
-def on_white(image: "Image") -> "Image":
-    """An image as RGB; what is transparent shows white."""
-    from PIL import Image
-
-    if image.mode == "RGBA" or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
 
 
 def _kind(mode: str) -> str:

@@ -74,9 +74,6 @@ def first_step(
 
     Returns:
         float32, ``(n, channels, height, width)``, or whatever shape the model's latents have, on the CPU.
-
-    Raises:
-        UserError: The scheduler does not fit the model.
     """
     from compress.evaluate.sample import call, sampler
 

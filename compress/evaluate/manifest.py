@@ -21,9 +21,11 @@ def settings(
     pipeline: "DiffusionPipeline", config: EvaluateConfig, size: tuple[int, int], dtype: "torch.dtype", seed: int
 ) -> dict[str, Any]:
     """How the images were made, as it stands beside every metric; ``seed`` is the first image's."""
+    from compress.evaluate.sample import scheduler_used
+
     return {
         "resolution": f"{size[1]}x{size[0]}",
-        "scheduler": type(pipeline.scheduler).__name__ if config.scheduler == "checkpoint" else config.scheduler,
+        "scheduler": scheduler_used(pipeline, config),
         "steps": config.steps,
         "guidance": config.guidance,
         "dtype": str(dtype).removeprefix("torch."),
@@ -52,8 +54,9 @@ def manifest(
 
     Returns:
         ``protocol``, ``version`` and ``changed`` (the protocol's own values that this run has not kept); the settings
-        with the ``sampled`` size before any reduction, the first and last seed, and the scheduler's own config; hashes
-        of the prompts, of the networks and of the reference statistics.
+        with the ``sampled`` size before any reduction, the first and last seed, the scheduler's own config, and
+        ``scheduler_asked`` where that one does not fit the model; hashes of the prompts, of the networks and of the
+        reference statistics.
     """
     from compress.evaluate.sample import sampler
 
@@ -68,6 +71,7 @@ def manifest(
         "version": config.version,
         "changed": changed(config),
         **{key: value for key, value in shown.items() if key != "seed"},
+        **({"scheduler_asked": config.scheduler} if config.scheduler not in ("checkpoint", shown["scheduler"]) else {}),
         "images": config.images,
         "sampled": [config.height, config.width] if config.height or config.width else "the model's own size",
         "resize": config.resize,

@@ -4,9 +4,9 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compress.data.rows import rows
 from compress.errors import bad_value
 from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.rows import rows
 
 if TYPE_CHECKING:
     from compress.data import Data

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from compress.assets import resolve
+from compress.data.white import on_white
 from compress.errors import UserError
 from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.images import ImageFiles, Images, image_files, on_white
+from compress.evaluate.images import ImageFiles, Images, image_files
 from compress.evaluate.networks import Network, Networks
 from compress.evaluate.networks.inception_file import INCEPTION_SHA256
 from compress.system import processes
@@ -31,7 +32,7 @@ class Reference:
     """Features of real images.
 
     Attributes:
-        name: Where they come from.
+        name: Which images they are of, as a sentence names them after "N of".
         features: float32 ``(m, d)`` by key of the network, see :class:`compress.evaluate.networks.Networks`.
         sha256: Of those features, by the same keys.
     """
@@ -100,13 +101,13 @@ def data_reference(
     """
     wanted = min(config.reference_images or len(data.text), len(data.text))
     order = torch.randperm(len(data.text), generator=torch.Generator().manual_seed(0))[:wanted]
-    name, found = "training images", {}
+    name, found = "the run's own training images", {}
     keys = networks.keys(sets=True, captions=False)
     if data.reference is not None:
         stored, indices, metadata = _read(Path(resolve(data.reference)), data, f"data.reference={data.reference}")
         fits = len(stored) >= wanted and json.loads(metadata["size"]) == list(size)
         if fits and "inception" in keys and config.fid_resize == "tensorflow1":
-            name, order = Path(data.reference).name, indices[:wanted]
+            name, order = f"the training images ({Path(data.reference).name})", indices[:wanted]
             found = {"inception": stored[:wanted].float()}
     content = json.dumps([data.fingerprint, features_hash(order), size])
     rest = [key for key in keys if key not in found]
@@ -140,7 +141,7 @@ def folder_reference(
         order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))[: config.reference_images]
         files = [files[index] for index in sorted(order.tolist())]
     images = ImageFiles(files, key, squeeze, squeeze=squeeze is not None)
-    return files_reference(images, Path(folder).name, networks, cache)
+    return files_reference(images, f"the images of {Path(folder).name}", networks, cache)
 
 
 def files_reference(images: ImageFiles, name: str, networks: Networks, cache: Path | None = None) -> Reference:

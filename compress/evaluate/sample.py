@@ -7,15 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-import diffusers
 import numpy as np
 import torch
 
-from compress.errors import bad_value
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.images import ImageFiles, reduced_size
 from compress.evaluate.latents import KEPT, FirstStep, write_latents
-from compress.models.schedulers import SCHEDULERS
+from compress.models.schedulers import exchanged, used
 from compress.system.files import replace_with
 from compress.system.progress import track
 
@@ -27,25 +25,22 @@ if TYPE_CHECKING:
 def sampler(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> "DiffusionPipeline":
     """A pipeline with the same models, the configured scheduler and no progress bar of its own.
 
-    The models are shared; ``pipeline`` itself keeps its scheduler.
-
-    Raises:
-        UserError: The scheduler is of another family than the pipeline's, as for a flow-matching model.
+    The models are shared; ``pipeline`` itself keeps its scheduler. A scheduler of another family than the pipeline's,
+    as for a flow-matching model, is replaced by the pipeline's own; :func:`scheduler_used` says which one it is.
     """
     # A shallow copy: setting a component on it leaves the original's components and config alone.
     twin = copy.copy(pipeline)
     twin.set_progress_bar_config(disable=True)
-    scheduler, own = SCHEDULERS[config.scheduler], pipeline.scheduler
-    if scheduler.kind is not None:
-        kind = getattr(diffusers, scheduler.kind)
-        if not isinstance(own, kind) and kind not in own.compatibles:
-            expected = f"checkpoint, since the model's {type(own).__name__} cannot be exchanged for a {scheduler.kind}"
-            raise bad_value("evaluate.scheduler", config.scheduler, expected)
-        own = kind.from_config(own.config, **scheduler.changes)
-    else:
-        own = copy.deepcopy(own)
-    twin.scheduler = own
+    own = pipeline.scheduler
+    other = None if config.scheduler == "checkpoint" else exchanged(own, config.scheduler)
+    twin.scheduler = copy.deepcopy(own) if other is None else other
     return twin
+
+
+def scheduler_used(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> str:
+    """The scheduler that images are sampled with: ``config.scheduler``, or the class of the pipeline's own."""
+    name = used(pipeline.scheduler, config.scheduler)
+    return type(pipeline.scheduler).__name__ if name == "checkpoint" else name
 
 
 @overload
@@ -102,7 +97,6 @@ def sample(
 
     Raises:
         FloatingPointError: The model gives NaN.
-        UserError: The scheduler does not fit the model.
     """
     twin = sampler(pipeline, config)
     starts = range(0, len(prompts), config.batch_size)

@@ -1,5 +1,6 @@
 """The schedulers that images can be sampled with, by their names in recipes."""
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,3 +39,30 @@ SCHEDULERS = {
     "unipc": Scheduler("UniPC", "UniPCMultistepScheduler"),
     "lcm": Scheduler("LCM", "LCMScheduler"),
 }
+
+
+def exchanged(own: Any, name: str) -> Any | None:
+    """The scheduler ``name`` with the settings of a pipeline's own; None where it does not fit the model.
+
+    It fits if diffusers calls the two compatible and, for a flow-matching model, if it knows that kind of prediction.
+
+    Args:
+        own: The pipeline's scheduler; left as it is.
+        name: One of :data:`SCHEDULERS` other than ``checkpoint``.
+    """
+    import diffusers
+
+    scheduler = SCHEDULERS[name]
+    kind = getattr(diffusers, str(scheduler.kind))
+    if not isinstance(own, kind) and kind not in getattr(own, "compatibles", ()):
+        return None
+    flow = own.config.get("use_flow_sigmas") or own.config.get("prediction_type") == "flow_prediction"
+    knows_flow = "use_flow_sigmas" in inspect.signature(kind).parameters and not scheduler.changes
+    if flow and not knows_flow:
+        return None
+    return kind.from_config(own.config, **scheduler.changes)
+
+
+def used(own: Any, name: str) -> str:
+    """The scheduler that images are sampled with where ``name`` is asked for: ``checkpoint`` where it does not fit."""
+    return name if name == "checkpoint" or exchanged(own, name) is not None else "checkpoint"

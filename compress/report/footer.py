@@ -28,7 +28,7 @@ def footer(
     """
     entries = [entry for _, entry in rows]
     sampled = [entry for name, entry in rows if name != NOISE_FLOOR]  # its seeds are others, on purpose
-    lines = [_protocol(manifest or {}) + _images(sampled), _networks(entries, titles), _cost(entries)]
+    lines = [_protocol(manifest or {}) + _images(sampled, manifest or {}), _networks(entries, titles), _cost(entries)]
     lines += [_formats(rows), *_sparse(rows), *_counted(rows), *_model_files(rows)]
     paired = [title.partition(" (")[0] for key, title in titles.items() if key in PAIRED]
     if paired:
@@ -89,7 +89,7 @@ def _protocol(manifest: Entry) -> str:
     return f"Protocol {manifest['protocol']} version {manifest['version']}{changed}. "
 
 
-def _images(entries: Sequence[Entry]) -> str:
+def _images(entries: Sequence[Entry], manifest: Entry) -> str:
     labels = {
         "n": "N =",
         "resolution": "resolution",
@@ -103,7 +103,8 @@ def _images(entries: Sequence[Entry]) -> str:
     found = [(label, values(entries, key, names)) for key, label in labels.items()]
     text = ", ".join(f"{label} {' / '.join(texts)}" for label, texts in found if texts)
     real = values(entries, "n_reference")
-    return f"Images: {text}{f'; compared with {real[0]} real ones' if real else ''}." if text else ""
+    name = (manifest.get("reference") or {}).get("name") or "the real images"
+    return f"Images: {text}{f'; compared with {real[0]} of {name}' if real else ''}." if text else ""
 
 
 def _networks(entries: Sequence[Entry], titles: Mapping[str, str]) -> str:

@@ -107,7 +107,7 @@ def _hashes(config: RunConfig) -> dict[str, str]:
     """Hashes of the files that an evaluation looks at; a folder counts with all its files."""
     settings = config.evaluate
     named = {"clip": settings.clip, "inception": settings.inception, "prompts": settings.prompts, **settings.encoders}
-    named |= {"reference": settings.reference, "data.reference": config.data.reference}
+    named |= {"reference": settings.reference, "data.reference": config.data.reference_file}
     paths = {name: Path(resolve(value)).expanduser() for name, value in named.items() if value is not None}
     return {name: compress.data.content_hash(path) for name, path in paths.items() if path.exists()}
 

@@ -6,18 +6,24 @@ import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
 from compress.models.folder import DENOISERS
 from compress.run.config import RunConfig
 
+if TYPE_CHECKING:
+    from compress.data import Verified
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE = 64 * 1024**2  # bytes wanted beyond the checkpoints: reports, images, logs
 
 
-def check(config: RunConfig) -> None:
+def check(config: RunConfig) -> "Verified | None":
     """Checks everything that can be known before the run begins.
+
+    Returns:
+        What looking into every image of the training data gave; see :func:`compress.data.verify`.
 
     Raises:
         UserError: Naming the config key, its value and what would be right.
@@ -35,6 +41,7 @@ def check(config: RunConfig) -> None:
     check_stages(config)
     for key, folder in (("out", config.out), ("store", config.store)):
         check_writable(key, folder)
+    return compress.data.verify(config.data, config.store / "data")
 
 
 def check_stages(config: RunConfig) -> None:

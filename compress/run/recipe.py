@@ -29,7 +29,7 @@ from compress.track import StageRun, Tracker
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from compress.data import Data
+    from compress.data import Data, Verified
     from compress.evaluate.networks import Networks
 
 KEPT = ("kind", "method", "key", "seconds", "peak_memory_bytes", "peak_memory_of", "coverage", "curves")
@@ -55,7 +55,7 @@ class Inputs:
     @cached_property
     def data(self) -> "Data":
         """Images and captions to train on."""
-        return compress.data.load_data(self.config.data)
+        return compress.data.load_data(self.config.data, self.config.store / "data")
 
     @cached_property
     def networks(self) -> "Networks":
@@ -136,7 +136,7 @@ class _Run:
         """Checks, runs all stages, and returns the report."""
         begun = time.perf_counter()
         config = self.config
-        compress.run.preflight.check(config)
+        verified = compress.run.preflight.check(config)
         self.plan = Plan(config, self.store, self.inputs.device)
         steps = self.plan.steps
         to_run = sum(not step.cached for step in steps)
@@ -151,7 +151,7 @@ class _Run:
             result: dict[str, Any] = {
                 "recipe": config.recipe_name, "seed": config.seed, "precision": config.precision,
                 "device": str(self.inputs.device), "out": str(config.out), "store": str(config.store),
-                **self._teacher(tracker), "stages": [],
+                "data": self._data(verified), **self._teacher(tracker), "stages": [],
             }  # fmt: skip
             history: list[dict[str, Any]] = []
             for step in steps:
@@ -167,6 +167,18 @@ class _Run:
             tracker.close()
         output.print_end(self.console, result, config)
         return result
+
+    def _data(self, verified: "Verified | None") -> dict[str, Any]:
+        """The report's entry of the data: where it is, and how many of its images are used and skipped."""
+        found: dict[str, Any] = {"path": self.config.data.path, "fingerprint": self.plan.data}
+        if verified is not None:
+            found |= {"examples": verified.examples, "skipped": len(verified.problems)}
+            if verified.problems:
+                total = verified.examples + len(verified.problems)
+                shown = "; ".join(f"{name}: {why}" for name, why in list(verified.problems.items())[:3])
+                text = f"data  {len(verified.problems)} of {total} images are skipped ({shown})"
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return found
 
     def _teacher(self, tracker: Tracker) -> dict[str, Any]:
         """The report's entries of the teacher: its evaluation, the noise floor and the manifest."""
@@ -265,8 +277,9 @@ class _Run:
         info = checkpoint.read_info(self.store.path(step.key))
         info |= {"recipe": self.config.recipe_name, "stages": history, "evaluation": _measured(result)}
         if grid := self.grids[step.stage.name]:
-            settings = ("steps", "guidance", "scheduler", "height", "width")
-            how = {name: getattr(self.config.evaluate, name) for name in settings}
+            how = {key: getattr(self.config.evaluate, key) for key in ("steps", "guidance", "height", "width")}
+            fits = "scheduler_asked" not in result["manifest"]
+            how["scheduler"] = self.config.evaluate.scheduler if fits else "checkpoint"
             info["example"] = {"prompt": grid[0]["prompt"], "seed": grid[0]["seed"], **how}
         output.export(self.store.path(step.key), self.config.out / "checkpoint", info)
         result["checkpoint"] = str(self.config.out / "checkpoint")
@@ -294,6 +307,7 @@ def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
             other_seeds=subject.is_noise_floor,
             networks=inputs.networks,
             cache=store.root / "features",
+            variant=inputs.config.model.variant if subject.checkpoint is None else None,
         )
     except FloatingPointError as error:
         raise UserError(f"{subject.folder}: the pipeline cannot be measured ({error}); try precision=fp32") from error

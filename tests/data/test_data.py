@@ -1,26 +1,60 @@
+import io
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 from PIL import Image
 
-from compress.data import DataConfig, check, fingerprint, load_data
+from compress.data import DataConfig, check, fingerprint, load_data, verify
 from compress.errors import UserError
 
 
 @pytest.fixture
 def config(tiny_parquet: Path) -> DataConfig:
-    return DataConfig(str(tiny_parquet), split_column="split")
+    return DataConfig(str(tiny_parquet))
 
 
-def images(folder: Path) -> DataConfig:
-    folder.mkdir()
-    for index in range(3):
+def images(folder: Path, count: int = 3) -> list[str]:
+    """Writes images of 8 px whose red is their number, and returns their names."""
+    folder.mkdir(parents=True)
+    for index in range(count):
         Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / f"{index}.png")
-    rows = "\n".join(f"{index}.png,image {index}" for index in range(3))
-    (folder / "metadata.csv").write_text(f"file_name,caption\n{rows}\n")
-    return DataConfig(str(folder), text_column="caption")
+    return [f"{index}.png" for index in range(count)]
+
+
+def metadata(folder: Path, kind: str = "csv", column: str = "caption", **more: list) -> DataConfig:
+    """A folder of images with a metadata file."""
+    names = images(folder)
+    rows = {"file_name": names, column: [f"image {name[0]}" for name in names], **more}
+    if kind == "csv":
+        lines = [",".join(rows), *(",".join(map(str, row)) for row in zip(*rows.values(), strict=True))]
+        (folder / "metadata.csv").write_text("\n".join(lines))
+    elif kind == "jsonl":
+        lines = [json.dumps(dict(zip(rows, row, strict=True))) for row in zip(*rows.values(), strict=True)]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+    else:
+        datasets.Dataset.from_dict(rows).to_parquet(folder / "metadata.parquet")
+    return DataConfig(str(folder))
+
+
+def parquet(file: Path, **columns: list) -> DataConfig:
+    """A parquet file as other tools write it, without a word about its columns."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return DataConfig(str(file))
+
+
+def png(red: int = 0) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8), (red, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
 
 
 def test_parquet_gives_the_rows_of_the_split(config: DataConfig) -> None:
@@ -33,8 +67,9 @@ def test_parquet_gives_the_rows_of_the_split(config: DataConfig) -> None:
     assert data.reference is None
 
 
-def test_parquet_without_a_split_column_gives_all_rows(config: DataConfig) -> None:
-    assert len(load_data(replace(config, split_column=None)).text) == 16
+def test_all_rows_and_other_splits_on_request(config: DataConfig) -> None:
+    assert len(load_data(replace(config, train_split="all")).text) == 16
+    assert len(load_data(replace(config, train_split="held_out")).text) == 4
 
 
 def test_local_data_is_cached_nowhere(config: DataConfig) -> None:
@@ -49,12 +84,165 @@ def test_a_folder_of_parquet_files_is_one_table(config: DataConfig, tmp_path: Pa
     assert len(load_data(both).text) == 24
 
 
-def test_a_folder_of_images_with_captions(tmp_path: Path) -> None:
-    config = images(tmp_path / "images")
+def test_files_named_after_splits_are_those_splits(tmp_path: Path) -> None:
+    for name, count in (("train-00000-of-00002", 2), ("train-00001-of-00002", 3), ("test-00000-of-00001", 4)):
+        parquet(tmp_path / "data" / f"{name}.parquet", image=[png()] * count, text=["a cat"] * count)
+    config = DataConfig(str(tmp_path))
+    assert len(load_data(config).text) == 5
+    assert len(load_data(replace(config, train_split="test")).text) == 4
+    assert len(load_data(replace(config, train_split="all")).text) == 9
+    for file in (tmp_path / "data").glob("train*"):
+        file.unlink()
+    with pytest.raises(UserError, match=r"data\.train_split=null: expected a split that has rows: test, or all"):
+        check(config)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("column", ["text", "caption", "words"])
+def test_a_folder_of_images_with_captions(kind: str, column: str, tmp_path: Path) -> None:
+    config = metadata(tmp_path / "images", kind, column)
+    for reference in ("auto", None):
+        config = replace(config, reference=reference)
+        check(config)
+        data = load_data(config)
+        assert data.text == ["image 0", "image 1", "image 2"]
+        assert data.train[2]["image"].getpixel((0, 0)) == (2, 0, 0)
+        assert data.reference is None
+    assert verify(config).examples == 3
+
+
+def test_captions_in_text_files_beside_the_images(tmp_path: Path) -> None:
+    for name in images(tmp_path / "images"):
+        (tmp_path / "images" / name).with_suffix(".txt").write_text(f" image {name[0]}\n")
+    config = DataConfig(str(tmp_path / "images"))
+    check(config)
+    assert load_data(config).text == ["image 0", "image 1", "image 2"]
+    before = fingerprint(config)
+    (tmp_path / "images" / "1.txt").write_text("another caption")
+    assert fingerprint(config) != before
+    (tmp_path / "images" / "1.txt").unlink()
+    with pytest.raises(UserError, match=r"1 of 3 images cannot be used \(1\.png: no caption\).*data\.on_error=skip"):
+        load_data(config)
+    assert load_data(replace(config, on_error="skip")).text == ["image 0", "image 2"]
+
+
+def test_folders_named_after_splits_are_those_splits(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        metadata(tmp_path / name)
+    config = DataConfig(str(tmp_path))
+    check(config)
+    assert len(load_data(config).text) == 3
+    assert len(load_data(replace(config, train_split="all")).text) == 6
+    (tmp_path / "trained_cats").mkdir()  # no split by its name
+
+
+def test_a_split_column_of_the_metadata(tmp_path: Path) -> None:
+    config = metadata(tmp_path / "images", split=["train", "test", "train"])
+    assert load_data(config).text == ["image 0", "image 2"]
+
+
+@pytest.mark.parametrize("image", ["image", "picture"])
+@pytest.mark.parametrize("kind", ["bytes", "struct"])
+def test_parquet_with_columns_of_any_name(image: str, kind: str, tmp_path: Path) -> None:
+    pixels = [png(1), png(2)] if kind == "bytes" else [{"bytes": png(1)}, {"bytes": png(2)}]
+    config = parquet(tmp_path / "data.parquet", **{image: pixels}, words=["one", "two"], number=[1, 2])
     check(config)
     data = load_data(config)
-    assert data.text == ["image 0", "image 1", "image 2"]
-    assert data.train[2]["image"].getpixel((0, 0)) == (2, 0, 0)
+    assert data.text == ["one", "two"]
+    assert data.train[1]["image"].getpixel((0, 0)) == (2, 0, 0)
+
+
+def test_columns_that_cannot_be_told_are_named_in_one_message(tmp_path: Path) -> None:
+    config = parquet(tmp_path / "data.parquet", a=[png()], b=[png()], en=["cat"], de=["Katze"], n=[1])
+    with pytest.raises(UserError) as caught:
+        check(config)
+    for part in (
+        "data.image_column=null: expected the column of images, one of a, b",
+        "data.text_column=null: expected the column of captions, one of en, de",
+        "a (image), b (image), en (text), de (text), n (int64)",
+    ):
+        assert part in str(caught.value)
+    found = load_data(replace(config, image_column="b", text_column="de"))
+    assert found.text == ["Katze"]
+
+
+def odd_images(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Images of every mode that Pillow writes, with the color of their pixels on white."""
+    folder.mkdir()
+    Image.new("CMYK", (8, 8), (0, 0, 0, 0)).save(folder / "cmyk.jpg")
+    Image.fromarray(np.full((8, 8), 65535, np.uint16)).save(folder / "deep.png")
+    Image.new("RGB", (8, 8), (9, 200, 9)).convert("P", palette=Image.Palette.ADAPTIVE).save(folder / "palette.png")
+    Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(folder / "clear.png")
+    Image.new("LA", (8, 8), (9, 0)).save(folder / "gray_clear.png")
+    Image.new("L", (8, 8), 7).save(folder / "gray.png")
+    frames = [Image.new("RGB", (8, 8), color) for color in ((255, 0, 0), (0, 0, 255))]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    white = (255, 255, 255)
+    colors = {"cmyk.jpg": white, "deep.png": white, "palette.png": (9, 200, 9), "clear.png": white}
+    return colors | {"gray_clear.png": white, "gray.png": (7, 7, 7), "moving.gif": (255, 0, 0)}
+
+
+def test_images_of_every_mode_are_used(tmp_path: Path) -> None:
+    from compress.data.white import on_white
+
+    colors = odd_images(tmp_path / "odd")
+    (tmp_path / "odd" / "metadata.jsonl").write_text(
+        "\n".join(json.dumps({"file_name": name, "text": name}) for name in colors)
+    )
+    config = DataConfig(str(tmp_path / "odd"))
+    assert verify(config).problems == {}
+    data = load_data(config)
+    assert {row["text"]: on_white(row["image"]).getpixel((0, 0)) for row in data.train} == colors
+
+
+def broken_images(folder: Path) -> DataConfig:
+    config = metadata(folder)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:900])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.png").write_text("no image")
+    broken = ("cut.jpg", "empty.png", "text.png", "gone.png")
+    with (folder / "metadata.csv").open("a") as file:
+        file.write("".join(f"\n{name},a cat" for name in broken))
+    return config
+
+
+def test_unreadable_images_stop_or_are_skipped_and_counted(tmp_path: Path) -> None:
+    config = broken_images(tmp_path / "images")
+    check(config)
+    with pytest.raises(UserError, match=r"4 of 7 images cannot be used \(cut\.jpg: .*truncated.*empty\.png: .*skip"):
+        verify(config)
+    skip = replace(config, on_error="skip")
+    found = verify(skip)
+    assert found.examples == 3
+    assert list(found.problems) == ["cut.jpg", "empty.png", "gone.png", "text.png"]
+    assert found.problems["gone.png"] == "no such file"
+    data = load_data(skip)
+    assert (data.skipped, data.text) == (4, ["image 0", "image 1", "image 2"])
+
+
+def test_rows_of_parquet_are_looked_into_too(tmp_path: Path) -> None:
+    config = parquet(tmp_path / "data.parquet", image=[png(), b"no image", png()], text=["a", "b", None])
+    with pytest.raises(UserError, match=r"2 of 3 images cannot be used \(row 2: no caption; row 1: no image of a"):
+        verify(config)
+    assert load_data(replace(config, on_error="skip")).text == ["a"]
+    one = parquet(tmp_path / "one.parquet", image=[b"no image"], text=["a"])
+    with pytest.raises(UserError, match="1 of 1 images cannot be used.*take them away$"):
+        verify(replace(one, on_error="skip"))
+
+
+def test_the_same_images_are_looked_into_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cache = replace(broken_images(tmp_path / "images"), on_error="skip"), tmp_path / "cache"
+    looked: list[int] = []
+    monkeypatch.setattr("compress.data.decode._problem", lambda encoded: looked.append(1))
+    verify(config, cache)
+    assert len(looked) == 7
+    assert verify(config, cache) == verify(replace(config, on_error="stop"), cache)
+    load_data(config, cache)
+    assert len(looked) == 7
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "images" / "1.png")
+    verify(config, cache)
+    assert len(looked) == 14
 
 
 def test_the_fingerprint_changes_with_content_and_choice_but_not_with_the_place(
@@ -65,15 +253,20 @@ def test_the_fingerprint_changes_with_content_and_choice_but_not_with_the_place(
     shutil.copy(config.path, moved)
     assert fingerprint(replace(config, path=str(moved))) == first
     assert fingerprint(replace(config, reference="other")) == first
-    assert fingerprint(replace(config, split_column=None)) != first
-    moved.write_bytes(moved.read_bytes() + b"x")
-    assert fingerprint(replace(config, path=str(moved))) != first
+    assert fingerprint(replace(config, split_column="split", image_column="image", train_split="train")) == first
+    assert fingerprint(replace(config, train_split="all")) != first
+    other = parquet(moved, image=[png()], text=["a cat"], split=["train"])
+    assert fingerprint(other) != first
 
 
 def test_the_embedded_data_is_there() -> None:
-    config = DataConfig("embedded:emoji/emoji.parquet", split_column="split")
+    config = DataConfig("embedded:emoji/emoji.parquet")
     check(config)
-    assert len(load_data(config).text) > 3000
+    data = load_data(config)
+    assert len(data.text) == 3142
+    assert Path(data.reference).name == "inception.safetensors"
+    assert load_data(replace(config, reference=None)).reference is None
+    assert verify(config) is None  # the package's own
 
 
 @pytest.mark.parametrize(
@@ -81,8 +274,8 @@ def test_the_embedded_data_is_there() -> None:
     [
         ({"path": "/nowhere/data.parquet"}, ["data.path=/nowhere/data.parquet", "hub id"]),
         ({"path": "no such thing"}, ["data.path=no such thing"]),
-        ({"image_column": "photo"}, ["data.image_column=photo", "image, text, split"]),
-        ({"text_column": "caption"}, ["data.text_column=caption", "image, text, split"]),
+        ({"image_column": "photo"}, ["data.image_column=photo", "image (image), text (text), split (text)"]),
+        ({"text_column": "caption"}, ["data.text_column=caption", "one of text"]),
         ({"split_column": "part"}, ["data.split_column=part"]),
         ({"reference": "/nowhere.safetensors"}, ["data.reference=/nowhere.safetensors", "null"]),
     ],
@@ -102,29 +295,23 @@ def test_check_refuses_what_is_no_data(config: DataConfig, tmp_path: Path) -> No
     text.write_text("no data")
     bare = tmp_path / "bare"
     images(bare)
-    (bare / "metadata.csv").unlink()
-    for path, word in ((broken, "parquet"), (empty, "images"), (text, "parquet"), (bare, "metadata")):
+    for path, word in ((broken, "parquet"), (empty, "images"), (text, "parquet"), (bare, "captions")):
         with pytest.raises(UserError, match=word):
             check(replace(config, path=str(path)))
 
 
 def test_a_split_without_rows_names_those_there_are(config: DataConfig) -> None:
     with pytest.raises(UserError, match=r"data\.train_split=test: expected a split that has rows: held_out, train"):
-        load_data(replace(config, train_split="test"))
+        check(replace(config, train_split="test"))
 
 
 def test_columns_of_another_kind_are_refused(config: DataConfig, tmp_path: Path) -> None:
-    import datasets
-
-    with pytest.raises(UserError, match=r"data\.image_column=split: expected a column of images"):
-        load_data(replace(config, image_column="split"))
-    file = tmp_path / "null.parquet"
-    rows = datasets.Dataset.from_parquet(config.path, keep_in_memory=True, cache_dir=str(tmp_path))
-    rows.add_column("empty", [None] * len(rows)).to_parquet(file)
-    with pytest.raises(UserError, match=r"data\.text_column=empty: expected text in every row, but 12 rows have none"):
-        load_data(replace(config, path=str(file), text_column="empty"))
+    with pytest.raises(UserError, match=r"data\.image_column=split: expected the column of images, one of image"):
+        check(replace(config, image_column="split"))
     with pytest.raises(UserError, match="text_column=image: expected another column"):
-        replace(config, text_column="image")
+        replace(config, image_column="image", text_column="image")
+    with pytest.raises(UserError, match="on_error=ignore: expected stop or skip"):
+        replace(config, on_error="ignore")
 
 
 def test_a_hub_id_that_cannot_be_had_is_a_users_mistake() -> None:

@@ -3,15 +3,21 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from PIL import Image
 from safetensors import safe_open
 
 from compress.assets import resolve
 from compress.data import DataConfig, load_data
+from compress.data.calibration import CalibrationConfig, calibrate
+from compress.data.examples import encode_examples
+from compress.data.white import on_white
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig
+from compress.evaluate.images import ImageFiles
 from compress.evaluate.networks import Networks
 from compress.evaluate.networks.inception import Inception
 from compress.evaluate.reference import (
@@ -23,6 +29,7 @@ from compress.evaluate.reference import (
     write_reference,
 )
 from tests.evaluate.parts import TinyInception, tiny_clip, tiny_data
+from tests.tiny import tiny_pipeline
 
 SIZE = (16, 16)
 
@@ -55,6 +62,23 @@ def test_images_of_the_data_are_cropped_to_the_generated_ones_size():
     assert same[0, :, 2, 3].tolist() == list(tiny_data().train[1]["image"].getpixel((3, 2)))
 
 
+def test_transparent_images_show_white_in_every_place(tmp_path):
+    half = np.full((16, 16, 4), (200, 0, 0, 255), np.uint8)
+    half[:, 8:, 3] = 0  # its right half is transparent, and red below
+    image = Image.fromarray(half)
+    image.save(tmp_path / "half.png")
+    data = tiny_data(1)
+    data = replace(data, train=Dataset.from_dict({"image": [image], "text": ["a cat"]}, data.train.features))
+    expected = torch.full((3, 16, 16), 255, dtype=torch.uint8)
+    expected[:, :, :8] = torch.tensor([200, 0, 0], dtype=torch.uint8)[:, None, None]
+    assert torch.equal(DataImages(data, [0], SIZE)[:][0], expected)
+    assert torch.equal(ImageFiles([tmp_path / "half.png"])[0:1][0], expected)
+    rows = Dataset.from_dict({"image": [on_white(image)], "text": ["a cat"]}, data.train.features)
+    both, pipeline, one = (data.train, rows), tiny_pipeline(), CalibrationConfig(examples=1)
+    assert torch.equal(*(encode_examples(pipeline, found).latents for found in both))
+    assert torch.equal(*(calibrate(pipeline, found, one, seed=0).latents for found in both))
+
+
 def test_the_file_of_the_data_is_written_and_read(tmp_path, config):
     data, network = tiny_data(), TinyInception()
     file = tmp_path / "reference.safetensors"
@@ -68,7 +92,7 @@ def test_the_file_of_the_data_is_written_and_read(tmp_path, config):
 
     data = replace(data, reference=str(file))
     found = data_reference(data, config, SIZE, with_inception(config, Failing()))
-    assert found.name == "reference.safetensors"
+    assert found.name == "the training images (reference.safetensors)"
     assert torch.equal(found.features["inception"], saved[:6].float())
     assert found.sha256["inception"] == features_hash(saved[:6].float())
     # The other networks see the same images.
@@ -86,7 +110,7 @@ def test_the_file_does_not_fit_other_images_or_another_resize(change, tmp_path, 
     size = change.pop("size", SIZE)
     config = replace(config, **change)
     found = data_reference(data, config, size, with_inception(config))
-    assert found.name == "training images"
+    assert found.name == "the run's own training images"
     assert len(found.features["inception"]) == (12 if config.reference_images == 100 else 6)
 
 
@@ -124,7 +148,7 @@ def test_a_folder_is_known_by_its_images(tmp_path, config):
         data.train[index]["image"].save(folder / f"{index}.png")
     config = replace(config, reference_images=None)
     first = folder_reference(folder, config, with_inception(config), cache)
-    assert first.name == "images"
+    assert first.name == "the images of images"
     expected = TinyInception()(DataImages(data, range(1, 8), SIZE)[:])
     torch.testing.assert_close(first.features["inception"], expected)
     again = folder_reference(folder, config, with_inception(config, Failing()), cache)
@@ -145,7 +169,7 @@ def test_embedded_reference_is_what_the_network_gives():
     data = load_data(DataConfig("embedded:emoji/emoji.parquet", split_column="split", reference=str(EMBEDDED)))
     config = EvaluateConfig(clip=None)
     found = data_reference(data, config, (64, 64), Networks(config))
-    assert found.name == "inception.safetensors"
+    assert found.name == "the training images (inception.safetensors)"
     assert found.features["inception"].shape == (768, 2048)
     some = [0, 1, 500, 767]
     with safe_open(EMBEDDED, "pt") as file:

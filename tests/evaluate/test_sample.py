@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from PIL import Image
 
-from compress.errors import UserError
 from compress.evaluate import EvaluateConfig
 from compress.evaluate.latents import first_step, read_latents
-from compress.evaluate.sample import alone, blank, image_paths, sample, sampler
+from compress.evaluate.manifest import settings
+from compress.evaluate.sample import alone, blank, image_paths, sample, sampler, scheduler_used
 from compress.models.schedulers import SCHEDULERS
 from tests.tiny import tiny_pipeline
 
@@ -144,12 +144,22 @@ def test_every_scheduler_samples_and_the_pipeline_keeps_its_own(name):
     assert scheduler.num_inference_steps is None  # not even the shared scheduler has been set to other steps
 
 
-def test_flow_matching_keeps_its_scheduler():
+@pytest.mark.parametrize("name", ["ddim", "dpmsolver++", "checkpoint"])
+@pytest.mark.parametrize("own", [FlowMatchEulerDiscreteScheduler, LCMScheduler])
+def test_a_scheduler_that_does_not_fit_is_replaced_by_the_models_own(own, name):
     pipeline = tiny_pipeline()
-    pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(UserError, match=r"evaluate\.scheduler=ddim: expected checkpoint"):
-        sampler(pipeline, config(scheduler="ddim"))
-    assert isinstance(sampler(pipeline, config(scheduler="checkpoint")).scheduler, FlowMatchEulerDiscreteScheduler)
+    pipeline.scheduler = own()
+    assert isinstance(sampler(pipeline, config(scheduler=name)).scheduler, own)
+    assert scheduler_used(pipeline, config(scheduler=name)) == own.__name__
+    shown = settings(pipeline, config(scheduler=name), (16, 16), torch.float32, 0)
+    assert shown["scheduler"] == own.__name__
+
+
+def test_a_flow_matching_solver_is_exchanged_for_those_that_know_flows_alone():
+    pipeline = tiny_pipeline()
+    pipeline.scheduler = DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    used = {name: scheduler_used(pipeline, config(scheduler=name)) for name in SCHEDULERS}
+    assert {name for name, found in used.items() if found == name} == {"dpmsolver++", "unipc"}
 
 
 def test_nan_is_an_error():

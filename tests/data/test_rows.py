@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from compress.evaluate.rows import rows
+from compress.data.rows import rows
 
 TEXTS = ["a dog\x0cred", "two\u2028lines", "next\x85line", "a\x1cb", 'a "quoted", word', "two\nlines"]
 

@@ -18,13 +18,27 @@ def rows(file: Path, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
         OSError: The file cannot be read.
         ValueError: It is not what its ending says, lacks a column, or a row has no text in one.
     """
+    for line, row in dictionaries(file, columns):
+        values = [row.get(column) if isinstance(row, dict) else None for column in columns]
+        for column, value in zip(columns, values, strict=True):
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"line {line} has no {column}")
+        yield line, [str(value) for value in values]
+
+
+def dictionaries(file: Path, columns: Sequence[str] = ()) -> Iterator[tuple[int, Any]]:
+    """Line number and content of every row: a dictionary, in a jsonl file possibly another value of JSON.
+
+    Args:
+        file: See :func:`rows`.
+        columns: Those that a csv file must have.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not what its ending says, or lacks a column.
+    """
     with file.open(encoding="utf-8-sig", newline="") as stream:
-        for line, row in _csv(stream, columns) if file.suffix.lower() == ".csv" else _json(stream):
-            values = [row.get(column) if isinstance(row, dict) else None for column in columns]
-            for column, value in zip(columns, values, strict=True):
-                if not isinstance(value, str) or not value.strip():
-                    raise ValueError(f"line {line} has no {column}")
-            yield line, [str(value) for value in values]
+        yield from _csv(stream, columns) if file.suffix.lower() == ".csv" else _json(stream)
 
 
 def _csv(stream: Any, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
