@@ -1,6 +1,7 @@
 """Which columns hold the images and the captions, and which rows are there to train on."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
@@ -38,8 +39,6 @@ def find_columns(config: "DataConfig", features: dict[str, Any]) -> "DataConfig"
     Raises:
         UserError: One message for all columns that are missing or cannot be told, with the columns there are.
     """
-    from dataclasses import replace
-
     split = config.split_column
     if split is None and config.train_split != ALL and is_text(features.get(SPLIT)):
         split = SPLIT
@@ -49,7 +48,6 @@ def find_columns(config: "DataConfig", features: dict[str, Any]) -> "DataConfig"
     found = {
         "image_column": _one(config.image_column, images, ["image"] if "image" in images else []),
         "text_column": _one(config.text_column, texts, named),
-        "split_column": split,
     }
     wrong = []
     for key, possible, what in (("image_column", images, "images"), ("text_column", texts, "captions")):
@@ -62,7 +60,7 @@ def find_columns(config: "DataConfig", features: dict[str, Any]) -> "DataConfig"
     if wrong:
         there = ", ".join(f"{name} ({_kind(feature)})" for name, feature in features.items())
         raise UserError(f"data.path={config.path}: {'; '.join(wrong)}. Its columns: {there or 'none'}")
-    return replace(config, **found)
+    return replace(config, image_column=found["image_column"], text_column=found["text_column"], split_column=split)
 
 
 def find_split(config: "DataConfig", there: Iterable[str | None]) -> str | None:
