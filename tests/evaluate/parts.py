@@ -38,7 +38,7 @@ def tiny_clip(folder: Path) -> str:
 
 
 class TinyInception(torch.nn.Module):
-    """Random features of images of any size, in place of the network that takes 0.1 s a image."""
+    """Random features of images of any size, in place of the network that takes 0.1 s an image."""
 
     num_features = 24
     name = "tiny-inception"

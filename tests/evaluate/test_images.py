@@ -98,7 +98,7 @@ def test_a_file_that_is_cut_off_is_named(ending, share, tmp_path):
     noise(0, (80, 90)).save(file)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match=f"^reference: .*b.{ending} cannot be read as a image"):
+    with pytest.raises(UserError, match=f"^reference: .*b.{ending} cannot be read as an image"):
         ImageFiles(image_files(tmp_path), "reference").verify()
 
 
@@ -111,7 +111,7 @@ def test_damage_in_the_middle_is_named(tmp_path):
     images = ImageFiles(image_files(tmp_path))
     images.verify(range(1))
     for look in (images.verify, lambda: images[1:]):
-        with pytest.raises(UserError, match=r"a\.png cannot be read as a image"):
+        with pytest.raises(UserError, match=r"a\.png cannot be read as an image"):
             look()
 
 

@@ -13,7 +13,7 @@ from tests.tiny import seeded, tiny_pipeline
 
 
 class TinyNetwork:
-    """Random features of images of any size, in place of Inception, which takes 0.1 s a image."""
+    """Random features of images of any size, in place of Inception, which takes 0.1 s an image."""
 
     name, sha256, preprocessing = "tiny", "0123456789abcdef", "none"
 

@@ -147,7 +147,7 @@ def folders(cli: Any) -> Any:
         (["images=ours", "reference=empty"], "reference=empty: expected a folder with images"),
         (["images=ours", "reference=three"], "reference=three: expected at least 5 images, but there are 2"),
         (["images=gray", "reference=theirs"], "images: gray/a.png is not RGB but gray, with one channel"),
-        (["images=ours", "reference=headless"], "reference: headless/b.jpg cannot be read as a image"),
+        (["images=ours", "reference=headless"], "reference: headless/b.jpg cannot be read as an image"),
         (["images=ours", "reference=bitmap"], "reference: bitmap/a.png is BMP, whatever its ending"),
         (
             ["images=tiny", "reference=tiny", "paired=true"],
@@ -160,7 +160,7 @@ def folders(cli: Any) -> Any:
         (["images=ours", "paired=true"], "paired=true: expected reference=DIR"),
         (["images=ours", "captions=captions.csv"], "4 of 5 images have no caption there: b.jpg"),
         (["images=ours", "captions=none.csv"], "captions=none.csv: expected an existing file"),
-        (["images=ours", "captions=captions.csv", "evaluate.clip=null"], "evaluate.clip=null: expected the CLIPModel"),
+        (["images=ours", "captions=captions.csv", "evaluate.clip=null"], "evaluate.clip=null: expected a CLIPModel"),
         (["images=ours", "reference=theirs", "evaluate.lpips=true"], "evaluate.lpips=true: expected paired=true"),
         (["images=ours", "reference=theirs", "evaluate.preference=[hpsv2]"], "evaluate.preference=hpsv2: expected"),
         (["images=ours", "reference=theirs", "evaluate.steps=3"], "evaluate.steps=3: expected no change"),
@@ -177,7 +177,7 @@ def folders(cli: Any) -> Any:
         ),
         (
             ["images=ours", "captions=captions.csv", "evaluate.leave_out=[clip_score,r_at_1,r_at_5]"],
-            "evaluate.leave_out=clip_score, r_at_1, r_at_5: expected a metric that is left",
+            "evaluate.leave_out=clip_score, r_at_1, r_at_5: expected at least one metric to compute",
         ),
         (["images=ours", "reference=theirs", "precision=bf16"], "precision=bf16: expected fp32"),
         (["images=ours", "reference=theirs", "seed=3"], "seed=3: expected 0"),
@@ -211,7 +211,7 @@ def test_damage_is_found_before_any_image_is_looked_at(folders, folder, capsys, 
     monkeypatch.setattr(TinyInception, "forward", None)
     there = {"images": "ours", "reference": "ours", folder: "cut"}
     assert folders(*(f"{key}={value}" for key, value in there.items())) == 2
-    assert f"{folder}: cut/b.jpg cannot be read as a image" in capsys.readouterr().err
+    assert f"{folder}: cut/b.jpg cannot be read as an image" in capsys.readouterr().err
 
 
 def test_encoders_are_loaded_before_any_image_is_looked_at(folders, capsys, monkeypatch):

@@ -1,4 +1,4 @@
-"""A pipeline under a grid of runtime choices: what each costs, and what its images are worth then."""
+"""Measures cost and image quality of a pipeline for a grid of runtime choices."""
 
 import dataclasses
 import importlib.metadata
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BenchmarkConfig", "Choices", "Limits", "benchmark", "rows", "run_job"]
 
-ROWS = 2  # raised when the numbers of a row change their meaning; part of their keys in the store
+ROWS = 2  # raised when a row's numbers change their meaning; part of the row's key in the store
 LIBRARIES = ("torch", "diffusers", "transformers", "torchao")
 
 
@@ -25,7 +25,7 @@ def run_job(cfg: "DictConfig") -> None:
     """Runs the benchmark that a composed config describes, and prints its table.
 
     Raises:
-        UserError: Something the user can put right; before a weight is loaded where that is possible.
+        UserError: The user made a mistake; raised before a weight is loaded where possible.
     """
     from rich.console import Console
 
@@ -40,14 +40,14 @@ def benchmark(job: "Job") -> dict[str, Any]:
     """Measures every row of the grid, or takes it from the store, and writes the report to ``job.out``.
 
     Returns:
-        What stands in ``benchmark.json``: ``rows``, each with ``name``, ``status`` (``measured``, ``skipped`` or
-        ``failed``, with a ``reason``), ``choices``, ``cost``, ``metrics`` and ``dominated_by``; the name of the
-        ``best`` row, what it is the best of, and the ``code`` that runs it; that of the row with ``most_images`` a
-        second within the same limits; the ``noise_floor``, which is the metrics of the reference row's images of
-        other seeds; the settings, the prompts, and whether any was ``truncated``.
+        The content of ``benchmark.json``: ``rows``, each with ``name``, ``status`` (``measured``, ``skipped`` or
+        ``failed``, with a ``reason``), ``choices``, ``cost``, ``metrics`` and ``dominated_by``; the ``best`` row, its
+        criterion ``best_of`` and the ``code`` that runs it; the row with ``most_images`` per second within the same
+        limits; the ``noise_floor``, the metrics of the reference row with other seeds; the settings, the prompts, and
+        whether one was ``truncated``.
 
     Raises:
-        UserError: Something the user can put right.
+        UserError: The user made a mistake.
     """
     from compress.jobs.benchmark.report import write_report
 
@@ -62,7 +62,7 @@ def benchmark(job: "Job") -> dict[str, Any]:
 
 
 def _check(job: "Job") -> None:
-    """Checks what can be known before a weight is loaded."""
+    """Checks everything that needs no weights."""
     import compress.data
     import compress.evaluate
     from compress.jobs.benchmark.model import check_model
@@ -70,7 +70,7 @@ def _check(job: "Job") -> None:
     from compress.system import processes
 
     if processes.count() > 1:
-        raise UserError("job=benchmark: a benchmark times one process: start it without accelerate launch")
+        raise UserError("job=benchmark: a benchmark runs in one process: start it without accelerate launch")
     check_model(job.model)
     compress.data.check(job.data)
     compress.evaluate.check(job.evaluate)
@@ -80,7 +80,7 @@ def _check(job: "Job") -> None:
 
 
 class _Benchmark:
-    """One benchmark: its rows one after the other, each in a process of its own."""
+    """One benchmark. Its rows run one after the other, each in a separate process."""
 
     def __init__(self, job: "Job") -> None:
         import compress.data
@@ -94,14 +94,14 @@ class _Benchmark:
         self.device: torch.device = processes.join(job.device)
         self.store = Store(job.store)
         self.fingerprint = compress.models.fingerprint(job.model)
-        check_text(job.model)  # now that a model of the hub is known to be there
+        check_text(job.model)  # only now is a model on the hub known to exist
         data, count = compress.data.load_data(job.data), job.benchmark.images
         self.prompts = evaluation_prompts(data, job.evaluate, count, job.seed)
         self.seeds = [job.seed + index for index in range(count)]
         self.images: dict[str, torch.Tensor] = {}
-        self.others: torch.Tensor | None = None  # the reference row's, with other noise
+        self.others: torch.Tensor | None = None  # images of the reference row with other noise
         self.truncated = False
-        self.longest: float | None = None  # seconds that an image may take, once the reference row is known
+        self.longest: float | None = None  # longest seconds per image, set by the reference row
 
     def go(self) -> dict[str, Any]:
         """Measures and compares all rows."""
@@ -114,7 +114,7 @@ class _Benchmark:
             found.append(self._row(name, grid[name]))
             if name == "reference":
                 if found[0]["status"] != "measured":
-                    raise UserError(f"benchmark.reference: the row that others are compared with: {found[0]['reason']}")
+                    raise UserError(f"benchmark.reference: the reference row failed: {found[0]['reason']}")
                 self.longest = self.job.benchmark.slowest / found[0]["cost"]["throughput"]
         floor = self._compare(found)
         for row in found:
@@ -135,7 +135,7 @@ class _Benchmark:
         }
 
     def _row(self, name: str, choices: Choices) -> dict[str, Any]:
-        """A row from the store, or measured and put there; one that cannot be measured is tried again next time."""
+        """A row from the store, or measured and stored. A row that failed or was skipped is tried again next time."""
         task = self._task(name, choices)
         key = self.store.key(self._parts(task))
         row: dict[str, Any] = {"name": name, "choices": dataclasses.asdict(choices), "key": key, "reason": None}
@@ -143,7 +143,7 @@ class _Benchmark:
         cached = stored is not None
         if stored is None:
             with self.store.lock(key):
-                stored = self.store.evaluation(key)  # another benchmark may have been faster
+                stored = self.store.evaluation(key)  # another benchmark may have stored it meanwhile
                 if stored is None:
                     outcome = self._measure(key, task)
                     if outcome is not None:
@@ -157,7 +157,7 @@ class _Benchmark:
         return {**row, "status": "measured", "cached": cached, "cost": stored["cost"], "metrics": None}
 
     def _measure(self, key: str, task: "Task") -> dict[str, str] | None:
-        """Measures a row into the store; returns its status and reason where that cannot be."""
+        """Measures a row into the store; returns status and reason if that is not possible."""
         from PIL import Image
 
         from compress.jobs.benchmark.process import measure_apart
@@ -181,7 +181,7 @@ class _Benchmark:
         from compress.evaluate.images import ImageFiles, image_files
 
         images = ImageFiles(image_files(self.store.evaluation_folder(key) / kind))[:]
-        assert isinstance(images, torch.Tensor)  # a row's images are of one size
+        assert isinstance(images, torch.Tensor)  # the images of a row have one size
         return images
 
     def _task(self, name: str, choices: Choices) -> "Task":
@@ -197,11 +197,11 @@ class _Benchmark:
         )  # fmt: skip
 
     def _parts(self, task: "Task") -> dict[str, Any]:
-        """Everything that decides a row's numbers and images."""
+        """Everything that a row's numbers and images depend on."""
         from compress.evaluate.cost import device_name
 
         parts = dataclasses.asdict(task)
-        del parts["longest"]  # decides whether there are numbers, but not what they are
+        del parts["longest"]  # decides only whether the row is measured
         libraries = {name: importlib.metadata.version(name) for name in LIBRARIES}
         return {
             **parts, "model": self.fingerprint, "rows": ROWS, "device_name": device_name(self.device),
@@ -209,7 +209,7 @@ class _Benchmark:
         }  # fmt: skip
 
     def _compare(self, found: list[dict[str, Any]]) -> dict[str, Any]:
-        """Adds the metrics of every measured row; returns those of the reference row with other noise."""
+        """Adds metrics to every measured row; returns those of the reference row with other noise."""
         from compress.evaluate.networks import Networks
         from compress.jobs.benchmark.quality import Quality
         from compress.system.progress import track
@@ -219,7 +219,7 @@ class _Benchmark:
         quality = Quality(self.images["reference"], self.prompts, clip, config.bootstrap)
         for row in track([row for row in found if row["status"] == "measured"], "comparing images"):
             row["metrics"] = quality(self.images[row["name"]])
-        assert self.others is not None  # drawn with the reference row
+        assert self.others is not None  # sampled with the reference row
         return quality(self.others)
 
     def _settings(self) -> dict[str, Any]:

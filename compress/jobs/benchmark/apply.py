@@ -1,4 +1,4 @@
-"""Puts a row's choices into effect on a pipeline, or says why they cannot be."""
+"""Applies a row's choices to a pipeline, or says why that is not possible."""
 
 import importlib.util
 from pathlib import Path
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 def refusal(
     pipeline: "DiffusionPipeline", choices: Choices, device: torch.device, size: tuple[int, int], folder: Path | None
 ) -> str | None:
-    """Why this pipeline on this device cannot do what the row asks for, or would do nothing else for it.
+    """Why this pipeline on this device cannot apply the row's choices, or why they would change nothing.
 
     Args:
         pipeline: The pipeline.
-        choices: The row's.
+        choices: The row's choices.
         device: Where it would run.
         size: Height and width of the images in pixels.
-        folder: The pipeline's files, for its model card; None where they are not known.
+        folder: The pipeline's files, for its model card; None if unknown.
 
     Returns:
-        A reason in one sentence; None where nothing is in the way.
+        A reason in one sentence; None if the choices can be applied.
     """
     model, vae = denoiser(pipeline), getattr(pipeline, "vae", None)
     if choices.offload != "none" and device.type == "cpu":
         return "offloading moves models from an accelerator to the CPU, and this device is the CPU"
     if choices.vae_slicing and choices.batch_size == 1:
-        return "decoding images one after the other changes nothing at batch 1"
+        return "decoding images one by one changes nothing at batch 1"
     if (choices.vae_slicing or choices.vae_tiling) and not hasattr(vae, "enable_tiling"):
         return f"{type(vae).__name__} has no slicing and tiling"
     if choices.vae_tiling and max(size) <= (tile := getattr(vae, "tile_sample_min_size", 0)):
         return f"images of {size[1]}x{size[0]} px are not larger than a tile of {tile} px"
     if choices.attention_slicing and not any(hasattr(module, "set_attention_slice") for module in model.modules()):
-        return f"{type(model).__name__} has no attention that can be sliced"
+        return f"{type(model).__name__} has no sliceable attention"
     if choices.reuse_prompt and not embedding_names(type(pipeline)):
-        return f"{type(pipeline).__name__} embeds prompts in another way than Stable Diffusion and its XL"
+        return f"{type(pipeline).__name__} does not embed prompts as Stable Diffusion and SDXL do"
     return _attention_refusal(model, choices.attention, device) or _scheduler_refusal(pipeline, choices, folder)
 
 
@@ -61,7 +61,7 @@ def _attention_refusal(model: torch.nn.Module, attention: str, device: torch.dev
             return f"{type(model).__name__} has other attention processors than AttnProcessor2_0"
         return None
     if not any(hasattr(getattr(module, "processor", None), "_attention_backend") for module in model.modules()):
-        return f"the attention of {type(model).__name__} does not switch backends: sdpa, plain or xformers"
+        return f"the attention of {type(model).__name__} cannot switch backends: use sdpa, plain or xformers"
     return None
 
 
@@ -69,12 +69,12 @@ def _scheduler_refusal(pipeline: "DiffusionPipeline", choices: Choices, folder: 
     own, kind = pipeline.scheduler, SCHEDULERS[choices.scheduler].kind
     if kind is None or type(own).__name__ == kind:
         return None
-    # LCM's scheduler is compatible with none by its own word, but takes the settings of those that DDIM's takes.
+    # LCM's scheduler declares no compatible schedulers, but takes the same settings as DDIM's.
     family = "DDIMScheduler" if choices.scheduler == "lcm" else kind
     if getattr(diffusers, family) not in own.compatibles:
         return f"the model's {type(own).__name__} cannot be exchanged for a {kind}"
     if choices.scheduler == "lcm" and not _is_consistency_model(pipeline, folder):
-        return "LCM needs a model distilled for it: no time_cond_proj_dim, and no model card that speaks of it"
+        return "LCM needs a model distilled for it: no time_cond_proj_dim, and no model card that mentions it"
     return None
 
 
@@ -87,11 +87,11 @@ def _is_consistency_model(pipeline: "DiffusionPipeline", folder: Path | None) ->
 
 
 def apply(pipeline: "DiffusionPipeline", choices: Choices, device: torch.device) -> None:
-    """Puts the row's choices into effect; its dtype is the one that the pipeline was loaded in.
+    """Applies the row's choices. The pipeline already has the row's dtype.
 
     Args:
-        pipeline: On the CPU; is on ``device`` afterwards, or moves there in parts when it is called.
-        choices: Those that :func:`refusal` has nothing against.
+        pipeline: On the CPU; afterwards on ``device``, or moved there in parts when it is called.
+        choices: Choices that :func:`refusal` accepts.
         device: Where it runs.
     """
     model: Any = denoiser(pipeline)

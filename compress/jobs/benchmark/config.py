@@ -1,4 +1,4 @@
-"""What a benchmark runs: the runtime choices of a row, the grid of rows, and the limits for the best one."""
+"""The runtime choices of a row, the grid of rows, and the limits of the best row."""
 
 import dataclasses
 import math
@@ -15,22 +15,22 @@ OFFLOADS = ("none", "model", "sequential")
 
 @dataclass(frozen=True)
 class Choices:
-    """How a pipeline is run; none of it changes a weight but for its number format.
+    """How a pipeline is run. Only the number format changes weights.
 
     Attributes:
         dtype: ``fp32``, ``bf16`` or ``fp16``.
         scheduler: One of :data:`compress.models.schedulers.SCHEDULERS`.
         steps: Denoising steps, 1 to 1000.
-        batch_size: Images in a call.
-        channels_last: Whether convolutions keep their data with channels last.
+        batch_size: Images per call.
+        channels_last: Whether convolutions use the channels-last memory format.
         attention: ``sdpa`` (torch's fused one), ``plain`` (two products and a softmax), ``xformers``, or a name that
             diffusers' ``set_attention_backend`` knows.
-        attention_slicing: Whether attention is computed for one part of the heads after the other.
-        vae_slicing: Whether images are decoded one after the other.
+        attention_slicing: Whether attention is computed for a part of the heads at a time.
+        vae_slicing: Whether images are decoded one by one.
         vae_tiling: Whether an image is decoded in tiles.
-        offload: ``none``, or what is kept on the CPU until it is needed: a ``model``, or each layer (``sequential``).
+        offload: ``none``, or what stays on the CPU until it is needed: each ``model``, or each layer (``sequential``).
         compile: Whether the denoiser is compiled.
-        reuse_prompt: Whether prompts are embedded before, and not in each call.
+        reuse_prompt: Whether prompts are embedded once, not in each call.
     """
 
     dtype: str = "fp32"
@@ -62,7 +62,7 @@ class Choices:
         if not self.attention:
             raise bad_value("attention", repr(self.attention), "sdpa, plain, xformers or a backend of diffusers")
         if self.attention_slicing and self.attention != "sdpa":
-            raise bad_value("attention_slicing", True, f"false, since it would replace attention={self.attention}")
+            raise bad_value("attention_slicing", True, f"false, because it would replace attention={self.attention}")
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,16 @@ class BenchmarkConfig:
 
     Attributes:
         reference: The row that all others are compared with.
-        change: Choice to values: a row for each, with that one choice changed from the reference.
-        schedulers: Scheduler to numbers of steps: a row for each, all else as in the reference.
+        change: Choice to values: one row each, with that choice changed from the reference.
+        schedulers: Scheduler to numbers of steps: one row each, otherwise as the reference.
         combine: Rows that change several choices from the reference.
         guidance: Classifier-free guidance scale, at least 0; 1 and below turn guidance off.
         height: Of the images in pixels; None for the model's own.
         width: As ``height``.
-        images: Images of each row that quality is computed from, at least 4; the reference row draws as many again,
-            with other noise.
-        image_batch: Images at once when they are sampled for quality, where the row's own batch is smaller; a
-            compiled row keeps its own.
-        repeats: Timed calls of each row, at least 2; of slow rows fewer, but 3 where as many are asked for.
-        slowest: A row whose images take more than this many times as long as the reference row's is skipped.
+        images: Images of each row for quality, at least 4; the reference row samples as many again with other noise.
+        image_batch: Batch size for these images if the row's own is smaller; a compiled row keeps its own.
+        repeats: Timed calls of each row, at least 2. Slow rows get fewer, but 3 if ``repeats`` is at least 3.
+        slowest: A row is skipped if an image takes more than this multiple of the reference row's time.
     """
 
     reference: Choices = field(default_factory=Choices)
@@ -116,7 +114,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the best row has to keep to; None is no limit.
+    """Limits of the best row; None is no limit.
 
     Attributes:
         memory_gb: Largest peak memory in 10^9 bytes.
@@ -140,10 +138,10 @@ class Limits:
 
 
 def rows(config: BenchmarkConfig) -> dict[str, Choices]:
-    """The grid: rows by name, the reference first, none twice.
+    """The grid: rows by name, the reference first, without duplicates.
 
     Raises:
-        UserError: A choice that does not exist, or a value that is out of range.
+        UserError: A choice does not exist, or a value is out of range.
     """
     reference = dataclasses.asdict(config.reference)
     found = [config.reference]
@@ -173,7 +171,7 @@ def _check_names(path: str, names: list[str], known: list[str]) -> None:
 
 
 def label(choices: Choices, reference: Choices) -> str:
-    """A row's name: what it changes from the reference."""
+    """A row's name: its differences from the reference."""
     if choices == reference:
         return "reference"
     parts = []

@@ -17,25 +17,25 @@ PLOTS = {
     "latency_quality.png": ("latency_s", 1.0, "latency of a call (s)", "Latency and quality"),
     "memory_quality.png": ("peak_memory_bytes", 1e-6, "peak memory (MB)", "Memory and quality"),
 }
-WIDE = 4.0  # ratio of largest to smallest value from which an axis is logarithmic
-# Where a number may stand, in points from its point: on rings around it, the nearest first.
+WIDE = 4.0  # ratio of largest to smallest value above which an axis is logarithmic
+# Positions of a label relative to its point, in points: on rings around it, the nearest first.
 PLACES = [(ring * math.cos(turn), ring * math.sin(turn)) for ring in (9, 18, 28, 38) for turn in range(12)]
-KEY = 3.3  # inches that the rows' names take
-ROOM = (12.0, 9.0)  # points that a number takes, along and up
+KEY = 3.3  # width in inches of the list of rows
+ROOM = (12.0, 9.0)  # width and height of a label in points
 
 
 def draw_plots(result: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    """Draws both plots, each with a panel for PSNR and, where there is one, for the CLIP score.
+    """Draws both plots, with a panel for PSNR and, if there is one, for the CLIP score.
 
-    Rows are numbered, with the names beside; dominated rows are hollow, the best row is a star. A dotted line is the
-    noise floor, the reference row with other noise.
+    Rows are numbered, with their names beside. Dominated rows are hollow, the best row is a star. The dotted line is
+    the noise floor, the reference row with other noise.
 
     Args:
-        result: What :func:`compress.jobs.benchmark.benchmark` returns.
+        result: Result of :func:`compress.jobs.benchmark.benchmark`.
         folder: Where the files go.
 
     Returns:
-        File names and titles.
+        Titles by file name.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -101,7 +101,7 @@ def _draw_panel(axes: "Axes", rows: Sequence[Row], across: Sequence[float], metr
 
 
 def _places(axes: "Axes", points: Sequence[Point]) -> list[Point]:
-    """Where each point's number goes, in points from it, so that numbers cover no other number and no point."""
+    """The position of each point's label relative to it, in points, with the least overlap of labels and points."""
     to_points = 72 / DOTS
     at = [tuple(float(value) * to_points for value in axes.transData.transform(point)) for point in points]
     taken: list[Point] = list(at)  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def _places(axes: "Axes", points: Sequence[Point]) -> list[Point]:
             )
             for place in PLACES
         }
-        place = min(PLACES, key=lambda place: crowd[place])  # the first of the emptiest
+        place = min(PLACES, key=lambda place: crowd[place])  # the nearest of the emptiest
         taken.append((x + place[0], y + place[1]))
         chosen.append(place)
     return chosen

@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from compress.models import ModelConfig
 
 GROUPS = ("model", "data", "evaluate", "benchmark", "limit")
-UNUSED = ("stages", "track")  # what every recipe has and this job makes no use of
+UNUSED = ("stages", "track")  # groups that every recipe has and this job does not use
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that decides a benchmark.
+    """Everything that a benchmark depends on.
 
     Attributes:
-        model: The pipeline that is run.
-        data: Captions to sample, unless ``evaluate.prompts`` is a file of them.
-        evaluate: ``prompts``, and the network of the CLIP score.
+        model: The pipeline.
+        data: Captions to sample, unless ``evaluate.prompts`` is a file.
+        evaluate: ``prompts`` and the network of the CLIP score.
         benchmark: The grid.
-        limit: What the best row has to keep to.
-        seed: Of the choice of prompts; image i has the seed ``seed + i``.
+        limit: Limits of the best row.
+        seed: Seed of the choice of prompts; image i has the seed ``seed + i``.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         out: Folder of the report.
-        store: Folder of the rows that were measured.
+        store: Folder of measured rows.
     """
 
     model: "ModelConfig"
@@ -53,8 +53,7 @@ def to_job(cfg: "DictConfig") -> Job:
     """Checks a composed config as a whole.
 
     Raises:
-        UserError: An unknown key, or a value of the wrong type or out of range; the message names the key, the value
-            and what would be right.
+        UserError: A key is unknown, or a value has the wrong type or is out of range.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException

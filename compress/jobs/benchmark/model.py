@@ -1,4 +1,4 @@
-"""The pipeline that is run: any model, or a checkpoint of a run, which may be quantized."""
+"""The pipeline of a benchmark: any model, or a checkpoint of a run, which may be quantized."""
 
 import inspect
 import json
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def check_model(model: ModelConfig) -> None:
-    """Checks that the model is there and whole, without loading a weight.
+    """Checks that the model is complete, without loading a weight.
 
     Raises:
-        UserError: It is not.
+        UserError: It is missing or incomplete.
     """
     if _is_checkpoint(model):
         assert model.folder is not None
@@ -30,15 +30,15 @@ def check_model(model: ModelConfig) -> None:
 
 
 def check_text(model: ModelConfig) -> None:
-    """Checks that the pipeline draws from text alone; of a model on the hub only the index is downloaded.
+    """Checks that the pipeline needs text only; of a model on the hub only the index is downloaded.
 
     Raises:
-        UserError: It does not.
+        UserError: It takes no text, or an image too.
     """
     kind = pipeline_class(model)
     taken = inspect.signature(kind.__call__).parameters
     if "prompt" not in taken or "strength" in taken:
-        what = "takes no text" if "prompt" not in taken else "takes an image to start from"
+        what = "takes no text" if "prompt" not in taken else "needs an input image"
         raise bad_value("model.path", model.path, f"a text-to-image pipeline; a {kind.__name__} {what}")
 
 
@@ -61,10 +61,10 @@ def denoiser_of(model: ModelConfig) -> str:
 
 
 def pipeline_class(model: ModelConfig) -> type:
-    """The class of diffusers that the pipeline is of, from its index.
+    """The pipeline's class, from its index.
 
     Raises:
-        UserError: This version of diffusers has none of that name.
+        UserError: This version of diffusers has no such class.
     """
     import diffusers
 

@@ -1,4 +1,4 @@
-"""What the libraries say of prompts that are too long: heard once, and not said in every call of every row."""
+"""Catches the libraries' notices of truncated prompts, which would repeat in every call of every row."""
 
 import logging
 
@@ -6,21 +6,21 @@ WORDS = ("was truncated because", "Token indices sequence length is longer")
 
 
 class Truncation(logging.Filter):
-    """Drops these notices and remembers whether there was one."""
+    """Drops these notices and records whether there was one."""
 
     heard = False
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether a record is about something else."""
+        """True for other records."""
         about = any(words in record.getMessage() for words in WORDS)
         self.heard = self.heard or about
         return not about
 
 
 def hear_truncation() -> Truncation:
-    """Adds the filter to what diffusers and transformers print their notices with, so that it meets those of all parts.
+    """Adds the filter to the log handlers of diffusers and transformers.
 
-    Both have to be imported before, since they make their handlers then.
+    Both must be imported before: the import creates their handlers.
     """
     listener = Truncation()
     for library in ("diffusers", "transformers"):

@@ -1,4 +1,4 @@
-"""A process for each row, so that no row sees the memory, kernels or caches of another."""
+"""Runs each row in a separate process, without the memory, kernels or caches of another row."""
 
 import multiprocessing
 import os
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def measure_apart(task: "Task") -> dict[str, Any]:
-    """Measures a row in a process of its own, which ends with it, and with the one that calls this however that ends.
+    """Measures a row in a separate process, which ends after the row or with the calling process.
 
-    Where the system can, the process is a copy of one that has imported the libraries and done nothing else.
+    Where possible it is forked from a process that has only imported the libraries.
 
     Returns:
-        What :func:`compress.jobs.benchmark.row.measure` gives and ``truncated``, whether a prompt was too long
-        for the text encoder; or ``{"failed": reason}``.
+        The result of :func:`compress.jobs.benchmark.row.measure` and ``truncated``, whether a prompt was too long for
+        the text encoder; or ``{"failed": reason}``.
 
     Raises:
         UserError: The pipeline cannot be loaded.
@@ -38,7 +38,7 @@ def measure_apart(task: "Task") -> dict[str, Any]:
         process.join(timeout=10)
     except EOFError:  # it ended without an answer
         process.join()
-        found = {"failed": f"its process ended with exit code {process.exitcode}; -9 is how a full memory ends one"}
+        found = {"failed": f"its process ended with exit code {process.exitcode} (-9: probably out of memory)"}
     finally:
         process.kill()
         process.join()
@@ -49,25 +49,25 @@ def measure_apart(task: "Task") -> dict[str, Any]:
 
 
 def _answer(task: "Task", answer: Connection) -> None:
-    """The process: measures and sends what came out."""
+    """Runs in the row's process: measures the row and sends the result."""
     from compress.jobs.benchmark.notices import hear_truncation
     from compress.jobs.benchmark.row import measure
 
     truncation = hear_truncation()
     threading.Thread(target=_end_with_parent, args=(answer,), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends this one
     try:
         answer.send({**measure(task), "truncated": truncation.heard})
     except UserError as error:
         answer.send(error)
-    except Exception as error:  # noqa: BLE001 - whatever a device or a compiler cannot do fails its own row alone
+    except Exception as error:  # noqa: BLE001 - an error of a device or a compiler fails only its row
         answer.send({"failed": (str(error).strip() or type(error).__name__).splitlines()[0]})
 
 
 def _end_with_parent(answer: Connection) -> None:
-    """Ends this process when the other end of its pipe is gone: only the process that asked for the row has it.
+    """Ends this process when the other end of its pipe closes, which only the requesting process holds.
 
-    The parent, by its number, may be the server that copies processes, which lives on as long as its copies do.
+    The parent process may be the fork server, which lives as long as its children.
     """
     try:
         answer.recv()  # nothing is ever sent

@@ -1,4 +1,4 @@
-"""Prompts that are embedded once: what a pipeline's ``encode_prompt`` gives, by the names its call takes it under."""
+"""Prompts that are embedded once: the results of ``encode_prompt`` by the names of the pipeline call's arguments."""
 
 import inspect
 
@@ -7,11 +7,11 @@ ASKED = ("prompt", "device", "num_images_per_prompt", "do_classifier_free_guidan
 
 
 def embedding_names(kind: type) -> tuple[str, ...]:
-    """Names of what ``encode_prompt`` of a class of pipelines gives, in that order.
+    """Names of the results of a pipeline class's ``encode_prompt``, in order.
 
     Returns:
-        The two of Stable Diffusion, or the four of Stable Diffusion XL, whose text encoders give a pooled pair too;
-        none where the class gives something else or wants to be told more than :data:`ASKED`.
+        Two names for Stable Diffusion, four for Stable Diffusion XL, which has a pooled pair too; none if the class
+        returns something else or requires more arguments than :data:`ASKED`.
     """
     if not hasattr(kind, "encode_prompt"):
         return ()

@@ -1,4 +1,4 @@
-"""What a row's images are worth: likeness to the reference row's, and alignment with their captions."""
+"""Quality of a row's images: similarity to the reference row's, and alignment with their captions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ class Quality:
     Args:
         reference: The reference row's images, uint8, ``(n, 3, height, width)``.
         captions: Their n prompts.
-        clip: The network of the CLIP score; None leaves it out.
-        resamples: Of the bootstrap behind the intervals.
+        clip: The network of the CLIP score; None for no CLIP score.
+        resamples: Bootstrap resamples of the intervals.
     """
 
     def __init__(
@@ -29,14 +29,14 @@ class Quality:
         self.scores = self._scores(reference)
 
     def __call__(self, images: "torch.Tensor") -> dict[str, dict[str, Any] | None]:
-        """``psnr``, ``ssim``, ``clip_score`` and ``clip_difference`` (from the reference row, image by image).
+        """``psnr``, ``ssim``, ``clip_score`` and ``clip_difference`` (to the reference row, image by image).
 
         Args:
             images: uint8, ``(n, 3, height, width)``.
 
         Returns:
-            Each with ``value``, ``low`` and ``high`` (95 % interval over prompts and noise) and ``n``; None for what
-            the reference row has no counterpart for, or without a network.
+            Each with ``value``, ``low`` and ``high`` (95 % interval over prompts and noise) and ``n``; None for the
+            reference row's comparison with itself, or without a network.
         """
         found: dict[str, dict[str, Any] | None] = dict.fromkeys(("psnr", "ssim", "clip_score", "clip_difference"))
         if images is not self.reference:

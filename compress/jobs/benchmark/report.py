@@ -1,4 +1,4 @@
-"""The files that a benchmark leaves."""
+"""Writes the files of a benchmark."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from compress.system.files import replace_with
 if TYPE_CHECKING:
     import torch
 
-SHOWN = 6  # images of each row in the sheet
+SHOWN = 6  # images per row in the sheet
 
 
 def write_report(folder: Path, result: Mapping[str, Any], images: Mapping[str, "torch.Tensor"]) -> None:
@@ -22,8 +22,8 @@ def write_report(folder: Path, result: Mapping[str, Any], images: Mapping[str, "
 
     Args:
         folder: An existing folder.
-        result: What :func:`compress.jobs.benchmark.benchmark` returns.
-        images: Each measured row's, uint8, ``(n, 3, height, width)``.
+        result: Result of :func:`compress.jobs.benchmark.benchmark`.
+        images: Images of each measured row, uint8, ``(n, 3, height, width)``.
     """
     place = folder / "images"
     place.mkdir(exist_ok=True)

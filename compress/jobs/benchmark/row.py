@@ -1,4 +1,4 @@
-"""One row of a benchmark, measured in a process of its own by :mod:`compress.jobs.benchmark.process`."""
+"""Measures one row of a benchmark, in a separate process of :mod:`compress.jobs.benchmark.process`."""
 
 import functools
 import gc
@@ -19,29 +19,29 @@ from compress.models import ModelConfig
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-Embedding = dict[str, torch.Tensor]  # in place of a prompt, by the names of the pipeline's call
+Embedding = dict[str, torch.Tensor]  # replaces a prompt; by the names of the call's arguments
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-REHEARSAL = (2, 4)  # steps of the images drawn before anything is measured
+REHEARSAL = (2, 4)  # steps of the images sampled before measuring
 
 
 @dataclass(frozen=True)
 class Task:
-    """What the process of a row is told.
+    """Everything that the process of a row gets.
 
     Attributes:
         model: The pipeline.
-        choices: The row's.
+        choices: The row's choices.
         device: Where to run.
-        threads: Of the CPU.
-        prompts: Of the images for quality.
+        threads: CPU threads.
+        prompts: Prompts of the images for quality.
         seeds: A seed for each prompt.
         guidance: Classifier-free guidance scale.
         height: Of the images in pixels; None for the model's own.
         width: As ``height``.
-        image_batch: Images at once when they are sampled for quality; the row's own batch where that is larger.
+        image_batch: Batch size of the images for quality; the row's own if that is larger.
         repeats: Timed calls.
-        longest: Seconds that an image may take; a row that would take longer is skipped. None is no limit.
-        other_seeds: Seeds of as many images of the same prompts with other noise, which are drawn besides.
+        longest: Longest seconds per image; a slower row is skipped. None is no limit.
+        other_seeds: Seeds of as many further images of the same prompts with other noise.
     """
 
     model: ModelConfig
@@ -60,11 +60,11 @@ class Task:
 
 
 def measure(task: Task) -> dict[str, Any]:
-    """Measures a row; meant for a process that does nothing else.
+    """Measures a row; call it in a process that does nothing else.
 
     Returns:
-        ``{"skipped": reason}``, or ``cost`` (see :func:`_cost`), ``images`` (uint8, ``(n, 3, height, width)``) and,
-        where the task has other seeds, ``others``, like the images.
+        ``{"skipped": reason}``, or ``cost`` (see :func:`_cost`), ``images`` (uint8, ``(n, 3, height, width)``) and, if
+        the task has other seeds, ``others``, of the same shape.
 
     Raises:
         FloatingPointError: The model gives NaN.
@@ -75,13 +75,11 @@ def measure(task: Task) -> dict[str, Any]:
     pipeline = _load(task)
     if reason := refusal(pipeline, choices, device, _size(pipeline, task), task.model.folder):
         return {"skipped": reason}
-    # What is imported and set up on the way, once a process, is not the row's: have it before the baseline.
+    # Imports and one-time setup are not the row's memory: do them before the baseline.
     apply(pipeline, replace(choices, compile=False), device)
     _call(pipeline, task, [0], steps=REHEARSAL[0])
     if task.longest is not None and (expected := _expected(pipeline, task, device)) > task.longest:
-        return {
-            "skipped": f"an image would take about {expected:.2g} s, and {task.longest:.2g} s are the longest to wait"
-        }
+        return {"skipped": f"an image would take about {expected:.2g} s, longer than the limit of {task.longest:.2g} s"}
     del pipeline
     gc.collect()
     if device.type == "cuda":
@@ -116,9 +114,9 @@ def _draw(pipeline: "DiffusionPipeline", task: Task, embedded: list[Embedding] |
 
 
 def _expected(pipeline: "DiffusionPipeline", task: Task, device: torch.device) -> float:
-    """Seconds of an image, from images of few steps: what a step adds, and what is the same for any number of them.
+    """Seconds per image, extrapolated from images of few steps by the time of a step.
 
-    Of two calls each the faster one counts, so that a busy machine makes no row look slow.
+    The faster of two calls counts, so that a busy machine does not make a row look slow.
     """
     draw = functools.partial(_call, pipeline, task, [0])
     seconds = [min(timed(functools.partial(draw, steps=steps), 2, device, warm_up=0)) for steps in REHEARSAL]
@@ -143,7 +141,7 @@ def _cost(task: Task, seconds: list[float], baseline: int) -> dict[str, Any]:
     Returns:
         ``latency_s`` in seconds (median; ``latency_low_s`` and ``latency_high_s`` are 5th and 95th percentile) of
         ``latency_repeats`` calls, ``throughput`` in images a second, and ``peak_memory_bytes`` of loading and
-        sampling above what Python and the libraries take, with how it was measured.
+        sampling above that of Python and the libraries, with ``memory_method``.
     """
     peak, method = peak_since(baseline, torch.device(task.device))
     latency = spread("latency", seconds)
@@ -157,7 +155,7 @@ def _cost(task: Task, seconds: list[float], baseline: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def _embed(pipeline: "DiffusionPipeline", task: Task) -> list[Embedding]:
-    """Each prompt's embeddings, and those of the empty prompt for guidance."""
+    """Embeddings of each prompt, and of the empty prompt for guidance."""
     names, where = embedding_names(type(pipeline)), {"device": torch.device(task.device), "num_images_per_prompt": 1}
     found = []
     for prompt in task.prompts:
@@ -174,13 +172,13 @@ def _call(
     embedded: list[Embedding] | None = None,
     steps: int | None = None,
 ) -> np.ndarray:
-    """Draws the images of some prompts: floats in [0, 1], ``(n, height, width, 3)``.
+    """Samples images of some prompts: floats in [0, 1], ``(n, height, width, 3)``.
 
     Args:
-        pipeline: With the row's choices in effect.
-        task: The row's.
-        chosen: Which of the prompts.
-        embedded: All prompts' embeddings, where they are reused.
+        pipeline: With the row's choices applied.
+        task: The row's task.
+        chosen: Indices of the prompts.
+        embedded: Embeddings of all prompts if they are reused.
         steps: Denoising steps; None for the row's.
     """
     size = {name: side for name, side in (("height", task.height), ("width", task.width)) if side is not None}

@@ -1,4 +1,4 @@
-"""What a benchmark prints at its end."""
+"""Prints the result of a benchmark."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from compress.jobs.benchmark.job import Job
 
-TITLE = 10  # characters of a line of a heading, but for a longer word
-NAME = 20  # characters at least for a row's name
-# Columns to do without on a narrow screen, the first to go first; the report has them all.
+TITLE = 10  # characters per line of a heading, unless a word is longer
+NAME = 20  # smallest width of a row's name in characters
+# Columns left out on a narrow screen, in this order; the report has them all.
 EXPENDABLE = ("SSIM", "score", "images/s")
 
 
 def print_end(result: Mapping[str, Any], job: "Job", console: "Console") -> None:
-    """Prints the table, the best row with its code, and where everything is."""
+    """Prints the table, the best row with its code, and the paths."""
     head = headings(result)
     shown = list(range(len(head)))
     for word in EXPENDABLE:
@@ -44,7 +44,7 @@ def print_end(result: Mapping[str, Any], job: "Job", console: "Console") -> None
 
 
 def _table(result: Mapping[str, Any], shown: Sequence[int]) -> "Table":
-    """The measured rows with the columns of some indices; an interval stands below its number."""
+    """The measured rows with some columns; an interval is below its number."""
     from rich import box
     from rich.cells import cell_len
     from rich.table import Table
@@ -58,7 +58,7 @@ def _table(result: Mapping[str, Any], shown: Sequence[int]) -> "Table":
             table.add_column(head[0], min_width=NAME)
             continue
         title = "\n".join(textwrap.wrap(head[index], TITLE, break_long_words=False, break_on_hyphens=False))
-        # Rich would cut numbers rather than give up a column.
+        # Otherwise rich cuts numbers off.
         wide = max(
             cell_len(line) for text in (title, *(row[index - 1] for row in written)) for line in text.split("\n")
         )
@@ -74,5 +74,5 @@ def _table(result: Mapping[str, Any], shown: Sequence[int]) -> "Table":
 
 
 def _width(result: Mapping[str, Any], shown: Sequence[int], console: "Console") -> int:
-    """The least width of the table with these columns."""
+    """The smallest width of the table with these columns."""
     return console.measure(_table(result, shown), options=console.options.update(max_width=10_000)).minimum

@@ -1,4 +1,4 @@
-"""The lines of diffusers code that run a pipeline as a row did."""
+"""Diffusers code that runs a pipeline as a row did."""
 
 from compress.jobs.benchmark.config import Choices
 from compress.models import ModelConfig
@@ -17,16 +17,16 @@ def snippet(
     size: dict[str, int],
     embeddings: tuple[str, ...] = (),
 ) -> str:
-    """Code that loads the model, puts the row's choices into effect and draws an image.
+    """Code that loads the model, applies the row's choices and samples an image.
 
     Args:
-        model: Where it is loaded from.
-        choices: The row's.
+        model: The model.
+        choices: The row's choices.
         device: Where it ran.
-        denoiser: Name of its denoiser, ``unet`` or ``transformer``.
+        denoiser: Name of the denoiser, ``unet`` or ``transformer``.
         guidance: Classifier-free guidance scale.
-        size: ``height`` and ``width`` in pixels where they are not the model's own.
-        embeddings: What the pipeline's ``encode_prompt`` gives, where prompts are reused; see
+        size: ``height`` and ``width`` in pixels if they are not the model's own.
+        embeddings: Names of the results of ``encode_prompt`` if prompts are reused; see
             :func:`compress.jobs.benchmark.prompt.embedding_names`.
     """
     source = model.path if model.folder is None else str(model.folder)

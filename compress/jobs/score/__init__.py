@@ -1,4 +1,4 @@
-"""``recipe=score``: images that are there already against others, against their captions, or both."""
+"""``recipe=score``: compares existing images with other images, with their captions, or both."""
 
 import importlib.metadata
 import json
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VERSION = 2  # raised when the numbers change their meaning
 LIBRARIES = ("torch", "torchmetrics", "transformers", "pillow")
 
-# Keys of the evaluate group that say how images are made or chosen; here they are made already, and all are used.
+# Keys of the evaluate group about sampling and choosing images; here the images exist and all are used.
 OF_SAMPLING = (
     "images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "grid", "prompts", "reference",
     "reference_images", "noise_floor", "latency_repeats", "compiled",
@@ -39,9 +39,9 @@ class ScoreConfig:
         evaluate: Metrics and networks.
         reference: Folder of images to compare with; None for none.
         captions: File of the images' captions; None for none.
-        paired: Whether images of the same name in both folders belong together.
-        out: Folder for ``score.json``; None makes one under ``runs/``.
-        store: Folder whose ``features/`` keeps the reference's features.
+        paired: Whether images of the same name in both folders form pairs.
+        out: Folder for ``score.json``; None for a new one under ``runs/``.
+        store: Folder whose ``features/`` holds the reference's features.
         device: As in :class:`compress.run.config.RunConfig`.
     """
 
@@ -55,10 +55,10 @@ class ScoreConfig:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        """Checks that something can be computed.
+        """Checks that there is something to compute.
 
         Raises:
-            UserError: Nothing to compare with, nothing to compute, or a metric was asked for that needs more.
+            UserError: There is nothing to compare with or to compute, or a metric needs another input.
         """
         check_device_name(self.device)
         if self.paired and self.reference is None:
@@ -66,22 +66,24 @@ class ScoreConfig:
         if self.reference is None and self.captions is None:
             raise UserError("reference and captions are both null: give reference=DIR, captions=FILE or both")
         if self.evaluate.lpips and not self.paired:
-            raise bad_value("evaluate.lpips", "true", "paired=true, since LPIPS compares pairs of images")
+            raise bad_value("evaluate.lpips", "true", "paired=true, because LPIPS compares pairs of images")
         if self.evaluate.preference and self.captions is None:
             raise bad_value(
-                "evaluate.preference", some(self.evaluate.preference), "captions=FILE for the models to read"
+                "evaluate.preference", some(self.evaluate.preference), "captions=FILE, which these models read"
             )
         if self.captions is not None and self.evaluate.clip is None and not self.evaluate.preference:
-            raise bad_value("evaluate.clip", "null", "the CLIPModel that is to read the captions")
+            raise bad_value("evaluate.clip", "null", "a CLIPModel that reads the captions")
         for key, name in (("encoders", "evaluate.encoders"), ("fid_resize", "evaluate.fid_resize")):
             if self.reference is None and getattr(self.evaluate, key) != getattr(EvaluateConfig(), key):
-                raise bad_value(name, getattr(self.evaluate, key), "reference=DIR, the images to compare with so")
+                raise bad_value(name, getattr(self.evaluate, key), "reference=DIR, the images to compare with")
         if not self.metrics:
-            raise bad_value("evaluate.leave_out", some(self.evaluate.leave_out), "a metric that is left to compute")
+            raise bad_value(
+                "evaluate.leave_out", some(self.evaluate.leave_out), "at least one metric to compute"
+            )
 
     @property
     def metrics(self) -> list[str]:
-        """What is to be computed."""
+        """Names of the metrics to compute."""
         from compress.evaluate.networks import OF_CLIP_TEXT
 
         evaluate = self.evaluate
@@ -97,7 +99,7 @@ def run_job(cfg: "DictConfig") -> None:
     """Scores images as a composed config says, prints a table and writes ``score.json``.
 
     Raises:
-        UserError: Something the user can put right; before any weight is loaded where that is possible.
+        UserError: The user made a mistake; raised before a weight is loaded where possible.
     """
     config = to_score_config(cfg)
     processes.relaunch()
@@ -109,7 +111,7 @@ def to_score_config(cfg: "DictConfig") -> ScoreConfig:
     """Checks a composed config.
 
     Raises:
-        UserError: A key has a value of the wrong type or out of range, or one that does nothing here.
+        UserError: A value has the wrong type, is out of range, or has no effect here.
     """
     from omegaconf import OmegaConf
 
@@ -124,30 +126,28 @@ def to_score_config(cfg: "DictConfig") -> ScoreConfig:
     for key in [*given, *changed(config.evaluate)]:
         if key in OF_SAMPLING:
             value = getattr(config.evaluate, key)
-            raise bad_value(f"evaluate.{key}", value, "no change, since images are neither sampled nor chosen here")
+            raise bad_value(f"evaluate.{key}", value, "no change, because images are neither sampled nor chosen here")
     if tree["stages"]:
-        raise UserError(
-            f"stages: expected none, since nothing is compressed here, but there is {some(list(tree['stages']))}"
-        )
+        raise UserError(f"stages: expected none, because nothing is compressed here, not {some(list(tree['stages']))}")
     for key, only, why in (
-        ("precision", "fp32", "the networks of the metrics compute in no other way"),
+        ("precision", "fp32", "the metrics' networks compute in fp32"),
         ("seed", 0, "nothing is sampled here"),
     ):
         if tree[key] != only:
-            raise bad_value(key, tree[key], f"{only}, since {why}")
+            raise bad_value(key, tree[key], f"{only}, because {why}")
     return config
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
     """Scores images, prints a table and writes ``score.json``.
 
-    Under ``accelerate launch`` every process calls it and scores its share.
+    With ``accelerate launch`` every process calls it and scores its share.
 
     Returns:
         ``{"metrics", "manifest"}`` as in the file.
 
     Raises:
-        UserError: Images, captions, networks or folders are not as they should be.
+        UserError: Images, captions, networks or folders are missing or wrong.
     """
     from compress.config.folders import default_out
     from compress.evaluate import check
@@ -202,13 +202,13 @@ def score(config: ScoreConfig) -> dict[str, Any]:
 def _manifest(
     config: ScoreConfig, images: ImageFiles, reference: ImageFiles | None, scores: "Scores"
 ) -> dict[str, Any]:
-    """All that decides the numbers."""
+    """Everything that the numbers depend on."""
     networks = {
         metric["network"]: metric["network_sha256"]
         for metric in scores.values()
         if metric is not None and metric.get("network")
     }
-    unused = (*OF_SAMPLING, "protocol", "version")  # which is one of sampling and scoring
+    unused = (*OF_SAMPLING, "protocol", "version")  # of a protocol, which also samples
     settings = {key: value for key, value in asdict(config.evaluate).items() if key not in unused}
     return {
         "version": VERSION,
@@ -260,6 +260,6 @@ def _show(result: dict[str, Any], out: Path) -> None:
     if result["manifest"]["evaluate"]["clip"] == EMBEDDED_CLIP and any(
         metric["network"] == result["manifest"]["evaluate"]["clip_name"] for metric in result["metrics"].values()
     ):
-        line = "emoji-clip knows 64 px emoji only: for other images give evaluate.clip=DIR and evaluate.clip_name=NAME."
+        line = "emoji-clip knows 64 px emoji only: for other images set evaluate.clip=DIR and evaluate.clip_name=NAME."
         console.print(line, style="dim")
     console.print(f"\nscores     {out / 'score.json'}", markup=False, highlight=False, soft_wrap=True)

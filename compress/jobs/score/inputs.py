@@ -1,4 +1,4 @@
-"""What ``recipe=score`` looks at: the images of two folders, in pairs or not, and their captions."""
+"""The inputs of ``recipe=score``: images of two folders, paired or not, and their captions."""
 
 import logging
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from compress.evaluate.images import ImageFiles, image_files, reduced_size
 if TYPE_CHECKING:
     from compress.jobs.score import ScoreConfig
 
-LEAST = 5  # images in a set, below which no interval can be had
+LEAST = 5  # images in a set, the least for an interval
 
 logger = logging.getLogger(__name__)
 
 
 def inputs(config: "ScoreConfig") -> tuple[ImageFiles, ImageFiles | None, list[str] | None]:
-    """The images of both folders and the captions, all that can be known without decoding an image checked.
+    """The images of both folders and the captions, checked as far as possible without decoding an image.
 
     Raises:
-        UserError: Naming the key and the file.
+        UserError: An image, a caption or a pair is missing or wrong; the message names the key and the file.
     """
     files = image_files(config.images, "images")
     root = Path(config.images).expanduser()
@@ -48,7 +48,7 @@ def inputs(config: "ScoreConfig") -> tuple[ImageFiles, ImageFiles | None, list[s
 
 
 def _pair(names: Sequence[str], others: Sequence[Path], config: "ScoreConfig") -> list[Path]:
-    """The reference's files in the order of the images, found by their names without the ending."""
+    """The reference's files in the order of the images, matched by name without the ending."""
     root = Path(str(config.reference)).expanduser()
     theirs = _by_stem([(file.relative_to(root).as_posix(), file) for file in others], "reference")
     ours = _by_stem([(name, Path(name)) for name in names], "images")

@@ -1,4 +1,4 @@
-"""The table of ``recipe=score``: a metric a row, with its interval and what it looked through."""
+"""The table of ``recipe=score``: one metric per row, with its interval and network."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from compress.report.footer import UNBIASED_FROM
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Title, decimals and the direction of better values; a metric that is not here is written as it is called.
+# Title, decimals and the direction of better values; other metrics use their name as title.
 TITLES = {
     "fid": ("FID", 2, "↓"),
     "fid_teacher": ("FID to the teacher", 2, "↓"),
@@ -29,7 +29,7 @@ FAMILIES = {"fd": ("Fréchet distance", 3, "↓"), "mmd": ("MMD", 3, "↓")}
 
 
 def print_scores(result: Mapping[str, Any], console: "Console") -> None:
-    """Prints the metrics of a ``score.json`` and the lines below them.
+    """Prints the metrics of a ``score.json`` and the notes.
 
     Args:
         result: ``{"metrics", "manifest"}``.
@@ -65,14 +65,14 @@ def described(name: str, network: str | None) -> tuple[str, int, str]:
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """What the numbers mean, a sentence each."""
+    """The meaning of the numbers, one sentence each."""
     manifest, metrics = result["manifest"], result["metrics"]
     lines = [f"{_images('Scored', manifest['images'])}."]
     if manifest["reference"] is not None:
         lines.append(f"{_images('Compared with', manifest['reference'])}{', pair by pair' * manifest['paired']}.")
     lines.append(
-        "Intervals are of the same number on fresh draws of as many images, "
-        + ("with the reference held fixed." if manifest["reference"] is not None else "captions drawn with them.")
+        "Intervals are for the same number on fresh draws of as many images, "
+        + ("with the reference fixed." if manifest["reference"] is not None else "with their captions.")
     )
     lines += _networks(metrics)
     for name, metric in metrics.items():
@@ -80,19 +80,19 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             lines.append(f"{described(name, metric['network'])[0]} has no interval: {metric['why']}.")
     if "fid" in metrics:
         fid = metrics["fid"]
-        lines.append(f"Images come to Inception's size by the resize {fid['preprocessing']} (evaluate.fid_resize).")
+        lines.append(f"Images are resized for Inception by {fid['preprocessing']} (evaluate.fid_resize).")
         if min(fid["n"], fid["n_reference"]) < UNBIASED_FROM:
             lines.append(
                 f"FID below {UNBIASED_FROM:,} images is biased: compare it with FIDs of equal N and reference only."
             )
         lines.append(
-            f"N → ∞ extrapolates from subsets of {fid['infinite_from']:,} images on; published ones begin at "
-            f"{EXTRAPOLATED_FROM:,}, and with fewer images than features it is a rough guess."
+            f"N → ∞ extrapolates from subsets of {fid['infinite_from']:,} images on; published ones start at "
+            f"{EXTRAPOLATED_FROM:,}. With fewer images than features it is a rough guess."
         )
     if "cmmd" in metrics:
         lines.append(
-            "CMMD compares with published values through CLIP ViT-L/14 at 336 px only, which besides have a bias that "
-            "shrinks with N; this estimate has none."
+            "CMMD compares with published values only through CLIP ViT-L/14 at 336 px. Published values also have a "
+            "bias that shrinks with N; this estimate has none."
         )
     if "r_at_1" in metrics:
         lines.append(f"R@1 and R@5 are among {metrics['r_at_1']['among']} distinct captions.")
@@ -103,7 +103,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def _networks(metrics: Mapping[str, Any]) -> list[str]:
-    """Networks with the beginning of their hashes, and the metrics that looked through them."""
+    """Networks with the first digits of their hashes, and the metrics that use them."""
     users: dict[str, list[str]] = {}
     for name, metric in metrics.items():
         if metric["network"]:
@@ -111,7 +111,7 @@ def _networks(metrics: Mapping[str, Any]) -> list[str]:
             through = metric["network"] + (f" ({known[:8]})" if known else "")
             users.setdefault(through, []).append(described(name, metric["network"])[0])
     text = "; ".join(f"{', '.join(titles)}: {network}" for network, titles in users.items())
-    return [f"Networks, with the beginning of their SHA256: {text}."] if text else []
+    return [f"Networks, with the first digits of their SHA-256: {text}."] if text else []
 
 
 def _images(verb: str, about: Mapping[str, Any]) -> str:

@@ -34,7 +34,7 @@ def refused(choices: Choices, pipeline=None, device=CPU, size=(16, 16), folder=N
         (Choices(vae_slicing=True), "changes nothing at batch 1"),
         (Choices(vae_tiling=True), "images of 16x16 px are not larger than a tile of 16 px"),
         (Choices(attention="xformers"), "xformers"),
-        (Choices(attention="flash"), "does not switch backends"),
+        (Choices(attention="flash"), "cannot switch backends"),
         (Choices(scheduler="lcm", steps=4), "LCM needs a model distilled for it"),
     ],
 )

@@ -195,7 +195,7 @@ def test_the_command_refuses_a_mistake_before_any_row(
     ("kind", "why"),
     [
         ("DDPMPipeline", "takes no text"),
-        ("StableDiffusionInpaintPipeline", "takes a image to start from"),
+        ("StableDiffusionInpaintPipeline", "needs an input image"),
         ("NoSuchPipeline", "which diffusers"),
     ],
 )

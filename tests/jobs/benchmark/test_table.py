@@ -15,7 +15,7 @@ def result(*rows: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_truncated_prompts_are_told_of_once():
-    words = "longer than the text encoder reads"
+    words = "longer than the text encoder's input"
     assert words not in "".join(notes(result()))
     assert "".join(notes(result() | {"truncated": True})).count(words) == 1
 
@@ -30,8 +30,8 @@ def test_a_difference_of_scores_is_marked_as_noise_or_loss_or_neither():
     rows[3]["metrics"]["clip_difference"] |= {"low": 0.0, "high": 0.0}
     told = result(*rows)
     assert [cells(told, row)[-1][0] for row in rows] == ["-0.5 ≈", "-5.0 ▼", "+5.0", "+0.0"]
-    assert "its interval holds 0" in "".join(notes(told))
-    assert "its interval holds 0" not in "".join(notes(result(*rows[1:])))
+    assert "its interval contains 0" in "".join(notes(told))
+    assert "its interval contains 0" not in "".join(notes(result(*rows[1:])))
 
 
 def test_the_noise_floor_says_what_other_noise_gets():
@@ -40,7 +40,7 @@ def test_the_noise_floor_says_what_other_noise_gets():
     told = result()
     for metrics in (told["rows"][0]["metrics"], told["noise_floor"]):
         metrics["clip_score"] = metrics["clip_difference"] = None
-    assert "SSIM 0.900 [-0.100, 1.900]. So much" in "".join(notes(told))
+    assert "SSIM 0.900 [-0.100, 1.900]. Another image" in "".join(notes(told))
 
 
 def test_latency_is_that_of_a_call_and_the_verdict_names_the_highest_throughput():
