@@ -1,4 +1,4 @@
-"""Measures a pipeline: what it costs and what its images are worth."""
+"""Measures the cost of a pipeline and the quality of its images."""
 
 import logging
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ __all__ = ["EvaluateConfig", "Evaluation", "check", "evaluate"]
 VERSION = 6  # raised when the numbers change their meaning
 IMAGES_VERSION = 1  # raised when other images are sampled
 
-# What the noise floor's seeds are further on than the teacher's. Generators on the CPU look at 32 bits of a seed.
+# Offset of the noise floor's seeds. Generators on the CPU use 32 bits of a seed.
 OTHER_SEEDS = 2**31
 FEATURES = "features.safetensors"
 
@@ -34,16 +34,16 @@ Metrics = dict[str, dict[str, Any] | None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured.
+    """The result of an evaluation.
 
     Attributes:
-        cost: See :func:`compress.evaluate.cost.measure_cost`; empty where it was not asked for, and in processes other
-            than the first.
-        metrics: See :func:`compress.evaluate.quality.score_images`, and ``latent_psnr``: each with ``value``,
-            ``low``, ``high`` (95 % interval), ``n``, the network and its hash, and how the images were made. None
-            where a metric cannot be had, as the teacher's PSNR to itself. Empty if no images were sampled.
-        manifest: All that decides the images and their scores; see :func:`compress.evaluate.manifest.manifest`.
-        grid: ``{"prompt", "seed", "image"}``, the image as the path of its file inside the evaluation's folder.
+        cost: See :func:`compress.evaluate.cost.measure_cost`; empty if not requested, and in all processes but the
+            first.
+        metrics: See :func:`compress.evaluate.quality.score_images`, and ``latent_psnr``: each with ``value``, ``low``,
+            ``high`` (95 % interval), ``n``, the network and its hash, and the sampling settings. None for a metric that
+            does not apply, such as the teacher's PSNR to itself. Empty if no images were sampled.
+        manifest: Everything that the images and scores depend on, see :func:`compress.evaluate.manifest.manifest`.
+        grid: ``{"prompt", "seed", "image"}``; the image is a path inside the evaluation's folder.
     """
 
     cost: dict[str, Any]
@@ -70,30 +70,28 @@ def evaluate(
 ) -> Evaluation:
     """Measures a pipeline.
 
-    Under ``accelerate launch`` every process calls it and makes its share of the images; the metrics are those of all
-    images, in every process. Batches of images that are in ``folder`` already, from a call that was interrupted,
-    are not sampled again.
+    With ``accelerate launch`` every process calls it and samples its share; every process gets the metrics of all
+    images. Batches already in ``folder``, from an interrupted call, are not sampled again.
 
     Args:
-        pipeline: On ``device``; left as it was.
-        data: Captions to sample from and real images to compare with.
+        pipeline: On ``device``; not changed.
+        data: Captions to sample and real images to compare with.
         config: What to measure.
-        folder: Where the images go, the same for all processes: ``images/sample-*.png`` behind the metrics and
-            ``images/grid-*.png``. A teacher's holds what its students are compared with besides.
+        folder: Where the images go, the same for all processes: ``images/sample-*.png`` for the metrics and
+            ``images/grid-*.png``. The teacher's folder also holds its features, for its students.
         device: Where the run computes.
         dtype: The run's precision.
         seed: Seed of the choice of prompts; image i has the seed ``seed + i``.
-        cost_of: The pipeline's checkpoint, to measure its cost; None leaves that out.
+        cost_of: The pipeline's checkpoint, to measure its cost; None for no cost.
         teacher: ``folder`` of the teacher's evaluation at the same config and seed; None for the teacher itself.
-        other_seeds: Samples from other noise, and no grid: with the teacher itself as pipeline, what the metrics make
-            of nothing but chance.
-        networks: Those of the metrics, where several evaluations share them.
-        cache: Folder for the features of real images where they have to be computed.
-        variant: Of the weight files in ``cost_of``, such as ``fp16``.
+        other_seeds: Whether to use other noise and no grid. With the teacher as pipeline this gives the noise floor.
+        networks: The metrics' networks, if several evaluations share them.
+        cache: Folder for computed features of real images.
+        variant: Variant of the weight files in ``cost_of``, such as ``fp16``.
 
     Raises:
         FloatingPointError: The model gives NaN.
-        UserError: A file is missing or does not fit.
+        UserError: A file is missing or does not match.
     """
     from compress.system import processes
 
@@ -128,7 +126,7 @@ def evaluate(
     metrics["latent_psnr"] = _latents(folder, mine, config, teacher) if config.wants("latent_psnr") else None
     blank = sum(processes.gather(_blank(images, config)))
     if blank:
-        logger.warning("%d of %d images are of one color all over", blank, config.images)
+        logger.warning("%d of %d images have a single color", blank, config.images)
     for found in metrics.values():
         if found is not None:
             found |= {**shown, "interval": 0.95, "blank": blank}
@@ -180,7 +178,7 @@ def _sample(
 
 
 def _size(folder: Path) -> tuple[int, int]:
-    """Height and width of the sampled images, which every process has to know."""
+    """Height and width of the sampled images, the same in every process."""
     from PIL import Image
 
     with Image.open(folder / "images" / "sample-000000.png") as image:
@@ -194,7 +192,7 @@ def _reference(
 
     if config.reference is None:
         return data_reference(data, config, size, networks, cache)
-    # Where sampled images are reduced the real ones are too, as published.
+    # If sampled images are reduced, real images are too, as in the published protocol.
     return folder_reference(config.reference, config, networks, cache, squeeze=size if config.resize else None)
 
 
@@ -208,7 +206,7 @@ def _score(
     reference: "Reference",
     teacher: Path | None,
 ) -> Metrics:
-    """The metrics of all processes' images; a teacher's features are kept beside its images."""
+    """The metrics of all processes' images. A teacher's features are stored beside its images."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -234,7 +232,7 @@ def _score(
         shares = processes.gather(keep)
         if processes.is_main():
             with replace_with(folder / FEATURES) as beside:
-                # Of a process without images not even the width is known.
+                # A process without images does not know the width.
                 whole = {name: torch.cat([share[name] for share in shares if len(share[name])]) for name in keep}
                 save_file(whole, beside)
     return metrics
@@ -252,7 +250,7 @@ def _images(folder: Path, chosen: range) -> "Images":
 
 
 def _latents(folder: Path, mine: range, config: EvaluateConfig, teacher: Path | None) -> dict[str, Any] | None:
-    """How far the latents after the first denoising step are from the teacher's."""
+    """Distance of the latents after the first denoising step to the teacher's."""
     if teacher is None:
         return None
     from compress.evaluate.latents import KEPT, read_latents
@@ -266,7 +264,7 @@ def _latents(folder: Path, mine: range, config: EvaluateConfig, teacher: Path | 
 
 
 def _blank(images: "Images", config: EvaluateConfig) -> int:
-    """How many of this process's images are of one color all over."""
+    """The number of this process's images with a single color."""
     from compress.evaluate.sample import blank
 
     starts = range(0, len(images), config.score_batch_size)

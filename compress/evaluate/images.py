@@ -1,4 +1,4 @@
-"""Images to score, in memory or on disk: looked at in slices, so that a large set need not fit into memory."""
+"""Images to score, in memory or on disk, read in slices so that a large set does not need to fit into memory."""
 
 import copy
 import hashlib
@@ -28,33 +28,31 @@ logger = logging.getLogger(__name__)
 
 
 class Images(Protocol):
-    """Any number of uint8 RGB images; a tensor ``(n, 3, height, width)`` is one, :class:`ImageFiles` another."""
+    """A sequence of uint8 RGB images; a tensor ``(n, 3, height, width)`` is one, :class:`ImageFiles` another."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, chosen: slice, /) -> "torch.Tensor | list[torch.Tensor]":
-        """``(b, 3, height, width)``, or a list of ``(3, height, width)`` where the sizes differ."""
+        """``(b, 3, height, width)``, or a list of ``(3, height, width)`` if the sizes differ."""
 
 
 class ImageFiles:
-    """Images on disk, read in threads when they are asked for.
+    """Images on disk, read in threads on demand.
 
-    Pixels are taken as they are stored, as in every published FID: the orientation that EXIF may ask for is not
-    applied. Transparent images are composited on white.
+    EXIF orientation is not applied, as in every published FID. Transparent images are composited on white.
 
     Args:
-        files: In the order wanted, at least one.
-        key: The config key they came from, for messages.
-        fit: Height and width to which images are brought, cropped around their center and resized (Lanczos); None
-            leaves every image as it is.
-        squeeze: Not to crop them for that but to change their shape, by a bicubic filter as is usual for COCO.
+        files: At least one, in order.
+        key: Their config key, for messages.
+        fit: Height and width to center-crop and resize (Lanczos) to; None for no change.
+        squeeze: Whether to resize to ``fit`` without cropping (bicubic), as usual for COCO.
 
     Attributes:
-        transparent: How many images are composited on white.
+        transparent: Number of images composited on white.
         sizes: ``(height, width)`` of each file.
 
     Raises:
-        UserError: A file is no image of a kind that is read, moves, or has no three colors: what headers tell.
+        UserError: By its header, a file is not a supported image, is animated, or does not have three colors.
     """
 
     def __init__(
@@ -70,19 +68,19 @@ class ImageFiles:
         self.transparent = sum(transparent for _, transparent in found)
 
     def squeezed(self, size: tuple[int, int]) -> "ImageFiles":
-        """The same files, every image brought to a height and width whatever its shape."""
+        """The same files, every image resized to a height and width without cropping."""
         found = copy.copy(self)
         found.fit, found.squeeze = size, True
         return found
 
     def verify(self, chosen: range | None = None) -> None:
-        """Decodes images, each once, so that damage is found before any network has looked at one.
+        """Decodes images, each once, so that damage is found before any network runs.
 
         Args:
-            chosen: Their places; None for all.
+            chosen: Their indices; None for all.
 
         Raises:
-            UserError: Naming the first file that cannot be read.
+            UserError: A file cannot be read; the message names the first.
         """
         every = range(len(self.files)) if chosen is None else chosen
         places = [index for index in every if index not in self._decoded]
@@ -111,7 +109,7 @@ class ImageFiles:
         """Reads some images; see :class:`Images`.
 
         Raises:
-            UserError: A file cannot be read after all.
+            UserError: A file cannot be read.
         """
         import torch
 
@@ -149,9 +147,9 @@ class ImageFiles:
 
     def _check_kind(self, file: Path, image: "Image") -> None:
         if image.format not in FORMATS:
-            raise UserError(f"{self.key}: {file} is {image.format}, whatever its ending: make it PNG, JPEG or WebP")
+            raise UserError(f"{self.key}: {file} is {image.format} despite its ending: convert it to PNG, JPEG or WebP")
         if image.mode not in COLOR:
-            raise UserError(f"{self.key}: {file} is not RGB but {_kind(image.mode)}: convert it or take it away")
+            raise UserError(f"{self.key}: {file} is not RGB but {_kind(image.mode)}: convert it or remove it")
         if image.format != "MPO" and getattr(image, "is_animated", False):
             raise UserError(f"{self.key}: {file} is an animation: a single image is expected")
 
@@ -169,15 +167,15 @@ class ImageFiles:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
     def _unreadable(self, file: Path, error: Exception) -> UserError:
-        return UserError(f"{self.key}: {file} cannot be read as an image ({error}): repair it or take it away")
+        return UserError(f"{self.key}: {file} cannot be read as an image ({error}): repair it or remove it")
 
 
 class Part:
-    """Some images of a larger set, one after the other.
+    """A contiguous part of a larger set of images.
 
     Args:
         images: The larger set.
-        chosen: Their places.
+        chosen: Indices of the part.
     """
 
     def __init__(self, images: Images, chosen: range) -> None:
@@ -193,10 +191,10 @@ class Part:
 
 
 def image_files(folder: str | Path, key: str = "images") -> list[Path]:
-    """All PNG, JPEG and WebP files in a folder and in its folders, in the order of their names.
+    """All PNG, JPEG and WebP files in a folder and its subfolders, sorted by name.
 
     Raises:
-        UserError: There is no such folder, or no image in it.
+        UserError: The folder does not exist or has no images.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -212,20 +210,20 @@ def image_files(folder: str | Path, key: str = "images") -> list[Path]:
     files = [file for file in files if file.suffix.lower() in SUFFIXES]
     if others:
         endings = ", ".join(sorted({file.suffix.lower() for file in others}))
-        logger.warning("%s: %d images are left out for their endings (%s)", key, len(others), endings)
+        logger.warning("%s: %d images with unsupported endings are skipped (%s)", key, len(others), endings)
     if not files:
-        raise bad_value(key, folder, f"a folder with images ({', '.join(SUFFIXES)}), but there is none in it")
+        raise bad_value(key, folder, f"a folder with images ({', '.join(SUFFIXES)}), but it has none")
     return sorted(files, key=lambda file: file.relative_to(path).as_posix())
 
 
 def reduced_size(height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width with the shorter side brought to ``side`` pixels."""
+    """Height and width after resizing the shorter side to ``side`` pixels."""
     scale = side / min(height, width)
     return round(height * scale), round(width * scale)
 
 
 def _kind(mode: str) -> str:
-    """What a mode of Pillow is, in words."""
+    """Description of a Pillow mode."""
     if mode in ("1", "L", "LA", "La", "F") or mode.startswith("I"):
         return f"gray, with one channel (mode {mode})"
     return mode

@@ -1,4 +1,4 @@
-"""Latents after the first denoising step: a cheap look at how far a student is from its teacher."""
+"""Latents after the first denoising step: a cheap measure of a student's distance to its teacher."""
 
 import functools
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 KEPT = 1024
-"""Latents are kept of the first so many images: enough for a mean to 0.1 dB, and 64 MB of Stable Diffusion's."""
+"""Number of images whose latents are stored: enough for a mean to 0.1 dB; 64 MB for Stable Diffusion."""
 
 
 class Stopped(Exception):
-    """Ends a sampling after its first denoising step."""
+    """Raised to end a sampling after its first denoising step."""
 
 
 class FirstStep:
-    """Remembers what a scheduler's first step of each sampling gives.
+    """Records the result of a scheduler's first step in each sampling.
 
     Args:
-        scheduler: Of the pipeline that samples; ``step`` is replaced on this object alone.
+        scheduler: Scheduler of the sampling pipeline; ``step`` is replaced on this object only.
         stop: Whether to end each sampling there, with :class:`Stopped`.
     """
 
@@ -34,7 +34,7 @@ class FirstStep:
         self._latents: torch.Tensor | None = None
         step = scheduler.step
 
-        @functools.wraps(step)  # pipelines look at the signature
+        @functools.wraps(step)  # pipelines inspect the signature
         def remembering(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
             if self._latents is None:
@@ -47,7 +47,7 @@ class FirstStep:
         scheduler.step = remembering
 
     def take(self) -> torch.Tensor:
-        """The latents of the sampling just made, float32 ``(b, ...)`` on the CPU; the next starts afresh.
+        """The latents of the last sampling, float32 ``(b, ...)`` on the CPU; resets for the next one.
 
         Raises:
             RuntimeError: No denoising step was made.
@@ -63,17 +63,17 @@ def first_step(
 ) -> torch.Tensor:
     """The latents after one denoising step, from the noise that :func:`compress.evaluate.sample.sample` starts with.
 
-    Costs one pass of the denoiser instead of ``config.steps`` and no decoding: for analyses that ask often how much a
-    change to the model changes its images.
+    It costs one pass of the denoiser instead of ``config.steps`` and no decoding: for analyses that compare many
+    changes of a model.
 
     Args:
-        pipeline: On its device, in its precision; left as it was.
+        pipeline: On its device, in its precision; not changed.
         prompts: n captions, at least one.
         seeds: n seeds.
-        config: Steps (which decide how far the first goes), guidance, scheduler, size and batch size.
+        config: Steps (they set the size of the first step), guidance, scheduler, size and batch size.
 
     Returns:
-        float32, ``(n, channels, height, width)``, or whatever shape the model's latents have, on the CPU.
+        float32 on the CPU, ``(n, channels, height, width)`` or the shape of the model's latents.
     """
     from compress.evaluate.sample import call, sampler
 
@@ -90,16 +90,16 @@ def first_step(
 
 
 def write_latents(folder: Path, start: int, latents: torch.Tensor) -> None:
-    """Keeps the latents of the batch that starts with image ``start``; the file appears whole or not at all."""
+    """Writes the latents of the batch that starts with image ``start``, atomically."""
     with replace_with(_file(folder, start)) as beside:
         save_file({"latents": latents.contiguous()}, beside)
 
 
 def read_latents(folder: Path, start: int) -> torch.Tensor:
-    """The latents of a batch, as they were kept.
+    """Reads the latents of a batch.
 
     Raises:
-        FileNotFoundError: They were not.
+        FileNotFoundError: They were not written.
     """
     return load_file(_file(folder, start))["latents"]
 

@@ -1,4 +1,4 @@
-"""What decides an evaluation's numbers, for the report: without it they compare with nothing."""
+"""Everything that an evaluation's numbers depend on, for the report."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ PATHS = ("prompts", "reference", "clip", "clip_name", "inception", "encoders")
 def settings(
     pipeline: "DiffusionPipeline", config: EvaluateConfig, size: tuple[int, int], dtype: "torch.dtype", seed: int
 ) -> dict[str, Any]:
-    """How the images were made, as it stands beside every metric; ``seed`` is the first image's."""
+    """The sampling settings that are stored with every metric; ``seed`` is that of the first image."""
     from compress.evaluate.sample import scheduler_used
 
     return {
@@ -42,21 +42,20 @@ def manifest(
     metrics: dict[str, dict[str, Any] | None],
     reference: "Reference",
 ) -> dict[str, Any]:
-    """All that decides the images and their scores.
+    """Everything that the images and their scores depend on.
 
     Args:
-        pipeline: What was measured.
+        pipeline: The measured pipeline.
         config: The settings.
-        shown: As :func:`settings` gives them.
-        prompts: One for each image.
-        metrics: Those computed, which name their networks.
+        shown: Result of :func:`settings`.
+        prompts: One per image.
+        metrics: The computed metrics, which name their networks.
         reference: The real images' features.
 
     Returns:
-        ``protocol``, ``version`` and ``changed`` (the protocol's own values that this run has not kept); the settings
-        with the ``sampled`` size before any reduction, the first and last seed, the scheduler's own config, and
-        ``scheduler_asked`` where that one does not fit the model; hashes of the prompts, of the networks and of the
-        reference statistics.
+        ``protocol``, ``version`` and ``changed`` (the protocol's keys that this run has set otherwise); the settings with
+        the ``sampled`` size before any resize, the first and last seed, the scheduler's config, and ``scheduler_asked``
+        if the configured one does not fit the model; hashes of the prompts, the networks and the reference's features.
     """
     from compress.evaluate.sample import sampler
 
@@ -90,13 +89,13 @@ def manifest(
 
 
 def _plain(value: Any) -> Any:
-    """A scheduler's setting as JSON has it; infinity, which some have, as text."""
+    """A scheduler's setting for JSON; infinity becomes text."""
     finite = not isinstance(value, float) or math.isfinite(value)
     return value if finite and isinstance(value, bool | int | float | str | list | dict | None) else str(value)
 
 
 def changed(config: EvaluateConfig) -> list[str]:
-    """The keys of the protocol's file that have another value here; paths, which are the user's own, do not count."""
+    """The keys that differ from the protocol's file, without the user's paths."""
     from omegaconf import OmegaConf
 
     from compress.config.folders import conf_folder

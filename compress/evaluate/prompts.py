@@ -1,4 +1,4 @@
-"""What images are sampled of: captions of the training data, or a file's."""
+"""The prompts of sampled images: captions of the training data or of a file."""
 
 import random
 from pathlib import Path
@@ -17,8 +17,8 @@ KEY = "evaluate.prompts"
 def evaluation_prompts(data: "Data", config: EvaluateConfig, n: int, seed: int) -> list[str]:
     """The captions to sample.
 
-    Of the data a random choice without repetition until all have been used once; of a file of prompts the first ones in
-    its order, again from the start where it has fewer. The choice of a smaller n is the beginning of a larger one's.
+    From the data: a random order, repeated when all captions are used. From a file: the first ones in its order,
+    repeated if it has fewer. The prompts of a smaller n are the first ones of a larger n.
 
     Raises:
         UserError: The file cannot be read.

@@ -1,4 +1,4 @@
-"""Features of the real images that generated ones are compared with: computed once, and kept."""
+"""Features of the real images that generated images are compared with: computed once and stored."""
 
 import hashlib
 import json
@@ -32,9 +32,9 @@ class Reference:
     """Features of real images.
 
     Attributes:
-        name: Which images they are of, as a sentence names them after "N of".
+        name: Their source, as in a sentence after "N of".
         features: float32 ``(m, d)`` by key of the network, see :class:`compress.evaluate.networks.Networks`.
-        sha256: Of those features, by the same keys.
+        sha256: Hashes of these features, by the same keys.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Reference:
 
     @classmethod
     def of(cls, name: str, features: dict[str, Tensor]) -> "Reference":
-        """Hashes the features."""
+        """A reference with the hashes of its features."""
         return cls(name, features, {key: features_hash(found) for key, found in features.items()})
 
 
 class DataImages:
-    """Rows of a data set as :class:`Images`, center-cropped and resized (Lanczos) where they are of another size.
+    """Rows of a data set as :class:`Images`, center-cropped and resized (Lanczos) if their size differs.
 
     Args:
         data: The data set.
@@ -75,7 +75,7 @@ class DataImages:
 
 
 def features(images: Images, network: Network, batch_size: int) -> Tensor:
-    """Features of all images through one network, float32 ``(n, d)``, on the CPU."""
+    """Features of all images from one network, float32 ``(n, d)`` on the CPU."""
     starts = range(0, len(images), batch_size)
     batches = track(starts, f"{network.name}: {len(images)} images")
     return torch.cat([network(images[start : start + batch_size]) for start in batches])
@@ -84,20 +84,20 @@ def features(images: Images, network: Network, batch_size: int) -> Tensor:
 def data_reference(
     data: "Data", config: EvaluateConfig, size: tuple[int, int], networks: Networks, cache: Path | None = None
 ) -> Reference:
-    """A random choice of training images, brought to the size of the generated ones.
+    """A random choice of training images, resized to the size of generated images.
 
-    Inception's features come from the file of ``data.reference`` where it fits: enough images of that size, seen
-    through the same resize. The other networks then look at the same images.
+    Inception's features come from the file of ``data.reference`` if it has enough images of that size with the same
+    resize. The other networks then use the same images.
 
     Args:
         data: The data set; ``data.reference`` is a safetensors file of :func:`write_reference` or None.
         config: ``reference_images``, ``score_batch_size`` and the choice of networks.
         size: Height and width of the generated images.
-        networks: Those of the evaluation.
-        cache: Folder for computed features; None keeps nothing.
+        networks: The evaluation's networks.
+        cache: Folder for computed features; None to not store them.
 
     Raises:
-        UserError: ``data.reference`` is missing, damaged, or made from other images or by another network.
+        UserError: ``data.reference`` is missing, damaged, or made from other images or with another network.
     """
     wanted = min(config.reference_images or len(data.text), len(data.text))
     order = torch.randperm(len(data.text), generator=torch.Generator().manual_seed(0))[:wanted]
@@ -126,11 +126,11 @@ def folder_reference(
     """All images of a folder, or a random choice of them.
 
     Args:
-        folder: With its folders.
+        folder: The folder; subfolders are included.
         config: ``reference_images`` (None: all), ``score_batch_size`` and the choice of networks.
         networks: Those of the evaluation.
         cache: Folder for computed features; None keeps nothing.
-        squeeze: Height and width to resize them to, whatever their shape; None leaves every image as it is.
+        squeeze: Height and width to resize them to without cropping; None for no resize.
         key: The config key of ``folder``, for messages.
 
     Raises:
@@ -145,7 +145,7 @@ def folder_reference(
 
 
 def files_reference(images: ImageFiles, name: str, networks: Networks, cache: Path | None = None) -> Reference:
-    """The features of images on disk, which are known again by their content."""
+    """The features of images on disk, cached by the images' content."""
     content = json.dumps([images.sha256, images.fit, images.squeeze])
     keys = networks.keys(sets=True, captions=False)
     return Reference.of(name, _kept(lambda: images, content, keys, networks, cache))
@@ -163,16 +163,16 @@ def write_reference(
     """Writes the Inception features of training images as a file for ``data.reference``.
 
     A safetensors file with ``features`` ``(n, 2048)`` float16 and ``indices`` ``(n,)`` int64, rows of ``data.train`` in
-    random order, so that the first k are a random choice too; its metadata names network, image size and captions.
+    random order, so the first k are a random choice too. Its metadata names network, image size and captions.
 
     Args:
         data: The data set.
-        path: The file; appears whole or not at all.
-        n: Number of images; all of them where there are fewer.
-        size: Height and width to which the images are brought first, those of the generated ones.
+        path: The file, written atomically.
+        n: Number of images; all if there are fewer.
+        size: Height and width to which the images are resized first, those of generated images.
         seed: Seed of the choice.
-        network: Other than Inception only in tests.
-        batch_size: Images at once.
+        network: None for Inception; another network only in tests.
+        batch_size: Images per batch.
     """
     network = Networks(EvaluateConfig()).inception if network is None else network
     order = torch.randperm(len(data.text), generator=torch.Generator().manual_seed(seed))[:n]
@@ -197,7 +197,7 @@ def features_hash(values: Tensor) -> str:
 def _kept(
     images: Callable[[], Images], content: str, keys: Sequence[str], networks: Networks, cache: Path | None
 ) -> dict[str, Tensor]:
-    """Features through some networks, from the cache where it has them; of several processes the first computes."""
+    """Features of some networks, from the cache if possible; with several processes the first one computes them."""
     found: dict[str, Tensor] = {}
     for key in keys:
         network = networks[key]
@@ -233,16 +233,16 @@ def _captions_hash(data: "Data", indices: Tensor) -> str:
 
 
 def _read(path: Path, data: "Data", shown: str) -> tuple[Tensor, Tensor, dict[str, str]]:
-    """Features, rows and metadata of a file of :func:`write_reference` that belongs to this data."""
+    """Features, rows and metadata of a file written by :func:`write_reference` for this data."""
     remedy = "set data.reference=null to compute the features from the data"
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             stored, indices = file.get_tensor("features"), file.get_tensor("indices")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{shown}: no readable file of reference features ({error}); {remedy}") from None
+        raise UserError(f"{shown}: cannot read reference features ({error}); {remedy}") from None
     if metadata.get("network_sha256") != INCEPTION_SHA256:
-        raise UserError(f"{shown}: made by another network than Inception's; {remedy}")
+        raise UserError(f"{shown}: made with another network than Inception; {remedy}")
     fits = not len(indices) or int(indices.max()) < len(data.text)
     if not fits or metadata.get("captions_sha256") != _captions_hash(data, indices):
         raise UserError(f"{shown}: made from other images than the training data; {remedy}")

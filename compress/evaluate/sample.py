@@ -1,4 +1,4 @@
-"""The one way images are sampled here: a seed for every prompt, and a batch that is finished is not lost."""
+"""Samples images with one seed per prompt; finished batches are stored, so an interrupted run continues."""
 
 import copy
 from collections.abc import Iterable, Sequence
@@ -72,24 +72,22 @@ def sample(
     name: str = "sample",
     latents: bool = False,
 ) -> torch.Tensor | ImageFiles:
-    """Samples an image for every prompt.
+    """Samples one image per prompt.
 
-    Image ``i`` starts from the noise of ``torch.Generator("cpu").manual_seed(seeds[i])``, whatever the batch size,
-    the device or the number of processes. At the same batch size it is the same to the bit; at another, sums are
-    rounded otherwise.
+    Image ``i`` starts from the noise of ``torch.Generator("cpu").manual_seed(seeds[i])`` for any batch size, device and
+    number of processes. Images are bit-identical at the same batch size; another one changes the rounding of sums.
 
     Args:
-        pipeline: On its device, in its precision; left as it was.
+        pipeline: On its device, in its precision; not changed.
         prompts: n captions, at least one.
         seeds: n seeds.
         config: Steps, guidance, scheduler, size and batch size.
         folder: Where every finished batch is written, ``sample-000000.png`` and so on; batches found there are not
             sampled again. None keeps all images in memory.
-        first: Number of the first image, where a process samples only a part of all; a multiple of the batch size,
-            so that each batch holds the same images whoever samples it.
-        name: What the files' names begin with.
-        latents: Whether to keep the latents after the first denoising step there too, of the first :data:`KEPT`
-            images.
+        first: Index of the first image if a process samples only a part; a multiple of the batch size, so that batches
+            do not depend on the number of processes.
+        name: Prefix of the file names.
+        latents: Whether to store the latents after the first denoising step too, for the first :data:`KEPT` images.
 
     Returns:
         The images, uint8 RGB, rounded as the pipeline's ``output_type="pil"`` rounds: a tensor
@@ -114,13 +112,13 @@ def sample(
         return ImageFiles(files)
     recorder = FirstStep(twin.scheduler) if latents else None
     writing: Future[None] | None = None
-    with ThreadPoolExecutor(1) as writer:  # a batch is written while the next is made
+    with ThreadPoolExecutor(1) as writer:  # writes a batch while the next is sampled
         for start in track(missing, f"sampling {len(prompts)} images"):
             targets = files[start : start + config.batch_size]
             images = batch(start)
             keep = recorder.take() if recorder is not None and first + start < KEPT else None
             if writing is not None:
-                writing.result()  # a full disk is noticed now, and no more than two batches wait in memory
+                writing.result()  # raises if the disk is full; at most two batches are in memory
             writing = writer.submit(_write, targets, images, folder, first + start, keep)
         if writing is not None:
             writing.result()
@@ -128,12 +126,12 @@ def sample(
 
 
 def image_paths(folder: Path, indices: Iterable[int], name: str = "sample") -> list[Path]:
-    """Where the images of these numbers are."""
+    """The files of the images with these indices."""
     return [folder / f"{name}-{index:06d}.png" for index in indices]
 
 
 def _write(files: Sequence[Path], images: torch.Tensor, folder: Path, start: int, latents: torch.Tensor | None) -> None:
-    """Writes a batch; its images come last, since they say that it is done."""
+    """Writes a batch; its images come last because they mark it as finished."""
     if latents is not None:
         write_latents(folder, start, latents)
     for file, image in zip(files, images, strict=True):
@@ -163,7 +161,7 @@ def call(
 def _batch(
     twin: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], config: EvaluateConfig, first: int
 ) -> torch.Tensor:
-    """uint8 ``(b, 3, height, width)``; ``first`` is the number of the first image, for the message."""
+    """uint8 ``(b, 3, height, width)``; ``first`` is the index of the first image, for the message."""
     images = call(twin, prompts, seeds, config)
     broken = np.isnan(images).any(axis=(1, 2, 3))
     if broken.any():
@@ -177,7 +175,7 @@ def _batch(
 
 
 def _reduced(images: torch.Tensor, side: int) -> torch.Tensor:
-    """Images whose shorter side has ``side`` pixels, by Pillow's antialiased bicubic filter."""
+    """Images resized to a shorter side of ``side`` pixels with Pillow's antialiased bicubic filter."""
     from PIL import Image
 
     height, width = reduced_size(images.shape[2], images.shape[3], side)
@@ -186,7 +184,7 @@ def _reduced(images: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def alone(config: EvaluateConfig) -> EvaluateConfig:
-    """Settings for images as a user gets them who calls the pipeline with one prompt: the same bits."""
+    """Settings that give the same bits as a user's own call of the pipeline with one prompt."""
     return replace(config, batch_size=1, resize=None)
 
 
@@ -198,5 +196,5 @@ def to_pil(image: torch.Tensor) -> "Image":
 
 
 def blank(images: Iterable[torch.Tensor]) -> int:
-    """How many uint8 images ``(3, height, width)`` are of one color all over, as a broken model's may be."""
+    """The number of uint8 images ``(3, height, width)`` with a single color, which a broken model may give."""
     return sum(bool((image == image[:, :1, :1]).all()) for image in images)

@@ -170,13 +170,13 @@ def _sparse(rows: Sequence[tuple[str, Entry]]) -> list[str]:
 
 
 def _counted(rows: Sequence[tuple[str, Entry]]) -> list[str]:
-    """Rows with images that make the averages misleading: of one color, or equal to the teacher's."""
+    """Rows with images that make the averages misleading: with a single color, or equal to the teacher's."""
     lines = []
     for name, entry in rows:
         metrics = [metric for metric in (entry.get("metrics") or {}).values() if isinstance(metric, Mapping)]
         blank = max((metric.get("blank") or 0 for metric in metrics), default=0)
         if blank:
-            lines.append(f"{name}: {blank} images are of one color all over.")
+            lines.append(f"{name}: {blank} images have a single color.")
         equal = next((metric for metric in metrics if metric.get("equal") and metric.get("cap")), None)
         if equal:
             lines.append(

@@ -23,12 +23,12 @@ def test_csv_and_jsonl_give_captions_in_the_order_of_the_images(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "file_name,text\na.png,a cat\n", r"1 of 2 images have no caption there: deep/b\.jpg; .*a\.png"),
+        ("a.csv", "file_name,text\na.png,a cat\n", r"1 of 2 images have no caption: deep/b\.jpg; .*a\.png"),
         ("a.csv", "name,text\na.png,a cat\n", "no column file_name, but name, text"),
         ("a.csv", "", "no column file_name and no column text, but nothing"),
         ("a.csv", "file_name,text\na.png,\n", "line 2 has no text"),
         ("a.csv", "file_name,text\na.png\n", "line 2 has no text"),
-        ("a.csv", "file_name,text\na.png,a cat\na.png,a dog\n", r"line 3 gives a second caption of a\.png"),
+        ("a.csv", "file_name,text\na.png,a cat\na.png,a dog\n", r"line 3 gives a second caption for a\.png"),
         ("a.csv", "file_name,text\na.png,\udcff\n", "cannot be read"),
         ("a.jsonl", '{"file_name": "a.png", "text": "a cat"}\n{', "line 2: "),
         ("a.jsonl", '["a.png", "a cat"]\n', "line 1 has no file_name"),

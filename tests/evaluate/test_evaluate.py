@@ -159,7 +159,7 @@ def test_blank_images_are_reported(tmp_path, tiny_networks, caplog):
         parameter.data.zero_()
     found = evaluate(pipeline, tiny_data(), settings(tmp_path, grid=0), tmp_path / "evaluation", **HOW)
     assert found.metrics["fid"]["blank"] == 12
-    assert "12 of 12 images are of one color" in caplog.text
+    assert "12 of 12 images have a single color" in caplog.text
 
 
 def test_metrics_can_be_left_out(tmp_path, tiny_networks):

@@ -117,7 +117,7 @@ def test_damage_in_the_middle_is_named(tmp_path):
 
 def test_other_formats_are_refused_whatever_their_ending(tmp_path):
     noise(0).save(tmp_path / "a.png", format="GIF")
-    with pytest.raises(UserError, match=r"a\.png is GIF, whatever its ending"):
+    with pytest.raises(UserError, match=r"a\.png is GIF despite its ending"):
         ImageFiles(image_files(tmp_path))
 
 
@@ -126,7 +126,7 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
     for name in ("a.png", ".checkpoints/b.png", "c.bmp", "d.tiff"):
         noise(0).save(tmp_path / name)
     assert image_files(tmp_path, "reference") == [tmp_path / "a.png"]
-    assert "reference: 2 images are left out for their endings (.bmp, .tiff)" in caplog.text
+    assert "reference: 2 images with unsupported endings are skipped (.bmp, .tiff)" in caplog.text
 
 
 def test_animations_are_refused(tmp_path):
@@ -139,7 +139,7 @@ def test_folders_without_images_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"images=.*nowhere: expected an existing folder"):
         image_files(tmp_path / "nowhere")
     (tmp_path / "a.txt").write_text("no image")
-    with pytest.raises(UserError, match=r"reference=.*none in it"):
+    with pytest.raises(UserError, match=r"reference=.*has none"):
         image_files(tmp_path, "reference")
     with pytest.raises(UserError, match="images: there are no images"):
         ImageFiles([])

@@ -137,7 +137,7 @@ def test_a_file_of_other_data_or_damaged_is_refused(tmp_path, config):
             data_reference(replace(data, text=text), config, SIZE, networks)
     file.write_bytes(file.read_bytes()[:-10])
     for path in (file, tmp_path / "none"):
-        with pytest.raises(UserError, match="no readable file of reference features"):
+        with pytest.raises(UserError, match="cannot read reference features"):
             data_reference(replace(data, reference=str(path)), config, SIZE, networks)
 
 

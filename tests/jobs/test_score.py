@@ -148,7 +148,7 @@ def folders(cli: Any) -> Any:
         (["images=ours", "reference=three"], "reference=three: expected at least 5 images, but there are 2"),
         (["images=gray", "reference=theirs"], "images: gray/a.png is not RGB but gray, with one channel"),
         (["images=ours", "reference=headless"], "reference: headless/b.jpg cannot be read as an image"),
-        (["images=ours", "reference=bitmap"], "reference: bitmap/a.png is BMP, whatever its ending"),
+        (["images=ours", "reference=bitmap"], "reference: bitmap/a.png is BMP despite its ending"),
         (
             ["images=tiny", "reference=tiny", "paired=true"],
             "tiny/a.png has 8x9 pixels, and SSIM needs sides of at least 11",
@@ -158,7 +158,7 @@ def folders(cli: Any) -> Any:
         (["images=ours", "reference=other", "paired=true"], "in/d (reference has 5"),
         (["images=ours", "reference=wide", "paired=true"], "have to be of one size"),
         (["images=ours", "paired=true"], "paired=true: expected reference=DIR"),
-        (["images=ours", "captions=captions.csv"], "4 of 5 images have no caption there: b.jpg"),
+        (["images=ours", "captions=captions.csv"], "4 of 5 images have no caption: b.jpg"),
         (["images=ours", "captions=none.csv"], "captions=none.csv: expected an existing file"),
         (["images=ours", "captions=captions.csv", "evaluate.clip=null"], "evaluate.clip=null: expected a CLIPModel"),
         (["images=ours", "reference=theirs", "evaluate.lpips=true"], "evaluate.lpips=true: expected paired=true"),

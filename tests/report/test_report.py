@@ -187,7 +187,7 @@ def test_misleading_images_are_named(result):
     result["stages"][0]["metrics"]["fid"]["blank"] = 12
     result["stages"][2]["metrics"]["psnr"]["equal"] = 3
     text = report.markdown_table(result)
-    assert "prune: 12 images are of one color" in text and "quantize: 3 images equal the teacher's" in text
+    assert "prune: 12 images have a single color" in text and "quantize: 3 images equal the teacher's" in text
 
 
 def test_differing_settings_are_all_named(result):

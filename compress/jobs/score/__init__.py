@@ -77,9 +77,7 @@ class ScoreConfig:
             if self.reference is None and getattr(self.evaluate, key) != getattr(EvaluateConfig(), key):
                 raise bad_value(name, getattr(self.evaluate, key), "reference=DIR, the images to compare with")
         if not self.metrics:
-            raise bad_value(
-                "evaluate.leave_out", some(self.evaluate.leave_out), "at least one metric to compute"
-            )
+            raise bad_value("evaluate.leave_out", some(self.evaluate.leave_out), "at least one metric to compute")
 
     @property
     def metrics(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""``recipe=prune_sensitivity``: each level, block and head against the share that is removed, and a plan."""
+"""``recipe=prune_sensitivity``: the error when each level, block or head loses a share of channels, and a plan."""
 
 import json
 from dataclasses import asdict
@@ -18,7 +18,7 @@ def run_job(cfg: "DictConfig") -> None:
     """Measures what a composed config describes; writes ``sensitivity.json`` and ``heat_map.png``; prints the plan.
 
     Raises:
-        UserError: Something the user can put right; before a weight is loaded where that is possible.
+        UserError: The user made a mistake; raised before a weight is loaded where possible.
     """
     from rich.console import Console
 
@@ -30,7 +30,7 @@ def run_job(cfg: "DictConfig") -> None:
     config = to_run_config(cfg)
     stage = _stage(config)
     if processes.count() > 1:
-        raise UserError("job=prune_sensitivity: one process measures: start it without accelerate launch")
+        raise UserError("job=prune_sensitivity: it runs in one process: start it without accelerate launch")
     preflight.check(config)
     result = measure(config, stage)
     config.out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,9 @@ def _stage(config: "RunConfig") -> "StageConfig":
     stages = [stage for stage in config.stages if isinstance(stage.config, Config)]
     if len(stages) != 1 or len(config.stages) != 1:
         named = ", ".join(f"{stage.name} ({stage.kind}={stage.method})" for stage in config.stages)
-        raise UserError(f"stages: job prune_sensitivity looks at one stage of method width; this recipe has {named}")
+        raise UserError(
+            f"stages: job prune_sensitivity needs one stage of method width; this recipe has {named}"
+        )
     return stages[0]
 
 

@@ -1,4 +1,4 @@
-"""The heat map: what the prediction's PSNR is when a level, block or attention loses a share of its channels."""
+"""The heat map: PSNR of the prediction when a level, block or attention loses a share of its channels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ ROW = 0.2  # inches
 
 
 def draw_heat_map(panels: Mapping[str, Sequence[Mapping[str, Any]]], file: Path) -> None:
-    """Draws one panel below the other, a row for each part and a column for each share.
+    """Draws the panels below each other, with a row for each part and a column for each share.
 
     Args:
         panels: Title to rows, each with a ``name`` and ``points`` of ``ratio`` and ``psnr``.
