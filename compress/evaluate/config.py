@@ -44,6 +44,8 @@ class EvaluateConfig:
         width: As ``height``.
         resize: Shorter side in pixels to which sampled images are reduced first; None for no resize.
         grid: Images sampled one at a time for grids.
+        keep_images: Whether a student's sampled images stay in the store once they are scored; the teacher's and those
+            of grids always do. Without them, another choice of metrics has to sample them again.
         prompts: A csv or jsonl file with a column ``text``; None for captions of the training data.
         reference: Folder of real images to compare with; None for training images.
         reference_images: Number of real images; all if there are fewer, or if None.
@@ -75,6 +77,7 @@ class EvaluateConfig:
     width: int | None = None
     resize: int | None = None
     grid: int = 8
+    keep_images: bool = False
     prompts: str | None = None
     reference: str | None = None
     reference_images: int | None = 768

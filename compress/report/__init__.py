@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ from compress.report.footer import how_to_load
 from compress.report.stages import change, effort, layer_types
 from compress.report.table import markdown_table, plain_rows, print_table
 from compress.system.environment import environment, versions
-from compress.system.files import flush, replace_with
+from compress.system.files import flush, replace_folder_with, replace_with
 
 __all__ = [
     "change",
@@ -93,30 +91,22 @@ def _write_images(
     images: Path, result: Mapping[str, Any], grids: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> list[tuple[str, str]]:
     """Draws everything beside ``images`` and swaps it in; returns titles and file names for the links."""
-    temporary = images.with_name(f".{images.name}.{uuid.uuid4().hex}.partial")
     links = []
-    try:
-        temporary.mkdir()
-        _write_grids(temporary, grids)
+    with replace_folder_with(images) as beside:
+        beside.mkdir()
+        _write_grids(beside, grids)
         if any(grids.values()):
             from compress.report.figures import draw_grid
 
-            draw_grid(grids, temporary / "grid.png")
+            draw_grid(grids, beside / "grid.png")
             links.append(("Samples: the same prompts and seeds in every row", "grid.png"))
         if _drawable(result):
             from compress.report.figures import draw_losses, draw_size_quality
 
-            if draw_size_quality(result, temporary / "size_quality.png"):
+            if draw_size_quality(result, beside / "size_quality.png"):
                 links.append(("Size against quality", "size_quality.png"))
-            if draw_losses(result, temporary / "losses.png"):
+            if draw_losses(result, beside / "losses.png"):
                 links.append(("Losses", "losses.png"))
-        old = temporary.with_suffix(".old")
-        if images.exists():
-            images.rename(old)
-        temporary.rename(images)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return links
 
 

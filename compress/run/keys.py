@@ -56,7 +56,7 @@ class Plan:
         self.teacher = compress.models.fingerprint(config.model)
         self.data = compress.data.fingerprint(config.data)
         self._shared: dict[str, Any] = {
-            "evaluate": {key: value for key, value in asdict(config.evaluate).items() if key != "noise_floor"},
+            "evaluate": _of_evaluation(config.evaluate),
             "version": compress.evaluate.VERSION,
             "files": _hashes(config),
             "data": self.data,
@@ -101,6 +101,12 @@ class Plan:
             }
         )
         return Step(stage, key, parent, self.store.find(key) is not None)
+
+
+def _of_evaluation(config: compress.evaluate.EvaluateConfig) -> dict[str, Any]:
+    """The settings that decide what an evaluation holds; ``keep_images`` only where it is set."""
+    values = asdict(config)
+    return {key: values[key] for key in values if key != "noise_floor" and (key != "keep_images" or values[key])}
 
 
 def _hashes(config: RunConfig) -> dict[str, str]:

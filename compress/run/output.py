@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +10,7 @@ import compress.models
 import compress.report
 from compress.run.config import RunConfig
 from compress.store import checkpoint
-from compress.system.files import file_hash
+from compress.system.files import file_hash, link, replace_folder_with
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -98,31 +96,20 @@ def export(source: Path, target: Path, content: dict[str, Any]) -> None:
         target: Its new place; one that is there is replaced.
         content: New content of ``compress.json``.
     """
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    old = beside.with_suffix(".old")
-    try:
+    with replace_folder_with(target) as beside:
         shutil.copytree(source, beside, copy_function=_link_weights)
         (beside / checkpoint.INFO).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         (beside / "README.md").write_text(compress.report.model_card(content), encoding="utf-8")
         hashes = json.loads((source / checkpoint.MANIFEST).read_text(encoding="utf-8"))
         hashes |= {name: file_hash(beside / name) for name in (checkpoint.INFO, "README.md")}
         (beside / checkpoint.MANIFEST).write_text(json.dumps(hashes, indent=2) + "\n", encoding="utf-8")
-        if target.exists():
-            os.replace(target, old)
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _link_weights(source: str, target: str) -> None:
     if source.endswith(".safetensors"):
-        try:
-            os.link(source, target)
-            return
-        except OSError:  # another disk, or a file system without hard links
-            pass
-    shutil.copy2(source, target)
+        link(Path(source), Path(target))
+    else:
+        shutil.copy2(source, target)
 
 
 def track_report(tracker: "Tracker", result: dict[str, Any], folder: Path) -> None:

@@ -246,7 +246,8 @@ class _Run:
         }  # fmt: skip
         model_file = checkpoint.model_file(pipeline)
         info = output.info(self.config, self.plan.teacher, self.plan.data, [*history, entry], model_file)
-        checkpoint.save_checkpoint(pipeline, self.store.path(step.key), info, compress.report.model_card(info))
+        card, folder = compress.report.model_card(info), self.store.path(step.key)
+        checkpoint.save_checkpoint(pipeline, folder, info, card, store=self.store.root)
         del pipeline
         gc.collect()
 
@@ -266,7 +267,10 @@ class _Run:
                     images = self.plan.images(subject.checkpoint, subject.is_noise_floor)
                     self.store.adopt(images, key)
                     processes.send(subject)
-                    self.store.put_evaluation(key, {"images": images, **_measure(self.inputs, subject)})
+                    found = {"images": images, **_measure(self.inputs, subject)}
+                    # The students are compared with the teacher's images; nothing looks at theirs again.
+                    keep = self.config.evaluate.keep_images or subject.teacher is None
+                    self.store.put_evaluation(key, found, keep_images=keep)
                     found = self.store.evaluation(key)
         assert found is not None
         self.grids[name] = found["grid"]

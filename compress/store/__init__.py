@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
-from compress.system.files import file_hash, replace_with
+from compress.system.files import file_hash, link
 
 if TYPE_CHECKING:
     import torch
@@ -109,12 +109,13 @@ class Store:
             cell["image"] = _read_image(folder / cell["image"])
         return evaluation
 
-    def put_evaluation(self, key: str, evaluation: dict[str, Any]) -> None:
+    def put_evaluation(self, key: str, evaluation: dict[str, Any], *, keep_images: bool = True) -> None:
         """Makes the work folder of ``key``, with the images in it, an evaluation.
 
         Args:
             key: Its key.
             evaluation: JSON-able; ``image`` of each cell in ``evaluation["grid"]`` is a path inside the folder.
+            keep_images: Whether to keep all files in ``images/``, or only those of the grid.
         """
         place, folder = self.evaluation_folder(key), self.work(key)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -122,15 +123,20 @@ class Store:
             partial.unlink()
         (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2), encoding="utf-8")
         (folder / MANIFEST).unlink(missing_ok=True)
-        hashes = {file.relative_to(folder).as_posix(): file_hash(file) for file in _files(folder)}
+        names = [file.relative_to(folder).as_posix() for file in _files(folder)]
+        shown = {cell["image"] for cell in evaluation["grid"]}
+        dropped = [] if keep_images else [name for name in names if name.startswith("images/") and name not in shown]
+        hashes = {name: file_hash(folder / name) for name in names if name not in dropped}
         (folder / MANIFEST).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
         if place.exists():  # a run on a file system without locks may have been faster: the same content
             shutil.rmtree(folder)
         else:
             os.rename(folder, place)
+            for name in dropped:  # only now: a run that is killed before goes on with what was sampled
+                (place / name).unlink()
 
     def adopt(self, images: str, key: str) -> None:
-        """Gives the work folder of ``key`` the images of a finished evaluation that were sampled the same way.
+        """Gives the work folder of ``key`` the images kept by finished evaluations that sampled them the same way.
 
         Args:
             images: Key of the images, as evaluations have it under ``"images"``.
@@ -143,12 +149,12 @@ class Store:
             if json.loads(file.read_text(encoding="utf-8")).get("images") != images:
                 continue
             self.evaluation(file.parent.name)  # verified
-            target = self.work(key) / "images"
-            target.mkdir(exist_ok=True)
-            for source in _files(file.parent / "images"):
-                if not (target / source.name).exists():
-                    _link(source, target / source.name)
-            return
+            hashes = json.loads((file.parent / MANIFEST).read_text(encoding="utf-8"))
+            target = self.work(key)
+            (target / "images").mkdir(exist_ok=True)
+            for name in hashes:
+                if name.startswith("images/") and not (target / name).exists():
+                    link(file.parent / name, target / name)
 
     def evaluation_folder(self, key: str) -> Path:
         """Where the evaluation of ``key`` is or will be."""
@@ -157,15 +163,6 @@ class Store:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
-
-
-def _link(source: Path, target: Path) -> None:
-    """The same file in a second place; a copy where the file system has no links. Neither is ever written to again."""
-    try:
-        os.link(source, target)
-    except OSError:
-        with replace_with(target) as beside:
-            shutil.copyfile(source, beside)
 
 
 def _verify(folder: Path) -> None:

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +20,7 @@ from compress.errors import UserError
 from compress.models import denoiser, denoiser_name, freeze
 from compress.models.folder import MODEL_FILE, check_code
 from compress.models.quiet import hide_notices, no_progress_bars
-from compress.system.files import file_hash, flush
+from compress.system.files import file_hash, flush, replace_folder_with, replace_with
 
 if TYPE_CHECKING:
     import torch
@@ -33,21 +31,27 @@ INFO = "compress.json"
 MANIFEST = "compress.sha256.json"
 TOLERANCE = 1e-5  # of the largest output, for float weights; quantized ones must agree bit for bit
 PROBE_SEED = 0
-_PARTIAL = ".partial"
-_STALE_SECONDS = 24 * 3600
 
 
-def save_checkpoint(pipeline: "DiffusionPipeline", folder: Path, info: dict[str, Any], card: str | None = None) -> None:
+def save_checkpoint(
+    pipeline: "DiffusionPipeline",
+    folder: Path,
+    info: dict[str, Any],
+    card: str | None = None,
+    *,
+    store: Path | None = None,
+) -> None:
     """Writes a pipeline beside ``folder``, proves that stock diffusers reads back the same, and renames it into place.
 
-    A folder that is already there is replaced. Whatever goes wrong, none but a whole checkpoint ever stands at
-    ``folder``.
+    A folder that is already there is replaced. On any error, ``folder`` holds what it held before.
 
     Args:
         pipeline: Any pipeline with a denoiser, in float weights or in int8 ones of torchao.
-        folder: Where the checkpoint shall stand.
+        folder: Where to put the checkpoint.
         info: What to write into ``compress.json``, ready for JSON; ``"probe"`` and ``"versions"`` are added.
         card: Text of the model card, ``README.md``.
+        store: A folder of checkpoints on the same disk. Files that one of them has with the same content, such as the
+            VAE and the text encoder, become hard links to its files, so that they take no space again.
 
     Raises:
         UserError: If a weight or an output is not finite, or the disk is full or cannot be written.
@@ -55,25 +59,23 @@ def save_checkpoint(pipeline: "DiffusionPipeline", folder: Path, info: dict[str,
     """
     folder = Path(folder).absolute()
     _check_finite(pipeline)
-    temporary = folder.parent / f".{folder.name}.{uuid.uuid4().hex}{_PARTIAL}"
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(folder)
         _check_space(pipeline, folder)
-        _write_pipeline(pipeline, temporary)
-        probe = _read_back(pipeline, temporary)
-        full_info = {**info, "probe": probe, "versions": _versions(pipeline)}
-        (temporary / INFO).write_text(json.dumps(full_info, indent=2) + "\n", encoding="utf-8")
-        if card is not None:
-            (temporary / "README.md").write_text(card, encoding="utf-8")
-        manifest = {name: file_hash(temporary / name) for name in _files(temporary)}
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        _settle(temporary)
-        _rename(temporary, folder)
+        with replace_folder_with(folder) as beside:
+            _write_pipeline(pipeline, beside)
+            probe = _read_back(pipeline, beside)
+            full_info = {**info, "probe": probe, "versions": _versions(pipeline)}
+            (beside / INFO).write_text(json.dumps(full_info, indent=2) + "\n", encoding="utf-8")
+            if card is not None:
+                (beside / "README.md").write_text(card, encoding="utf-8")
+            manifest = {name: file_hash(beside / name) for name in _files(beside)}
+            (beside / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+            if store is not None:
+                _link_equal(beside, manifest, store)
+            _settle(beside)
     except OSError as error:
         raise _write_error(folder, error) from error
-    finally:
-        _remove(temporary)
 
 
 def load_checkpoint(
@@ -246,38 +248,33 @@ def _versions(pipeline: "DiffusionPipeline") -> dict[str, str]:
 
 
 def _settle(folder: Path) -> None:
-    """Gives files the usual permissions (safetensors' are private) and waits until the disk has them all."""
+    """Gives new files the usual permissions (safetensors' are private) and waits until the disk has them all."""
     mask = os.umask(0)
     os.umask(mask)
     for path in [*folder.rglob("*"), folder]:
         if path.is_file():
+            if path.stat().st_nlink > 1:  # another checkpoint's
+                continue
             path.chmod(0o666 & ~mask)
         flush(path)
 
 
-def _rename(temporary: Path, folder: Path) -> None:
-    old = folder.parent / f".{folder.name}.{uuid.uuid4().hex}{_PARTIAL}"
-    if folder.exists():
-        os.replace(folder, old)
-    try:
-        os.replace(temporary, folder)
-    except OSError:
-        if old.exists():
-            os.replace(old, folder)
-        raise
-    flush(folder.parent)
-    _remove(old)
-
-
-def _remove_stale(folder: Path) -> None:
-    """Removes what a killed process left of this checkpoint a day ago or longer; newer may still be written."""
-    for path in folder.parent.glob(f".{folder.name}.*{_PARTIAL}"):
-        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            _remove(path)
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+def _link_equal(folder: Path, manifest: dict[str, str], store: Path) -> None:
+    """Replaces files of a new checkpoint by hard links to the equal files of those in the store."""
+    missing = dict(manifest)
+    for file in sorted(store.glob(f"[!.]*/{MANIFEST}")):
+        try:
+            theirs = {digest: file.parent / name for name, digest in _read_json(file.parent, MANIFEST).items()}
+        except UserError:
+            continue  # damaged: whoever needs that checkpoint is told
+        for name in [name for name, digest in missing.items() if digest in theirs]:
+            try:
+                if file_hash(theirs[missing[name]]) == missing[name]:
+                    with replace_with(folder / name) as beside:
+                        os.link(theirs[missing[name]], beside)
+                    del missing[name]
+            except OSError:  # just deleted, somebody else's, or a file system without hard links
+                continue
 
 
 def _files(folder: Path) -> list[str]:

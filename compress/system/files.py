@@ -1,7 +1,9 @@
-"""Files that appear whole or not at all, and their hashes."""
+"""Files and folders that appear whole or not at all, hard links, and hashes."""
 
 import hashlib
 import os
+import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,10 @@ from compress.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+
+_PARTIAL = ".partial"
+_STALE_SECONDS = 24 * 3600
 
 
 @contextmanager
@@ -26,6 +32,42 @@ def replace_with(file: Path) -> Iterator[Path]:
         os.replace(beside, file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replace_folder_with(folder: Path) -> Iterator[Path]:
+    """Gives a path beside ``folder`` for a new folder, which takes its place when the block ends well.
+
+    If anything fails, the old folder stays. The path starts with a dot; what a killed process left under such a path
+    more than a day ago is removed.
+    """
+    for path in folder.parent.glob(f".{folder.name}.*{_PARTIAL}"):
+        if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
+    beside, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex}{_PARTIAL}") for _ in range(2))
+    try:
+        yield beside
+        if folder.exists():
+            os.replace(folder, old)
+        try:
+            os.replace(beside, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+        flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """The same file at a second path; a copy where the file system has no hard links. Neither may be written to."""
+    try:
+        os.link(source, target)
+    except OSError:
+        with replace_with(target) as beside:
+            shutil.copy2(source, beside)
 
 
 def write_tensors(file: Path, tensors: "Mapping[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> None:

@@ -151,9 +151,13 @@ def test_only_what_changed_runs_again(run: Run, store: Path) -> None:
     ("override", "there"),
     [("evaluate.bootstrap=500", 4), ("evaluate.leave_out=[kid]", 4), ("evaluate.steps=3", 0), ("evaluate.images=5", 0)],
 )
-def test_images_are_sampled_again_only_where_they_would_be_others(
-    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch, override: str, there: int
+@pytest.mark.parametrize("keep", [True, False])
+def test_images_are_sampled_again_only_where_they_are_deleted_or_would_be_others(
+    run: Run, store: Path, monkeypatch: pytest.MonkeyPatch, override: str, there: int, keep: bool
 ) -> None:
+    if keep:
+        run("evaluate.keep_images=true", store=store)
+    kept = len(list(store.rglob("sample-*.png")))
     before: list[int] = []
 
     def looked_at(*arguments: Any, **more: Any) -> Any:
@@ -163,9 +167,9 @@ def test_images_are_sampled_again_only_where_they_would_be_others(
     monkeypatch.setattr(compress.evaluate, "evaluate", looked_at)
     result = run(override, "evaluate.noise_floor=false", store=store)
     assert all(stage["cached"] for stage in result["stages"])
-    assert before == [there] * 3
-    originals = list(store.rglob("sample-000000.png"))
-    assert len(originals) == 6  # those of the first run are still there
+    students = there if keep else min(there, 1)  # the one that the grid shows
+    assert before == [there, students, students]
+    assert len(list(store.rglob("sample-*.png"))) == kept + 4 + 1 + 1  # those of the first run are still there
 
 
 def test_a_prefix_is_shared_and_names_do_not_matter(run: Run, store: Path) -> None:

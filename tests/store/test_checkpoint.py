@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,7 +182,7 @@ def test_a_failed_save_keeps_the_checkpoint_that_was_there(saved, monkeypatch):
     def broken(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(checkpoint, "_fsync", broken)
+    monkeypatch.setattr(checkpoint, "flush", broken)
     with pytest.raises(UserError, match="Input/output error"):
         checkpoint.save_checkpoint(tiny_pipeline(seed=1), saved, {})
     checkpoint.verify_checkpoint(saved)
@@ -202,6 +203,50 @@ def test_old_leftovers_of_a_killed_save_are_removed(saved):
     os.utime(old, (0, 0))
     checkpoint.save_checkpoint(tiny_pipeline(widths=(16, 32)), saved, {})
     assert not old.exists() and new.exists()
+
+
+def test_checkpoints_of_a_store_share_what_is_equal(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    pipeline = tiny_pipeline(widths=(16, 32))
+    checkpoint.save_checkpoint(pipeline, first, {"recipe": "a"}, store=tmp_path)
+    with torch.no_grad():
+        pipeline.unet.conv_in.bias += 1
+    checkpoint.save_checkpoint(pipeline, second, {"recipe": "b"}, "# card\n", store=tmp_path)
+    files = [file for file in second.rglob("*") if file.is_file()]
+    own = {file.relative_to(second).as_posix() for file in files if file.stat().st_nlink == 1}
+    assert own == {
+        "README.md", "compress.json", "compress.sha256.json", "unet/diffusion_pytorch_model.safetensors"
+    }  # fmt: skip
+    shared = (second / "vae" / "diffusion_pytorch_model.safetensors").stat()
+    assert shared.st_ino == (first / "vae" / "diffusion_pytorch_model.safetensors").stat().st_ino
+    shutil.rmtree(first)
+    checkpoint.verify_checkpoint(second)
+    assert torch.equal(checkpoint.load_checkpoint(second).unet.conv_in.bias, pipeline.unet.conv_in.bias)
+
+
+def test_damaged_files_are_not_shared(saved):
+    weights = saved / "vae" / "diffusion_pytorch_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-9] ^= 1
+    weights.write_bytes(content)
+    (saved / "vae" / "config.json").unlink()
+    other = saved.with_name("other")
+    checkpoint.save_checkpoint(tiny_pipeline(widths=(16, 32)), other, {}, store=saved.parent)
+    checkpoint.verify_checkpoint(other)
+    assert (other / "vae" / "diffusion_pytorch_model.safetensors").stat().st_nlink == 1
+    assert (other / "unet" / "config.json").stat().st_nlink == 2
+
+
+def test_where_there_are_no_links_everything_is_written(saved, monkeypatch):
+    def no_links(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", no_links)
+    other = saved.with_name("other")
+    checkpoint.save_checkpoint(tiny_pipeline(widths=(16, 32)), other, {}, store=saved.parent)
+    checkpoint.verify_checkpoint(other)
+    assert {file.stat().st_nlink for file in other.rglob("*") if file.is_file()} == {1}
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["abc", "other"]
 
 
 def test_a_shape_that_the_config_cannot_express_is_not_saved(tmp_path):

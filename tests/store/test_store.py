@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,13 +21,13 @@ def images(n: int) -> torch.Tensor:
     return torch.randint(0, 256, (n, 3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(n))
 
 
-def stored(store: Store, key: str = "k") -> None:
+def stored(store: Store, key: str = "k", keep_images: bool = True) -> None:
     place = store.work(key) / "images"
     place.mkdir()
     for index, image in enumerate(images(4)):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(place / f"sample-{index:06d}.png")
     cells = [{"prompt": "a cat", "seed": 3, "image": "images/sample-000001.png"}]
-    store.put_evaluation(key, {**EVALUATION, "images": "images", "grid": cells})
+    store.put_evaluation(key, {**EVALUATION, "images": "images", "grid": cells}, keep_images=keep_images)
 
 
 def test_the_key_does_not_depend_on_order_and_changes_with_every_value() -> None:
@@ -91,6 +92,29 @@ def test_images_are_adopted_from_an_evaluation_that_has_them(
         Store(tmp_path).adopt("images", "newer")
 
 
+def test_sampled_images_are_deleted_once_the_evaluation_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    store = Store(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            stored(store, keep_images=False)
+    assert len(list((store.work("k") / "images").glob("sample-*.png"))) == 4  # nothing is lost before
+    shutil.rmtree(store.work("k"))
+    stored(store, keep_images=False)
+    found = Store(tmp_path).evaluation("k")
+    assert found is not None and torch.equal(found["grid"][0]["image"], images(4)[1])
+    kept = [file.name for file in (store.evaluation_folder("k") / "images").iterdir()]
+    assert kept == ["sample-000001.png"]  # the grid's
+    stored(store, "l", keep_images=True)
+    store.adopt("images", "new")
+    assert len(list((store.work("new") / "images").iterdir())) == 4
+
+
 def test_what_a_killed_process_was_writing_is_no_part_of_an_evaluation(tmp_path: Path) -> None:
     store = Store(tmp_path)
     (store.work("k") / ".half.png").write_bytes(b"half")
@@ -112,7 +136,7 @@ def test_a_failed_write_leaves_no_evaluation(tmp_path: Path, monkeypatch: pytest
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("compress.store._hash", full)
+    monkeypatch.setattr("compress.store.file_hash", full)
     store = Store(tmp_path)
     with pytest.raises(OSError, match="No space left"):
         stored(store)

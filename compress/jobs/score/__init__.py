@@ -25,8 +25,8 @@ LIBRARIES = ("torch", "torchmetrics", "transformers", "pillow")
 
 # Keys of the evaluate group about sampling and choosing images; here the images exist and all are used.
 OF_SAMPLING = (
-    "images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "grid", "prompts", "reference",
-    "reference_images", "noise_floor", "latency_repeats", "compiled",
+    "images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "grid", "keep_images",
+    "prompts", "reference", "reference_images", "noise_floor", "latency_repeats", "compiled",
 )  # fmt: skip
 
 
