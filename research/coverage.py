@@ -6,9 +6,8 @@ intervals hold the statistic's expectation, estimated by the mean over all draws
 
 Prints a Markdown table: the share in percent and, in brackets, the mean width over that of 3.92 standard deviations.
 ``const``: the statistic is the same in every draw, and every interval holds it. ``*``: it is the same in four draws of
-five or more, so that a share between 90 and 99 % is a matter of luck. ``refused``: the share of the draws in which the
-code gives no interval; of the others the first number is. Below it stand the cells outside 90 to 99 %, each with what
-its share may be after so many draws (Clopper and Pearson, 95 %). All of it takes twenty minutes on two cores.
+five or more, so that a share between 90 and 99 % is a matter of luck. Below it stand the cells outside 90 to 99 %, each
+with what its share may be after so many draws (Clopper and Pearson, 95 %). All of it takes twenty minutes on two cores.
 ``--repetitions``, ``--sizes 64x16,64x256``, ``--kinds`` and ``--metrics`` take less, ``--results FILE`` keeps every
 draw and goes on where it was, and ``--resampled`` adds what resampling images with replacement would give for the
 Fréchet distance.
@@ -37,7 +36,7 @@ KINDS = ("same", "gaussian", "rectified", "skewed", "heavy", "clustered")
 KEPT_APART = ("laplace", "uneven", "bounded")  # distributions that no choice in the intervals was made on
 SIZES = ("64x16", "64x256", "256x64", "256x512", "1000x32")
 METRICS = ("frechet", "paired", "kid", "cmmd", "manifold", "retrieval", "means", "clip_score")
-Interval = tuple[float, float | None, float | None]
+Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,9 @@ def intervals(found: Draw, metrics: Sequence[str], resampled: bool) -> dict[str,
         score = CLIPScore()
         score.update(found.images, found.texts)
         rows["CLIP score"] = score.compute()
-    named: dict[str, Interval] = {name: (row["value"], row["low"], row["high"]) for name, row in rows.items()}
+    named: dict[str, Interval] = {
+        name: (row["value"], row["low"], row["high"]) for name, row in rows.items() if row["low"] is not None
+    }
     if resampled:
         named |= _resampled(*sets)
     return named
@@ -195,7 +196,6 @@ class Coverage:
 
     Attributes:
         draws: Number of draws.
-        kept: Of these with an interval.
         inside: Of these whose interval holds the mean of all values.
         width: Mean width of the intervals over 3.92 standard deviations of the values.
         most_common: How many draws have the same value.
@@ -203,7 +203,6 @@ class Coverage:
     """
 
     draws: int
-    kept: int
     inside: int
     width: float
     most_common: int
@@ -217,33 +216,28 @@ class Coverage:
     @property
     def tested(self) -> bool:
         """Whether there is anything that an interval may miss."""
-        return self.kept > 0 and not self.constant
+        return not self.constant
 
     @property
     def share(self) -> float:
         """Of the intervals that hold the mean, in percent."""
-        return 100 * self.inside / self.kept
+        return 100 * self.inside / self.draws
 
     def __str__(self) -> str:
         if self.constant:
             return "const"
-        refused = f"refused {100 - 100 * self.kept / self.draws:.1f}" if self.kept < self.draws else ""
-        if not self.kept:
-            return refused
         mark = "*" if self.most_common >= 0.8 * self.draws else ""
-        return f"{self.share:.1f} ({self.width:.2f}){mark}" + (f", {refused}" if refused else "")
+        return f"{self.share:.1f} ({self.width:.2f}){mark}"
 
 
 def coverage(rows: Sequence[Interval]) -> Coverage:
     """Counts the intervals that hold the mean of the values."""
     values = torch.tensor([value for value, _, _ in rows], dtype=torch.float64)
     mean, spread = float(values.mean()), float(values.std())
-    kept = [(low, high) for _, low, high in rows if low is not None and high is not None]
-    inside = sum(low <= mean <= high for low, high in kept)
-    widths = sum(high - low for low, high in kept)
-    width = widths / len(kept) / (3.92 * spread) if kept and spread > 0 else float("nan")
+    inside = sum(low <= mean <= high for _, low, high in rows)
+    width = sum(high - low for _, low, high in rows) / len(rows) / (3.92 * spread) if spread > 0 else float("nan")
     most_common = Counter(values.tolist()).most_common(1)[0][1]
-    return Coverage(len(rows), len(kept), inside, width, most_common, spread / abs(mean) if mean else spread)
+    return Coverage(len(rows), inside, width, most_common, spread / abs(mean) if mean else spread)
 
 
 def outside(cells: dict[str, Coverage]) -> str:
@@ -252,8 +246,8 @@ def outside(cells: dict[str, Coverage]) -> str:
     lines = []
     for name, cell in tested.items():
         if not 90 <= cell.share <= 99:
-            low, high = binomtest(cell.inside, cell.kept).proportion_ci(method="exact")
-            lines.append(f"- {name}: {cell}, {100 * low:.1f} to {100 * high:.1f} % after {cell.kept} intervals")
+            low, high = binomtest(cell.inside, cell.draws).proportion_ci(method="exact")
+            lines.append(f"- {name}: {cell}, {100 * low:.1f} to {100 * high:.1f} % after {cell.draws} intervals")
     within = len(tested) - len(lines)
     return "\n".join(
         [f"{within} of {len(tested)} shares lie from 90 to 99 %" + ("; outside:" if lines else "."), *lines]

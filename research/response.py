@@ -112,8 +112,8 @@ def table(
 
 
 def _cell(metric: dict[str, Any], digits: int) -> str:
-    ends = "no interval" if metric["low"] is None else f"{metric['low']:.{digits}f}, {metric['high']:.{digits}f}"
-    return f"{metric['value']:.{digits}f} [{ends}]"
+    ends = "" if metric["low"] is None else f" [{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
+    return f"{metric['value']:.{digits}f}{ends}"
 
 
 def _moved(found: Sequence[dict[str, Any]], name: str, still: bool) -> tuple[str, bool]:
@@ -125,7 +125,7 @@ def _moved(found: Sequence[dict[str, Any]], name: str, still: bool) -> tuple[str
         return ("not at all, rightly" if same else "**wrongly**"), same
     steady = all(b > a for a, b in zip(values, values[1:], strict=False))
     known = all(metric["low"] is not None for metric in (found[0], found[-1]))
-    beyond = known and values[-1] - values[0] > difference(found[0], found[-1])
+    beyond = not known or values[-1] - values[0] > difference(found[0], found[-1])
     way = "up" if sign > 0 else "down"
     if values[-1] <= values[0]:
         return "**the wrong way**", False

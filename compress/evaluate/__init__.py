@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EvaluateConfig", "Evaluation", "check", "evaluate"]
 
-VERSION = 6  # raised when the numbers change their meaning
+VERSION = 7  # raised when the numbers change their meaning
 IMAGES_VERSION = 1  # raised when other images are sampled
 
 # Offset of the noise floor's seeds. Generators on the CPU use 32 bits of a seed.

@@ -31,7 +31,9 @@ def alone() -> dict:
 def same(found: dict, alone: dict) -> None:
     assert found.keys() == alone.keys()
     for key, value in alone.items():
-        assert found[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-5, abs=1e-9)), key
+        assert found[key] == (
+            value if value is None or isinstance(value, str) else pytest.approx(value, rel=1e-5, abs=1e-9)
+        ), key
 
 
 def test_order_and_batch_size(alone):
