@@ -4,7 +4,7 @@ Magnitude is the importance of Han et al. 2015, arXiv:1506.02626; 2:4 is what NV
 et al. 2021, arXiv:2104.08378). Measures that look at examples, as Wanda's and SparseGPT's, are not here.
 
 The result is a stock checkpoint with zeros in it: as large on the disk and as fast as before. What it would take when
-only the other weights were stored is reported; where 2:4 is faster, see :mod:`compress.prune.layers.semi_structured`.
+only the other weights were stored is reported; docs/pruning.md tells how 2:4 linear layers run on sparse tensor cores.
 Distillation after it leaves the zeros zero.
 """
 

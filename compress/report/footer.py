@@ -164,7 +164,7 @@ def _sparse(rows: Sequence[tuple[str, Entry]]) -> list[str]:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in grouped.items())
         lines.append(
             f"2:4, of these weights: {shares}. Linear layers of that pattern run on sparse tensor cores of NVIDIA GPUs "
-            "after compress.prune.layers.semi_structured.accelerate, which was not measured here."
+            "after torchao's sparsify_ (docs/pruning.md), which was not measured here."
         )
     return lines
 
