@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import compress.data
 import compress.models
 from compress.config.compose import compose
+from compress.config.values import PRECISIONS
 from compress.evaluate import EvaluateConfig, evaluate
 from compress.evaluate.images import Images
 from compress.evaluate.networks import Networks
@@ -42,10 +43,8 @@ GENERATION, CAPTIONS, WHOLE = "generation alone", "captions alone", "whole evalu
 
 def main(overrides: Sequence[str]) -> int:
     """Prints the table; returns 1 if the whole takes more than :data:`LIMIT` times its parts."""
-    from compress.run.recipe import DTYPES
-
     config = to_run_config(compose(["recipe=prune", "evaluate.grid=0", *overrides]))
-    device, dtype = processes.join(config.device), DTYPES[config.precision]
+    device, dtype = processes.join(config.device), getattr(torch, PRECISIONS[config.precision])
     pipeline = compress.models.load_teacher(config.model, device, dtype)
     data = compress.data.load_data(config.data)
     networks = Networks(config.evaluate, device)

@@ -217,7 +217,10 @@ def test_two_processes_share_a_stage_and_train_alike(tiny_overrides: list[str], 
 
     settings = ["stages.prune.ratio=0.5", "stages.distill.steps=3", "stages.distill.batch_size=4"]
     losses = []
-    for processes, launcher in ((1, []), (2, ["-m", "accelerate.commands.launch", "--num_processes", "2"])):
+    for processes, launcher in (
+        (1, []),
+        (2, ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]),
+    ):
         folders = [f"out=out{processes}", f"store=store{processes}"]
         command = [*launcher, "-m", "compress", "recipe=prune_distill", *tiny_overrides, *settings, *folders]
         done = in_process_of_its_own(tmp_path, *command)

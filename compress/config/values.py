@@ -10,6 +10,9 @@ from compress.errors import UserError, bad_value
 
 T = TypeVar("T")
 
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The values of ``precision``, and what torch calls the dtype."""
+
 EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 
 

@@ -1,7 +1,5 @@
 """Whether student, teacher, examples and scheduler can work together."""
 
-import os
-import warnings
 from typing import Any
 
 from diffusers import DDPMScheduler
@@ -54,15 +52,3 @@ def noise_schedule(scheduler: Any) -> DDPMScheduler:
             f"sample; got {type(scheduler).__name__} with {kind}"
         )
     return DDPMScheduler.from_config(scheduler.config)
-
-
-def warn_if_alone(processes: int) -> None:
-    """Warns where ``accelerate launch`` was asked for several processes and started one.
-
-    It does so where it sees no GPU, unless told ``--multi_gpu``; all it leaves in the environment is the address at
-    which the processes would have met.
-    """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
-    if processes == 1 and launched and "RANK" not in os.environ:
-        text = "accelerate launch started a single process; without a GPU, several need `accelerate launch --multi_gpu`"
-        warnings.warn(text, RuntimeWarning, stacklevel=2)

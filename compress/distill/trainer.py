@@ -15,12 +15,13 @@ from rich.progress import TextColumn
 from torch import nn
 
 from compress.data.examples import Batch, Examples, draw
-from compress.distill.checks import check_pair, noise_schedule, warn_if_alone
+from compress.distill.checks import check_pair, noise_schedule
 from compress.distill.losses import FeatureLoss, Objective, matching_blocks, tapped, target_of, weight_of
 from compress.distill.state import Record, held_interrupt, load_state, pack, save_state, unpack
 from compress.distill.zeros import Zeros
 from compress.errors import UserError, bad_value
 from compress.stage import StageReport
+from compress.system import processes
 from compress.system.progress import bar
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def train(
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     if accelerator.num_processes > 1:
         device = accelerator.device
-    warn_if_alone(accelerator.num_processes)
+    processes.warn_if_alone()
     parts = _parts(config, accelerator)
     with ExitStack() as stack:
         autocast = _autocast(config, next(student.parameters()).dtype, device)

@@ -43,7 +43,6 @@ def run_stages(cfg: "DictConfig") -> None:
     from compress.system import processes
 
     config = to_run_config(cfg)
-    processes.relaunch()
     from compress.run.recipe import run_recipe
 
     run_recipe(config)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from compress.config.values import PRECISIONS
 from compress.models.schedulers import SCHEDULERS, Scheduler
 from compress.report.footer import how_to_load
 from compress.report.table import markdown_table
@@ -38,7 +39,7 @@ def usage(info: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
     example = _example(info)
     scheduler = _scheduler(str(example.get("scheduler") or "checkpoint"))
     imports = "DiffusionPipeline" + (f", {scheduler.kind}" if scheduler.kind else "")
-    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(str(info.get("precision")), "float32")
+    dtype = PRECISIONS.get(str(info.get("precision")), "float32")
     flag = ", trust_remote_code=True" if info.get("model_file") else ""
     lines = [
         "```python",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config.folders import NOT_STAGES, default_out, known_kinds, known_methods
-from compress.config.values import build, nearest, unknown_key
+from compress.config.values import PRECISIONS, build, nearest, unknown_key
 from compress.errors import UserError, bad_value
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from compress.evaluate import EvaluateConfig
     from compress.models import ModelConfig
     from compress.track import TrackConfig
-
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import compress.models
 import compress.report
+from compress.config.values import PRECISIONS
 from compress.run.config import RunConfig
 from compress.store import checkpoint
 from compress.system.files import file_hash, link, replace_folder_with
@@ -22,7 +23,7 @@ SNIPPET = """\
 import torch
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{folder}", torch_dtype={dtype}{flag})
+pipeline = DiffusionPipeline.from_pretrained("{folder}", torch_dtype=torch.{dtype}{flag})
 """
 
 
@@ -136,11 +137,10 @@ def print_end(console: "Console", result: dict[str, Any], config: RunConfig) -> 
     console.print()
     for name, value in where.items():
         console.print(f"{name:11}{value}", markup=False, highlight=False, soft_wrap=True)
-    dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[config.precision]
     console.print()
     model_file = result["stages"][-1]["model_file"]
     flag = ", trust_remote_code=True" if model_file else ""
-    snippet = SNIPPET.format(folder=result["checkpoint"], dtype=dtype, flag=flag)
+    snippet = SNIPPET.format(folder=result["checkpoint"], dtype=PRECISIONS[config.precision], flag=flag)
     console.print(snippet, markup=False, highlight=False, soft_wrap=True, end="")
     if model_file:
         console.print(f"\n{compress.report.how_to_load(model_file)}", markup=False, highlight=False, soft_wrap=True)

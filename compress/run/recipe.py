@@ -16,6 +16,7 @@ import compress.models
 import compress.report
 import compress.run.preflight
 import compress.track
+from compress.config.values import PRECISIONS
 from compress.errors import UserError
 from compress.evaluate.cost.memory import watch_memory
 from compress.run import output
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 KEPT = ("kind", "method", "key", "seconds", "peak_memory_bytes", "peak_memory_of", "coverage", "curves")
 MOST_TEXT = 1000  # letters of a detail that the report repeats; longer ones stand in the checkpoint's compress.json
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Inputs:
@@ -44,7 +44,7 @@ class Inputs:
         """Loads nothing."""
         self.config = config
         self.device = device
-        self.dtype = DTYPES[config.precision]
+        self.dtype: torch.dtype = getattr(torch, PRECISIONS[config.precision])
         self.store = Store(config.store)
 
     @cached_property

@@ -1,7 +1,7 @@
 """Several processes, as ``accelerate launch`` starts them: who does what, and how the first tells the others."""
 
 import os
-import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -39,38 +39,20 @@ def share(n: int, batch: int) -> range:
     return range(min(first * batch, n), min(last * batch, n))
 
 
-def relaunch() -> None:
-    """Starts as many processes as ``accelerate launch`` was asked for, where it started this one alone.
+def warn_if_alone() -> None:
+    """Warns if ``accelerate launch`` started this process and no other, as it does where it sees no GPU.
 
-    Without a GPU it starts one process whatever ``--num_processes`` says, unless it is told ``--multi_gpu``, which then
-    means several processes on the CPU. This process is replaced; nothing happens where all is as it was asked for.
+    With ``--multi_gpu`` it starts as many as it was asked for, on CPUs too. All that it leaves in the environment of a
+    single process is the address at which the processes would have met.
     """
-    wanted = _asked_for()
-    if "WORLD_SIZE" in os.environ or wanted < 2:
-        return
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(wanted)]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    sys.stdout.flush()
-    os.execv(sys.executable, [*launcher, *options, "-m", "compress", *sys.argv[1:]])
-
-
-def _asked_for() -> int:
-    """The number of processes on the command line of the ``accelerate launch`` that started this process, or 0."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        return 0
-    import psutil
-
-    parent = psutil.Process().parent()
-    words = parent.cmdline() if parent is not None else []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        name, _, value = word.partition("=")
-        if name.replace("-", "_") == "__num_processes":
-            return int(value or following)
-    return 0
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
+    if launched and count() == 1 and "RANK" not in os.environ:
+        warnings.warn(
+            "accelerate launch started a single process; to start two, on CPUs or GPUs: "
+            "accelerate launch --multi_gpu --num_processes 2 -m compress ...",
+            RuntimeWarning,
+            stacklevel=1,
+        )
 
 
 def join(device: str) -> "torch.device":
@@ -84,6 +66,7 @@ def join(device: str) -> "torch.device":
     """
     import torch
 
+    warn_if_alone()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if count() > 1:

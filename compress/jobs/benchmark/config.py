@@ -5,10 +5,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from compress.config.values import build, nearest
+from compress.config.values import PRECISIONS, build, nearest
 from compress.errors import UserError, bad_value
 from compress.models.schedulers import SCHEDULERS
-from compress.run.config import PRECISIONS
 
 OFFLOADS = ("none", "model", "sequential")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from compress.config.values import PRECISIONS
 from compress.evaluate.cost.latency import spread, timed
 from compress.evaluate.cost.memory import forget_peak, peak_since, process_peak
 from compress.jobs.benchmark.apply import apply, refusal
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 Embedding = dict[str, torch.Tensor]  # replaces a prompt; by the names of the call's arguments
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 REHEARSAL = (2, 4)  # steps of the images sampled before measuring
 
 
@@ -125,7 +125,7 @@ def _expected(pipeline: "DiffusionPipeline", task: Task, device: torch.device) -
 
 
 def _load(task: Task) -> "DiffusionPipeline":
-    return load_model(task.model, DTYPES[task.choices.dtype])
+    return load_model(task.model, getattr(torch, PRECISIONS[task.choices.dtype]))
 
 
 def _size(pipeline: "DiffusionPipeline", task: Task) -> tuple[int, int]:

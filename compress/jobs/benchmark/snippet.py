@@ -1,11 +1,10 @@
 """Diffusers code that runs a pipeline as a row did."""
 
+from compress.config.values import PRECISIONS
 from compress.jobs.benchmark.config import Choices
 from compress.models import ModelConfig
 from compress.models.folder import code_files
 from compress.models.schedulers import SCHEDULERS
-
-TORCH = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}
 
 
 def snippet(
@@ -34,7 +33,9 @@ def snippet(
     loading = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
     if model.folder is not None and code_files(model.folder):
         loading += ", trust_remote_code=True"
-    body = [f'pipeline = DiffusionPipeline.from_pretrained("{source}"{loading}, torch_dtype={TORCH[choices.dtype]})']
+    body = [
+        f'pipeline = DiffusionPipeline.from_pretrained("{source}"{loading}, torch_dtype=torch.{PRECISIONS[choices.dtype]})'
+    ]
     imports = ["DiffusionPipeline"]
     scheduler = SCHEDULERS[choices.scheduler]
     if scheduler.kind is not None:

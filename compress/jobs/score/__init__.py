@@ -100,7 +100,6 @@ def run_job(cfg: "DictConfig") -> None:
         UserError: The user made a mistake; raised before a weight is loaded where possible.
     """
     config = to_score_config(cfg)
-    processes.relaunch()
     score(config)
     processes.leave()
 

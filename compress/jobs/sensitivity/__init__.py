@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from compress.config.values import PRECISIONS
 from compress.errors import UserError, bad_value
 from compress.system.files import replace_with
 
@@ -65,6 +66,8 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     Raises:
         UserError: The denoiser cannot be narrowed, or no widths meet the target.
     """
+    import torch
+
     import compress.data
     import compress.models
     from compress.data.calibration import calibrate
@@ -74,13 +77,13 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     from compress.prune.sensitivity.error import Reference
     from compress.prune.sensitivity.plan import Planner
     from compress.prune.width import pruner
-    from compress.run.recipe import DTYPES
     from compress.system import processes
 
     wanted = stage.config
     if wanted.target.goal is None:
         raise bad_value(f"stages.{stage.name}.target", "null", "a share of params, macs or bytes to plan for")
-    pipeline = compress.models.load_teacher(config.model, processes.join(config.device), DTYPES[config.precision])
+    dtype = getattr(torch, PRECISIONS[config.precision])
+    pipeline = compress.models.load_teacher(config.model, processes.join(config.device), dtype)
     unet: Any = compress.models.denoiser(pipeline)
     planner = Planner(unet, wanted.target, wanted.heads, wanted.multiple, full_size_inputs(pipeline))
     data = compress.data.load_data(config.data)
