@@ -33,9 +33,8 @@ def snippet(
     loading = "".join(f', {name}="{value}"' for name, value in options.items() if value is not None)
     if model.folder is not None and code_files(model.folder):
         loading += ", trust_remote_code=True"
-    body = [
-        f'pipeline = DiffusionPipeline.from_pretrained("{source}"{loading}, torch_dtype=torch.{PRECISIONS[choices.dtype]})'
-    ]
+    loading += f", torch_dtype=torch.{PRECISIONS[choices.dtype]}"
+    body = [f'pipeline = DiffusionPipeline.from_pretrained("{source}"{loading})']
     imports = ["DiffusionPipeline"]
     scheduler = SCHEDULERS[choices.scheduler]
     if scheduler.kind is not None:
