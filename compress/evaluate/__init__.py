@@ -208,11 +208,11 @@ def _score(
 ) -> Metrics:
     """The metrics of all processes' images. A teacher's features are stored beside its images."""
     import torch
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     from compress.evaluate.quality import score_images
     from compress.system import processes
-    from compress.system.files import replace_with
+    from compress.system.files import write_tensors
 
     keep: dict[str, torch.Tensor] = {}
     known = None
@@ -231,10 +231,9 @@ def _score(
     if teacher is None:
         shares = processes.gather(keep)
         if processes.is_main():
-            with replace_with(folder / FEATURES) as beside:
-                # A process without images does not know the width.
-                whole = {name: torch.cat([share[name] for share in shares if len(share[name])]) for name in keep}
-                save_file(whole, beside)
+            # A process without images does not know the width.
+            whole = {name: torch.cat([share[name] for share in shares if len(share[name])]) for name in keep}
+            write_tensors(folder / FEATURES, whole)
     return metrics
 
 

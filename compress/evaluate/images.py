@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from compress.data.white import has_alpha, on_white
 from compress.errors import UserError, bad_value
+from compress.system.files import file_hash
 from compress.system.progress import track
 
 if TYPE_CHECKING:
@@ -98,8 +99,7 @@ class ImageFiles:
         """Hash of the files' contents, in their order."""
         digest = hashlib.sha256()
         for file in self.files:
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(file_hash(file)))
         return digest.hexdigest()
 
     def __len__(self) -> int:

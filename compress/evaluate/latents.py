@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from compress.evaluate.config import EvaluateConfig
-from compress.system.files import replace_with
+from compress.system.files import write_tensors
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -91,8 +91,7 @@ def first_step(
 
 def write_latents(folder: Path, start: int, latents: torch.Tensor) -> None:
     """Writes the latents of the batch that starts with image ``start``, atomically."""
-    with replace_with(_file(folder, start)) as beside:
-        save_file({"latents": latents.contiguous()}, beside)
+    write_tensors(_file(folder, start), {"latents": latents})
 
 
 def read_latents(folder: Path, start: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from compress.assets import resolve
@@ -20,7 +20,7 @@ from compress.evaluate.images import ImageFiles, Images, image_files
 from compress.evaluate.networks import Network, Networks
 from compress.evaluate.networks.inception_file import INCEPTION_SHA256
 from compress.system import processes
-from compress.system.files import replace_with
+from compress.system.files import write_tensors
 from compress.system.progress import track
 
 if TYPE_CHECKING:
@@ -184,9 +184,7 @@ def write_reference(
         "captions_sha256": _captions_hash(data, order),
         "seed": str(seed),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replace_with(path) as beside:
-        save_file({"features": found.half(), "indices": order}, beside, metadata)
+    write_tensors(path, {"features": found.half(), "indices": order}, metadata)
 
 
 def features_hash(values: Tensor) -> str:
@@ -222,9 +220,7 @@ def _load_or_compute(images: Callable[[], Images], network: Network, path: Path 
         found.verify()
     computed = features(found, network, batch_size)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_with(path) as beside:
-            save_file({"features": computed}, beside)
+        write_tensors(path, {"features": computed})
     return computed
 
 

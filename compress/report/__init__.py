@@ -12,7 +12,7 @@ from compress.report.footer import how_to_load
 from compress.report.stages import change, effort, layer_types
 from compress.report.table import markdown_table, plain_rows, print_table
 from compress.system.environment import environment, versions
-from compress.system.files import flush, replace_folder_with, replace_with
+from compress.system.files import replace_folder_with, write_text
 
 __all__ = [
     "change",
@@ -57,8 +57,8 @@ def write_report(
     full.setdefault("settings", _settings(result))
     report = plain(full)
     links = _write_images(folder / "images", report, grids)
-    _replace(folder / "report.md", _markdown(report, links))
-    _replace(folder / "report.json", json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(folder / "report.md", _markdown(report, links))
+    write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return report
 
 
@@ -165,9 +165,3 @@ def _markdown(result: Mapping[str, Any], links: Sequence[tuple[str, str]]) -> st
     facts.append(f"- python {machine.get('python')}, " + ", ".join(f"{k} {v}" for k, v in result["versions"].items()))
     parts.append("\n".join(facts) + "\n")
     return "\n".join(parts)
-
-
-def _replace(file: Path, text: str) -> None:
-    with replace_with(file) as beside:
-        beside.write_text(text, encoding="utf-8")
-        flush(beside)

@@ -70,6 +70,13 @@ def link(source: Path, target: Path) -> None:
             shutil.copy2(source, beside)
 
 
+def write_text(file: Path, text: str) -> None:
+    """Writes a text file, UTF-8, so that it appears whole or not at all."""
+    with replace_with(file) as beside:
+        beside.write_text(text, encoding="utf-8")
+        flush(beside)
+
+
 def write_tensors(file: Path, tensors: "Mapping[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file, and its folder where it is missing, so that it appears whole or not at all.
 

@@ -9,7 +9,7 @@ from compress.jobs.benchmark.figures import draw_plots
 from compress.jobs.benchmark.table import markdown, verdict
 from compress.report import plain
 from compress.system.environment import environment
-from compress.system.files import replace_with
+from compress.system.files import write_text
 
 if TYPE_CHECKING:
     import torch
@@ -37,10 +37,9 @@ def write_report(folder: Path, result: Mapping[str, Any], images: Mapping[str, "
     parts += [f"## {title}\n\n![{title}](images/{name})\n" for name, title in titles.items()]
     machine = ", ".join(f"{key} {value}" for key, value in full["environment"].items() if value is not None)
     parts.append(f"## Run\n\n- wall time: {result['seconds']:.0f} s\n- machine: {machine}\n")
-    with replace_with(folder / "report.md") as file:
-        file.write_text("\n".join(parts), encoding="utf-8")
-    with replace_with(folder / "benchmark.json") as file:
-        file.write_text(json.dumps(plain(full), indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(folder / "report.md", "\n".join(parts))
+    text = json.dumps(plain(full), indent=1, allow_nan=False, ensure_ascii=False)
+    write_text(folder / "benchmark.json", text + "\n")
 
 
 def _draw_sheet(images: Mapping[str, "torch.Tensor"], prompts: Sequence[str], file: Path) -> None:

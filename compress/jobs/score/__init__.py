@@ -240,11 +240,10 @@ def _about(images: ImageFiles) -> dict[str, Any]:
 
 
 def _write(out: Path, result: dict[str, Any]) -> None:
-    from compress.system.files import replace_with
+    from compress.system.files import write_text
 
     out.mkdir(parents=True, exist_ok=True)
-    with replace_with(out / "score.json") as file:
-        file.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(out / "score.json", json.dumps(result, indent=2, allow_nan=False) + "\n")
 
 
 def _show(result: dict[str, Any], out: Path) -> None:

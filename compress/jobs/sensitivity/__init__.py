@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.config.values import PRECISIONS
 from compress.errors import UserError, bad_value
-from compress.system.files import replace_with
+from compress.system.files import replace_with, write_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -36,8 +36,7 @@ def run_job(cfg: "DictConfig") -> None:
     result = measure(config, stage)
     config.out.mkdir(parents=True, exist_ok=True)
     output.write_config(config)
-    with replace_with(config.out / "sensitivity.json") as file:
-        file.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_text(config.out / "sensitivity.json", json.dumps(result, indent=2) + "\n")
     with replace_with(config.out / "heat_map.png") as file:
         draw_heat_map({title: result[title] for title in ("levels", "blocks", "heads")}, file)
     _print_end(Console(), result, config, stage)
