@@ -53,8 +53,8 @@ def manifest(
         reference: The real images' features.
 
     Returns:
-        ``protocol``, ``version`` and ``changed`` (the protocol's keys that this run has set otherwise); the settings with
-        the ``sampled`` size before any resize, the first and last seed, the scheduler's config, and ``scheduler_asked``
+        ``protocol``, ``version`` and ``changed`` (the protocol's keys that this run has changed); the settings with the
+        ``sampled`` size before any resize, the first and last seed, the scheduler's config, and ``scheduler_asked``
         if the configured one does not fit the model; hashes of the prompts, the networks and the reference's features.
     """
     from compress.evaluate.sample import sampler

@@ -82,7 +82,10 @@ def alike(a, b, metrics=None, parts=("value", "low", "high"), rel=1e-4):
     for name in metrics or a:
         if a[name] is not None:
             for part in parts:
-                assert a[name][part] == pytest.approx(b[name][part], rel=rel, abs=1e-6), (name, part)
+                if b[name][part] is None:
+                    assert a[name][part] is None, (name, part)
+                else:
+                    assert a[name][part] == pytest.approx(b[name][part], rel=rel, abs=1e-6), (name, part)
 
 
 def test_every_metric_comes_with_what_it_means(clip):

@@ -48,9 +48,7 @@ def _stage(config: "RunConfig") -> "StageConfig":
     stages = [stage for stage in config.stages if isinstance(stage.config, Config)]
     if len(stages) != 1 or len(config.stages) != 1:
         named = ", ".join(f"{stage.name} ({stage.kind}={stage.method})" for stage in config.stages)
-        raise UserError(
-            f"stages: job prune_sensitivity needs one stage of method width; this recipe has {named}"
-        )
+        raise UserError(f"stages: job prune_sensitivity needs one stage of method width; this recipe has {named}")
     return stages[0]
 
 
