@@ -92,7 +92,7 @@ class StageRun:
         self._open = session is not None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Adds a point to each curve; returns at once, the writing happens beside the training."""
+        """Adds a point to each curve; W&B writes it in a process of its own."""
         if self._open and self._session is not None:
             self._session.log({name: float(value) for name, value in metrics.items()} | {"step": int(step)})
 
@@ -128,6 +128,11 @@ class Tracker:
     def __init__(self, session: "Session | None") -> None:
         self._session = session
 
+    @property
+    def where(self) -> str:
+        """Where the W&B runs are, for people; empty without any."""
+        return self._session.where if self._session is not None else ""
+
     @contextmanager
     def stage(self, name: str, job_type: str, config: Mapping[str, Any] | None = None) -> Iterator[StageRun]:
         """A W&B run for one stage (``job_type`` is its kind) or for the teacher (``"teacher"``).
@@ -152,9 +157,7 @@ class Tracker:
             return
         with self.stage("report", "report"):
             data = [[_plain(cell) for cell in row] for row in rows]
-            self._session.table("results", list(columns), data)
-            for name, path in (images or {}).items():
-                self._session.image(name, path)
+            self._session.report(list(columns), data, images or {})
 
     def close(self) -> None:
         """Ends tracking; the process environment is as before."""

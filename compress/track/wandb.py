@@ -1,32 +1,17 @@
-"""Weights & Biases: all calls in one thread of their own, so that neither an error nor a hang reaches the run.
+"""Weights & Biases: one W&B run per stage; whatever fails in it is warned about once and tracking ends."""
 
-W&B talks to a service process and, when online, to a server. The queue keeps a training step from ever waiting for
-either; opening and finishing a W&B run wait, but not for ever.
-"""
-
-import contextlib
-import netrc
 import os
-import queue
-import threading
-import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     import wandb
 
     from compress.track import TrackConfig
 
-INIT_SECONDS = 60.0
-"""W&B gives up on opening a run after this time."""
-FINISH_SECONDS = 60.0
-"""W&B gives up on uploading after this time; what is missing stays on disk for ``wandb sync``."""
-GRACE_SECONDS = 30.0
-"""How much longer than W&B's own limits its thread is waited for."""
+INIT_SECONDS = FINISH_SECONDS = 60.0  # W&B then gives up on opening a run, and on uploading one
 
 
 def settings() -> "wandb.Settings":
@@ -38,23 +23,14 @@ def settings() -> "wandb.Settings":
 
 def account_configured(found: "wandb.Settings") -> bool:
     """Whether W&B finds credentials without asking: in the environment, its settings or a netrc file."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE") or found.api_key:
-        return True
     import wandb
+    from requests.utils import get_netrc_auth
 
-    hosts = {urlsplit(found.base_url).netloc}
+    names = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    urls = [found.base_url]
     if found.base_url == wandb.Settings().base_url:
-        hosts.add("api.wandb.ai")  # where the keys of the default server are filed, whatever it is called
-    candidates = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for path in (Path(candidate).expanduser() for candidate in candidates):
-        if not path.exists():
-            continue
-        try:
-            entries = netrc.netrc(path).hosts
-        except (netrc.NetrcParseError, OSError):
-            return False
-        return any(host in entries for host in hosts)
-    return False
+        urls.append("https://api.wandb.ai")  # where the keys of the default server are filed, whatever its name is
+    return any(map(os.environ.get, names)) or bool(found.api_key) or any(map(get_netrc_auth, urls))
 
 
 class Session:
@@ -68,50 +44,40 @@ class Session:
     """
 
     def __init__(self, config: "TrackConfig", group: str, folder: Path, run_config: dict[str, Any]) -> None:
-        self._config = config
-        self._group = group
+        self.where = ""  # where the W&B runs are, for people
+        self._config, self._group, self._run_config = config, group[:128], run_config
         self._folder = folder.absolute()
-        self._run_config = run_config
-        self._mode: str | None = None
+        self._mode = "" if config.mode == "auto" else config.mode
         self._run: Any = None
-        self._warning: str | None = None
         self._off = False
-        self._environment: list[str] = []
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        # A daemon: a call that never returns must not keep the process alive.
-        threading.Thread(target=self._work, name="wandb", daemon=True).start()
+        # Tables are staged in these folders, in the home directory by default.
+        wanted = {f"WANDB_{name.upper()}_DIR": str(self._folder / "wandb" / name) for name in ("data", "cache")}
+        if config.mode == "offline":
+            wanted["WANDB_ERROR_REPORTING"] = "false"  # W&B would report its own errors over the network
+        self._environment = {name: value for name, value in wanted.items() if name not in os.environ}
+        os.environ |= self._environment
 
     def open(self, name: str, job_type: str, config: dict[str, Any]) -> None:
-        """Opens a W&B run and waits for it: the start of W&B's service would disturb what is measured next."""
-        self._submit(lambda: self._open(name, job_type, config))
-        self._wait("opening a run", 2 * INIT_SECONDS + GRACE_SECONDS)
+        """Opens a W&B run; offline if the server cannot be reached."""
+        self._safely(lambda: self._open(name, job_type, config))
 
-    def log(self, point: dict[str, float]) -> None:
-        """One point of each curve, with its ``step``."""
-        self._submit(lambda: self._run.log(point))
+    def log(self, point: Mapping[str, Any]) -> None:
+        """One point of each curve, with its ``step``, or whatever else W&B logs."""
+        self._safely(lambda: self._run.log(dict(point)))
 
-    def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """A table."""
-
-        def call() -> None:
-            import wandb
-
-            self._run.log({name: wandb.Table(columns=columns, data=rows, allow_mixed_types=True)})
-
-        self._submit(call)
-
-    def image(self, name: str, path: Path) -> None:
-        """A image from a file."""
+    def report(self, columns: list[str], rows: list[list[Any]], images: Mapping[str, Path]) -> None:
+        """A table and images from files."""
 
         def call() -> None:
             import wandb
 
-            self._run.log({name: wandb.Image(str(path))})
+            table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
+            self._run.log({"results": table, **{name: wandb.Image(str(path)) for name, path in images.items()}})
 
-        self._submit(call)
+        self._safely(call)
 
-    def finish(self, summary: dict[str, Any], images: list[tuple[Any, str]], exit_code: int) -> None:
-        """Writes the summary and the images (array, caption), closes the W&B run and waits for it."""
+    def finish(self, summary: dict[str, Any], images: Sequence[tuple[Any, str]], exit_code: int) -> None:
+        """Writes the summary and the images (array, caption), and closes the W&B run."""
 
         def call() -> None:
             import wandb
@@ -121,19 +87,20 @@ class Session:
             self._run.summary.update(summary)
             self._run.finish(exit_code=exit_code)
 
-        self._submit(call)
-        self._wait("finishing a run", FINISH_SECONDS + GRACE_SECONDS)
+        self._safely(call)
 
     def close(self) -> None:
         """Takes back the environment variables it set."""
-        while self._environment:
-            os.environ.pop(self._environment.pop(), None)
+        for name in self._environment:
+            os.environ.pop(name, None)
 
     def _open(self, name: str, job_type: str, config: dict[str, Any]) -> None:
-        # W&B would quietly take another folder where it cannot write.
-        (self._folder / "wandb").mkdir(parents=True, exist_ok=True)
-        if self._mode is None:
-            self._prepare()
+        folder = self._folder / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)  # W&B would quietly take another folder where it cannot write
+        if not self._mode:
+            found = settings()
+            online = found.mode in ("online", "run", "shared") and account_configured(found)
+            self._mode = "online" if online else "disabled" if found.mode == "disabled" else "offline"
         if self._mode == "disabled":
             self._off = True
             return
@@ -144,32 +111,14 @@ class Session:
                 raise
             self._mode = "offline"
             self._run = self._init(name, job_type, config)
-            self._warning = (
-                f"W&B cannot be reached ({_first_line(error)}); this run is tracked offline in {self._folder / 'wandb'}"
-                ", to be uploaded with `wandb sync`"
-            )
+            _warn(f"W&B cannot be reached ({_first_line(error)}); this run is tracked offline, for `wandb sync`")
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
-
-    def _prepare(self) -> None:
-        # Tables are staged and the service logs in these folders, in the home directory by default.
-        self._set("WANDB_DATA_DIR", str(self._folder / "wandb" / "data"))
-        self._set("WANDB_CACHE_DIR", str(self._folder / "wandb" / "cache"))
-        mode = self._config.mode
-        if mode == "auto":
-            found = settings()
-            mode = "disabled" if found.mode == "disabled" else "offline"
-            if found.mode in ("online", "run", "shared") and account_configured(found):
-                mode = "online"
-        if mode == "offline":
-            # Reports of W&B's own errors and usage go over the network even when the run is offline.
-            self._set("WANDB_ERROR_REPORTING", "false")
-        self._mode = mode
-
-    def _set(self, name: str, value: str) -> None:
-        if name not in os.environ:
-            self._environment.append(name)
-            os.environ[name] = value
+        self.where = (
+            f"{self._run.project_url}, group {self._group}"
+            if self._mode == "online"
+            else f"{folder}, to upload: wandb sync {folder}/offline-run-*"
+        )
 
     def _init(self, name: str, job_type: str, config: dict[str, Any]) -> Any:
         import wandb
@@ -192,7 +141,6 @@ class Session:
                 save_code=False,
                 disable_code=True,
                 disable_git=True,  # it would save a patch of whatever repository is the current folder
-                use_dot_wandb=False,
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
                 # Both ask the cloud's metadata service, over the network, what machine this is.
@@ -201,58 +149,18 @@ class Session:
             ),
         )
 
-    def _work(self) -> None:
-        while True:
-            call = self._calls.get()
-            if self._off:
-                continue
-            try:
-                call()
-            except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing W&B does may end the run
-                self._stop(_first_line(error))
-
-    def _stop(self, why: str) -> None:
+    def _safely(self, call: Callable[[], None]) -> None:
         if self._off:
             return
-        self._off = True
-        self._warning = f"W&B failed ({why}); this run goes on without tracking"
-
-    def _submit(self, call: Callable[[], None]) -> None:
-        self._warn()
-        if not self._off:
-            self._calls.put(call)
-
-    def _wait(self, what: str, seconds: float) -> None:
-        done = threading.Event()
-        self._calls.put(done.set)  # its turn comes when all calls before it are through
-        deadline = time.monotonic() + seconds
-        while not self._off and not done.wait(0.02):
-            if time.monotonic() > deadline:
-                self._stop(f"{what} took longer than {seconds:.0f} s")
-                _end_service_at_exit()
-        self._warn()
-
-    def _warn(self) -> None:
-        # From the run's own thread, where filters and consoles are set up.
-        if self._warning is not None:
-            message, self._warning = self._warning, None
-            warnings.warn(message, RuntimeWarning, stacklevel=4)
+        try:
+            call()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing W&B does may end the run
+            self._off, self.where = True, ""
+            _warn(f"W&B failed ({_first_line(error)}); this run goes on without tracking")
 
 
-def _end_service_at_exit() -> None:
-    """Ends W&B's service process if it outlives the program: W&B would wait for it, without limit, at exit."""
-    import psutil
-
-    service = [child for child in psutil.Process().children() if child.name().startswith("wandb-core")]
-
-    def wait() -> None:
-        threading.main_thread().join()
-        time.sleep(GRACE_SECONDS)
-        for child in service:
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-
-    threading.Thread(target=wait, name="wandb-exit", daemon=True).start()
+def _warn(text: str) -> None:
+    warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
 def _first_line(error: BaseException) -> str:
