@@ -8,21 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from compress.report.card import coverage_line, model_card, usage
-from compress.report.footer import how_to_load
+from compress.report.footer import MARKS, counted, how_to_load
 from compress.report.stages import change, effort, layer_types
-from compress.report.table import markdown_table, plain_rows, print_table
+from compress.report.table import (
+    markdown_notes,
+    markdown_table,
+    plain_rows,
+    print_summary,
+    rows,
+    summary_table,
+    wide_tables,
+)
+from compress.report.verdict import verdict
 from compress.system.environment import environment, versions
 from compress.system.files import replace_folder_with, write_text
 
 __all__ = [
-    "change",
-    "effort",
     "how_to_load",
     "markdown_table",
     "model_card",
     "plain_rows",
-    "print_table",
+    "print_summary",
     "usage",
+    "verdict",
+    "warnings",
     "write_report",
 ]
 
@@ -60,6 +69,11 @@ def write_report(
     write_text(folder / "report.md", _markdown(report, links))
     write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return report
+
+
+def warnings(result: Mapping[str, Any]) -> list[str]:
+    """What makes a row's numbers misleading, such as images of one color; one sentence each."""
+    return counted(rows(result))
 
 
 def plain(value: Any) -> Any:
@@ -134,8 +148,16 @@ def _file_name(row: str) -> str:
 
 def _markdown(result: Mapping[str, Any], links: Sequence[tuple[str, str]]) -> str:
     stages = result.get("stages", [])
-    parts = [f"# {result.get('recipe', 'Report')}\n", markdown_table(result)]
+    parts = [f"# {result.get('recipe', 'Report')}\n"]
+    if stages:
+        parts.append(f"{verdict(result)}\n")
+    summary = summary_table(result)
+    parts.append(summary)
+    marks = [text for sign, text in MARKS.items() if sign in summary]
+    parts += [f"{'; '.join(marks)}.\n"] * bool(marks)
     parts += [f"## {title}\n\n![{title}](images/{file})\n" for title, file in links]
+    parts += ["## All numbers\n", wide_tables(result)]
+    parts += ["## What they mean and how they were measured\n", markdown_notes(result)]
     if stages:
         parts.append("## Stages\n")
         lines = []

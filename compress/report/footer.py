@@ -8,6 +8,10 @@ from compress.evaluate.config import EXTRAPOLATED_FROM
 NOISE = "≈"
 NO_NEARER = "°"
 NOISE_FLOOR = "noise floor"
+MARKS = {
+    NOISE: f"{NOISE} no difference from the teacher beyond the noise",
+    NO_NEARER: f"{NO_NEARER} no nearer to the teacher's images than those of other seeds",
+}
 PAIRED = ("fid_teacher", "psnr", "ssim", "ms_ssim", "lpips", "latent_psnr")
 UNBIASED_FROM = 10_000
 """Images from which FID's bias is small enough to compare with other tables."""
@@ -29,7 +33,7 @@ def footer(
     entries = [entry for _, entry in rows]
     sampled = [entry for name, entry in rows if name != NOISE_FLOOR]  # its seeds are others, on purpose
     lines = [_protocol(manifest or {}) + _images(sampled, manifest or {}), _networks(entries, titles), _cost(entries)]
-    lines += [_formats(rows), *_sparse(rows), *_counted(rows), *_model_files(rows)]
+    lines += [_formats(rows), *_sparse(rows), *counted(rows), *_model_files(rows)]
     paired = [title.partition(" (")[0] for key, title in titles.items() if key in PAIRED]
     if paired:
         lines.append(f"{', '.join(paired)}: to the teacher's images of the same prompts and seeds.")
@@ -169,7 +173,7 @@ def _sparse(rows: Sequence[tuple[str, Entry]]) -> list[str]:
     return lines
 
 
-def _counted(rows: Sequence[tuple[str, Entry]]) -> list[str]:
+def counted(rows: Sequence[tuple[str, Entry]]) -> list[str]:
     """Rows with images that make the averages misleading: with a single color, or equal to the teacher's."""
     lines = []
     for name, entry in rows:

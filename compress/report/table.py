@@ -1,7 +1,7 @@
 """The table of a run: teacher and stages by row, cost and quality by column, each number with its interval."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,6 @@ class Column:
         better: ``"down"``, ``"up"`` or ``""``: where the better values are.
         ends: Keys of the interval's ends, for a cost; a metric has its own ``low`` and ``high``.
         paired: Whether it compares with the teacher's image of the same prompt and noise.
-        screen: Whether it is shown on the screen too, which is narrow.
         needs: A cost that some row has to have for this one to be shown.
         ratio: Whether a cost is written as a multiple of the teacher's too.
     """
@@ -40,7 +39,6 @@ class Column:
     better: str = ""
     ends: tuple[str, str] = ("", "")
     paired: bool = False
-    screen: bool = True
     needs: str = ""
     ratio: bool = True
 
@@ -54,11 +52,11 @@ class Column:
 COST = (
     Column("cost", "params", "parameters (M)", 1e-6),
     Column("cost", "macs", "MACs (G)", 1e-9),
-    Column("cost", "macs_without_attention", "MACs without attention (G)", 1e-9, screen=False),
+    Column("cost", "macs_without_attention", "MACs without attention (G)", 1e-9),
     Column("cost", "bytes", "on disk (MB)", 1e-6),
     Column("cost", "sparsity", "zeros (%)", 100, digits=1, needs="sparse_bytes", ratio=False),
     Column("cost", "sparse_bytes", "stored sparse (MB)", 1e-6),
-    Column("cost", "memory_bytes", "in memory (MB)", 1e-6, screen=False),
+    Column("cost", "memory_bytes", "in memory (MB)", 1e-6),
     Column("cost", "peak_memory_bytes", "peak memory (MB)", 1e-6),
     Column("cost", "latency_s", "latency (ms)", 1e3, ends=("latency_low_s", "latency_high_s")),
     Column(
@@ -68,24 +66,24 @@ COST = (
 )
 SETS = (
     Column("metrics", "fid", "FID", digits=1, better="down"),
-    Column("metrics", "fid.infinite", "FID∞", digits=1, better="down", screen=False),
+    Column("metrics", "fid.infinite", "FID∞", digits=1, better="down"),
     Column("metrics", "kid", "KID", digits=4, better="down"),
-    Column("metrics", "cmmd", "CMMD", digits=3, better="down", screen=False),
-    Column("metrics", "precision", "precision", digits=3, better="up", screen=False),
-    Column("metrics", "recall", "recall", digits=3, better="up", screen=False),
+    Column("metrics", "cmmd", "CMMD", digits=3, better="down"),
+    Column("metrics", "precision", "precision", digits=3, better="up"),
+    Column("metrics", "recall", "recall", digits=3, better="up"),
 )
 TEXT = (
     Column("metrics", "clip_score", "CLIP score", digits=2, better="up"),
     Column("metrics", "r_at_1", "R@1 (%)", 100, digits=1, better="up"),
-    Column("metrics", "r_at_5", "R@5 (%)", 100, digits=1, better="up", screen=False),
+    Column("metrics", "r_at_5", "R@5 (%)", 100, digits=1, better="up"),
 )
 PAIRED = (
     Column("metrics", "fid_teacher", "FID to teacher", digits=1, better="down", paired=True),
     Column("metrics", "psnr", "PSNR (dB)", digits=2, better="up", paired=True),
     Column("metrics", "ssim", "SSIM", digits=3, better="up", paired=True),
-    Column("metrics", "ms_ssim", "MS-SSIM", digits=3, better="up", paired=True, screen=False),
+    Column("metrics", "ms_ssim", "MS-SSIM", digits=3, better="up", paired=True),
     Column("metrics", "lpips", "LPIPS", digits=3, better="down", paired=True),
-    Column("metrics", "latent_psnr", "latent PSNR (dB)", digits=2, better="up", paired=True, screen=False),
+    Column("metrics", "latent_psnr", "latent PSNR (dB)", digits=2, better="up", paired=True),
 )
 METRICS = (*SETS, *TEXT, *PAIRED)
 
@@ -142,9 +140,7 @@ def columns(result: Mapping[str, Any]) -> list[Column]:
 def _unknown(name: str) -> Column:
     """The column of a metric that a recipe named: an encoder's distance, which is better when small, or a score."""
     distance = name.startswith(("fd_", "mmd_"))
-    return Column(
-        "metrics", name, name.replace("_", " "), digits=3, better="down" if distance else "up", screen=not distance
-    )
+    return Column("metrics", name, name.replace("_", " "), digits=3, better="down" if distance else "up")
 
 
 def number(entry: Mapping[str, Any], column: Column, part: str = "value") -> float | None:
@@ -188,10 +184,10 @@ def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], 
         interval = f"[{_written(low, column)}, {_written(high, column)}]"
     if column.group == "cost" and column.ratio and reference and entry is not teacher:
         ratio = f"{value / reference:.2f}x"
-    return Cell(_written(value, column), interval, ratio, _mark(entry, column, teacher, floor))
+    return Cell(_written(value, column), interval, ratio, mark(entry, column, teacher, floor))
 
 
-def _mark(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], floor: Mapping[str, Any]) -> str:
+def mark(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], floor: Mapping[str, Any]) -> str:
     """Whether chance alone may explain an entry's difference from the row it is held against, as of independent draws.
 
     That is the teacher; of what compares images with the teacher's own, the teacher with other seeds.
@@ -213,15 +209,11 @@ def _mark(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], 
 
 
 def _written(value: float, column: Column) -> str:
-    value *= column.scale
-    if column.digits is not None:
-        return f"{value:.{column.digits}f}"
-    decimals = 2 - math.floor(math.log10(abs(value))) if value else 0
-    return f"{value:.{min(max(decimals, 0), 6)}f}"
+    return significant(value, column) if column.digits is None else f"{value * column.scale:.{column.digits}f}"
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
-    """The lines below the table."""
+    """What the numbers mean and how they were measured; one sentence each."""
     shown = columns(result)
     titles = {column.key: column.title for column in shown if column.group == "metrics"}
     marks = {cell.mark for row in cells(result, shown) for cell in row}
@@ -229,7 +221,17 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 
 
 def markdown_table(result: Mapping[str, Any]) -> str:
-    """The tables of cost and of quality and their footer as Markdown."""
+    """The tables of cost and of quality and the notes below them, as Markdown."""
+    return wide_tables(result) + "\n" + markdown_notes(result)
+
+
+def markdown_notes(result: Mapping[str, Any]) -> str:
+    """The notes as a Markdown list."""
+    return "".join(f"- {line}\n" for line in notes(result))
+
+
+def wide_tables(result: Mapping[str, Any]) -> str:
+    """All numbers: the tables of cost and of quality as Markdown."""
     shown = columns(result)
     written = cells(result, shown)
     lines = []
@@ -244,68 +246,100 @@ def markdown_table(result: Mapping[str, Any]) -> str:
                 texts = [row[index].line() for index in places]
                 lines.append("| " + " | ".join([name.replace("|", "\\|"), *texts]) + " |")
         lines.append("")
-    return "\n".join(lines) + "\n" + "\n".join(f"- {line}" for line in notes(result)) + "\n"
+    return "\n".join(lines)
 
 
-def print_table(result: Mapping[str, Any], console: "Console") -> None:
-    """Prints the main columns and the footer; where one table is too wide, cost and quality are tables of their own."""
-    every = columns(result)
-    shown = [column for column in every if column.screen]
-    written = cells(result, shown)
-    pieces = [list(range(len(shown)))]
-    if _width(_rich(result, shown, written, pieces[0]), console) > console.width:
-        groups = [
-            [index for index, column in enumerate(shown) if (column.group, column.paired) == group]
-            for group in (("cost", False), ("metrics", False), ("metrics", True))
+def summary_metrics(result: Mapping[str, Any]) -> list[Column]:
+    """One column each of a distance between sets, of a score of the captions, and of what compares with the teacher."""
+    shown = [column for column in columns(result) if column.group == "metrics"]
+    sets = [column for column in shown if not column.paired and column.better == "down"]
+    scores = [column for column in shown if not column.paired and column.better == "up"]
+    text = [column for column in scores if column not in SETS]
+    paired = [column for column in PAIRED[1:] + PAIRED[:1] if column in shown]  # PSNR before FID to the teacher
+    return [*sets[:1], *(text or scores)[:1], *paired[:1]]
+
+
+def summary_table(result: Mapping[str, Any]) -> str:
+    """The short table as Markdown."""
+    headings, lines = _summary(result)
+    texts = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+    for name, *row in lines:
+        written = [f"{value} {below if '[' in below else f'({below})'}" if below else value for value, below in row]
+        texts.append("| " + " | ".join([name[0].replace("|", "\\|"), *written]) + " |")
+    return "\n".join(texts) + "\n"
+
+
+def print_summary(result: Mapping[str, Any], console: "Console") -> None:
+    """Prints the short table; it fits 80 columns, and on fewer the intervals are left out."""
+    headings, lines = _summary(result)
+    table = _rich(headings, lines, intervals=True)
+    if console.measure(table, options=console.options.update(max_width=10_000)).maximum > console.width:
+        table = _rich(headings, lines, intervals=False)
+    console.print(table)
+
+
+Two = tuple[str, str]  # what a cell of the short table says, and what stands below it, smaller
+
+
+def _summary(result: Mapping[str, Any]) -> tuple[list[str], list[list[Two]]]:
+    """Headings and rows of the short table: size and speed as multiples of the teacher's, three metrics, intervals."""
+    teacher, floor = result.get("teacher") or {}, result.get("noise_floor") or {}
+    shown = columns(result)
+    metrics = summary_metrics(result)
+    costs = [column for column in shown if column.key in ("params", "bytes", "latency_s")]
+    if not metrics:  # then there is room
+        costs = [
+            column for column in shown if column.key in ("params", "macs", "bytes", "peak_memory_bytes", "latency_s")
         ]
-        pieces = [piece for group in groups for piece in _fitting(result, shown, written, group, console)]
-    for piece in pieces:
-        console.print(_rich(result, shown, written, piece))
-    hidden = ", ".join(column.title for column in every if not column.screen)
-    for line in [*notes(result), *([f"The report has besides: {hidden}."] if hidden else [])]:
-        console.print(line, style="dim", markup=False, highlight=False)
+    lines = []
+    for name, entry in rows(result):
+        line: list[Two] = [(name, "")]
+        line += [_summary_cost(_cell(entry, column, teacher, floor), entry, column, teacher) for column in costs]
+        line += [_summary_metric(entry, column, teacher, floor) for column in metrics]
+        lines.append(line)
+    titles = {"params": "params", "bytes": "size", "peak_memory_bytes": "memory", "latency_s": "speed"}
+    named = [titles.get(column.key, column.title.partition(" (")[0]) for column in costs]
+    return ["stage", *named, *(column.heading for column in metrics)], lines
 
 
-def _fitting(
-    result: Mapping[str, Any], shown: Sequence[Column], written: list[list[Cell]], group: list[int], console: "Console"
-) -> list[list[int]]:
-    """Splits a group of columns into tables that fit the console, filling each from the left."""
-    pieces: list[list[int]] = []
-    for index in group:
-        wider = [*pieces[-1], index] if pieces else []
-        if wider and _width(_rich(result, shown, written, wider), console) <= console.width:
-            pieces[-1] = wider
-        else:
-            pieces.append([index])
-    return pieces
+def _summary_cost(cell: Cell, entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any]) -> Two:
+    if cell.value == MISSING:
+        return MISSING, ""
+    unit = column.title.rpartition("(")[2].rstrip(")")
+    absolute, ratio = f"{cell.value} {unit}", cell.ratio
+    if column.key != "latency_s":
+        return absolute, ratio
+    ours, theirs = number(entry, column), number(teacher, column)
+    return (f"{theirs / ours:.2f}x{cell.mark}", absolute) if ours and theirs else (absolute, "")
 
 
-def _width(table: "Table", console: "Console") -> int:
-    return console.measure(table, options=console.options.update(max_width=10_000)).maximum
+def _summary_metric(
+    entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], floor: Mapping[str, Any]
+) -> Two:
+    value, low, high = (number(entry, column, part) for part in ("value", "low", "high"))
+    if value is None:
+        return MISSING, ""
+    interval = "" if low is None or high is None else f"[{significant(low, column)}, {significant(high, column)}]"
+    return significant(value, column) + mark(entry, column, teacher, floor), interval
 
 
-def _rich(
-    result: Mapping[str, Any], shown: Sequence[Column], written: list[list[Cell]], piece: Iterable[int]
-) -> "Table":
+def significant(value: float, column: Column) -> str:
+    """A number to three significant digits in the column's unit, with no more decimals than the column has."""
+    decimals = 2 - math.floor(math.log10(abs(value * column.scale))) if value else 0
+    return f"{value * column.scale:.{min(max(decimals, 0), 6 if column.digits is None else column.digits)}f}"
+
+
+def _rich(headings: Sequence[str], lines: Sequence[Sequence[Two]], intervals: bool) -> "Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    piece = list(piece)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("stage", overflow="fold", style="bold")
-    for index in piece:
-        # A heading breaks before its unit, or before its last word; numbers are never cut.
-        words = shown[index].heading.rsplit(" (", 1) if " (" in shown[index].title else [shown[index].heading]
-        table.add_column("\n(".join(words), justify="right", overflow="fold", no_wrap=False)
-    groups = {shown[index].group for index in piece}
-    for (name, entry), row in zip(rows(result), written, strict=True):
-        if not any(entry.get(group) for group in groups):
-            continue  # the noise floor has no cost of its own
-        texts = []
-        for cell in (row[index] for index in piece):
-            text = Text(cell.value + cell.mark)
-            below = cell.ratio or cell.interval
-            texts.append(text.append(f"\n{below}", style="dim") if below else text)
-        table.add_row(Text(name), *texts)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column(headings[0], overflow="fold", style="bold", max_width=16)
+    for heading in headings[1:]:
+        short = heading.replace(" score", "\nscore").replace(" (", "\n(")
+        table.add_column(short, justify="right", overflow="fold", max_width=14)
+    for line in lines:
+        texts = [Text(value).append(f"\n{below}" if below and intervals else "", style="dim") for value, below in line]
+        table.add_row(*texts)
     return table

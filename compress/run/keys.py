@@ -73,6 +73,9 @@ class Plan:
         }
         self.teacher_evaluation = store.key({"checkpoint": self.teacher, "teacher": None, **self._shared})
         self.noise_floor = store.key({"checkpoint": self.teacher, "teacher": self.teacher_evaluation, **self._shared})
+        # Evaluations of one such key take about as long as each other.
+        names = ("evaluate", "precision", "hardware")
+        self.like = store.key({"model": self.teacher, **{name: self._shared[name] for name in names}})
         self.steps: list[Step] = []
         for stage in config.stages:
             self.steps.append(self._step(stage, self.steps[-1].key if self.steps else None))

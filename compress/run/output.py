@@ -12,6 +12,7 @@ from compress.config.values import PRECISIONS
 from compress.run.config import RunConfig
 from compress.store import checkpoint
 from compress.system.files import file_hash, link, replace_folder_with
+from compress.system.progress import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 SNIPPET = """\
 import torch
 from diffusers import DiffusionPipeline
-
 pipeline = DiffusionPipeline.from_pretrained("{folder}", torch_dtype=torch.{dtype}{flag})
 """
 
@@ -120,27 +120,38 @@ def track_report(tracker: "Tracker", result: dict[str, Any], folder: Path) -> No
     tracker.report(columns, rows, images)
 
 
-def print_end(console: "Console", result: dict[str, Any], config: RunConfig) -> None:
-    """The table, where things are, and how to use them."""
-    compress.report.print_table(result, console)
-    console.print()
-    for stage in result["stages"]:
-        parts = [part for part in (compress.report.change(stage), compress.report.effort(stage)) if part]
-        console.print(f"{stage['name']:11}{'; '.join(parts)}", markup=False, highlight=False, soft_wrap=True)
-    found = sum(stage["cached"] for stage in result["stages"])
+def print_end(console: "Console", result: dict[str, Any], config: RunConfig, tracked: str) -> None:
+    """The short table, the verdict, where things are, and how to load the checkpoint.
+
+    Args:
+        console: Where to.
+        result: As in ``report.json``.
+        config: The run's.
+        tracked: Where the tracked runs are; empty without tracking.
+    """
+
+    def say(text: str = "") -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say()
+    compress.report.print_summary(result, console)
+    say()
+    console.print(" ".join([compress.report.verdict(result), *compress.report.warnings(result)]), highlight=False)
+    say()
+    stages = result["stages"]
+    found = sum(stage["cached"] for stage in stages)
     where = {
-        "checkpoint": result["checkpoint"],
         "report": str(config.out / "report.md"),
-        "store": f"{config.store} ({found} of {len(result['stages'])} stages were there)",
-        "time": f"{result['seconds']:.0f} s",
+        "checkpoint": result["checkpoint"],
+        "W&B": tracked,
+        "time": f"{duration(result['seconds'])}, {found} of {len(stages)} stages from the store",
     }
-    console.print()
     for name, value in where.items():
-        console.print(f"{name:11}{value}", markup=False, highlight=False, soft_wrap=True)
-    console.print()
-    model_file = result["stages"][-1]["model_file"]
+        if value:
+            say(f"{name:11} {value}")
+    model_file = stages[-1]["model_file"]
     flag = ", trust_remote_code=True" if model_file else ""
     snippet = SNIPPET.format(folder=result["checkpoint"], dtype=PRECISIONS[config.precision], flag=flag)
-    console.print(snippet, markup=False, highlight=False, soft_wrap=True, end="")
+    say(f"\n{snippet}".rstrip())
     if model_file:
-        console.print(f"\n{compress.report.how_to_load(model_file)}", markup=False, highlight=False, soft_wrap=True)
+        say(f"\n{compress.report.how_to_load(model_file)}")

@@ -19,12 +19,13 @@ import compress.track
 from compress.config.values import PRECISIONS
 from compress.errors import UserError
 from compress.evaluate.cost.memory import watch_memory
-from compress.run import output
+from compress.run import estimate, output
 from compress.run.config import RunConfig
 from compress.run.keys import Plan, Step
 from compress.stage import StageContext, StageReport
 from compress.store import Store, checkpoint
 from compress.system import processes
+from compress.system.progress import Overall, duration
 from compress.track import StageRun, Tracker
 
 if TYPE_CHECKING:
@@ -129,7 +130,6 @@ class _Run:
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.config, self.store = inputs, inputs.config, inputs.store
-        self.console = Console()
         self.grids: dict[str, list[dict[str, Any]]] = {}
 
     def go(self) -> dict[str, Any]:
@@ -145,27 +145,37 @@ class _Run:
             compress.run.preflight.check_room(config.store, size, to_run)
         config.out.mkdir(parents=True, exist_ok=True)
         output.write_config(config)
-        group = f"{config.recipe_name}-{config.out.name}"
+        self.overall = Overall(estimate.parts(self.plan))
+        self.overall.say(f"{config.recipe_name} of {config.model.path}, to {config.out}")
+        # Of a multirun's job the folder above says which multirun.
+        group = "-".join([config.recipe_name, *(name for name in config.out.parts[-2:] if name != config.recipe_name)])
         tracker = compress.track.start(config.track, group, config.out, output.plain(config))
         try:
-            result: dict[str, Any] = {
-                "recipe": config.recipe_name, "seed": config.seed, "precision": config.precision,
-                "device": str(self.inputs.device), "out": str(config.out), "store": str(config.store),
-                "data": self._data(verified), **self._teacher(tracker), "stages": [],
-            }  # fmt: skip
-            history: list[dict[str, Any]] = []
-            for step in steps:
-                result["stages"].append(self._stage(tracker, step, history))
-                if not step.cached:  # what was computed is on paper whatever happens next
-                    result["seconds"] = time.perf_counter() - begun
-                    compress.report.write_report(config.out, result, self.grids)
-            self._export(steps[-1], history, result)
-            result["seconds"] = time.perf_counter() - begun
-            compress.report.write_report(config.out, result, self.grids)
+            with self.overall:
+                result = self._report(tracker, begun, verified)
             output.track_report(tracker, result, config.out)
         finally:
             tracker.close()
-        output.print_end(self.console, result, config)
+        output.print_end(Console(), result, config, tracker.where)
+        return result
+
+    def _report(self, tracker: Tracker, begun: float, verified: "Verified | None") -> dict[str, Any]:
+        """Runs all stages and writes the report, after every stage that was computed and at the end."""
+        config, steps = self.config, self.plan.steps
+        result: dict[str, Any] = {
+            "recipe": config.recipe_name, "seed": config.seed, "precision": config.precision,
+            "device": str(self.inputs.device), "out": str(config.out), "store": str(config.store),
+            "data": self._data(verified), **self._teacher(tracker), "stages": [],
+        }  # fmt: skip
+        history: list[dict[str, Any]] = []
+        for step in steps:
+            result["stages"].append(self._stage(tracker, step, history))
+            if not step.cached:
+                result["seconds"] = time.perf_counter() - begun
+                compress.report.write_report(config.out, result, self.grids)
+        self._export(steps[-1], history, result)
+        result["seconds"] = time.perf_counter() - begun
+        compress.report.write_report(config.out, result, self.grids)
         return result
 
     def _data(self, verified: "Verified | None") -> dict[str, Any]:
@@ -176,21 +186,18 @@ class _Run:
             if verified.problems:
                 total = verified.examples + len(verified.problems)
                 shown = "; ".join(f"{name}: {why}" for name, why in list(verified.problems.items())[:3])
-                text = f"data  {len(verified.problems)} of {total} images are skipped ({shown})"
-                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                self.overall.say(f"{len(verified.problems)} of {total} images of the data are skipped ({shown})")
         return found
 
     def _teacher(self, tracker: Tracker) -> dict[str, Any]:
         """The report's entries of the teacher: its evaluation, the noise floor and the manifest."""
         config, plan = self.config, self.plan
-        self.console.print(f"[bold]teacher[/bold]  {config.model.path}")
         folder = output.model_folder(config.model)
         with tracker.stage("teacher", "teacher", asdict(config.model)) as run:
             evaluation, cached = self._evaluated("teacher", _Subject(plan.teacher_evaluation, None, folder, None))
             summary = _numbers(evaluation)
             found: dict[str, Any] = {"manifest": evaluation["manifest"]} if evaluation["manifest"] else {}
             if config.evaluate.noise_floor and config.evaluate.images:
-                self.console.print("[bold]noise floor[/bold]  the teacher with other seeds")
                 floor, _ = self._evaluated(
                     "noise floor", _Subject(plan.noise_floor, None, folder, plan.teacher_evaluation)
                 )
@@ -202,11 +209,10 @@ class _Run:
 
     def _stage(self, tracker: Tracker, step: Step, history: list[dict[str, Any]]) -> dict[str, Any]:
         stage = step.stage
-        title = f"[bold]{stage.name}[/bold]  {stage.kind}={stage.method}"
-        self.console.print(f"{title}  from the store" if step.cached else title)
         settings = {"kind": stage.kind, "method": stage.method, **asdict(stage.config)}
         with tracker.stage(stage.name, stage.kind, settings) as run:
-            cached = step.cached
+            cached, begun = step.cached, time.perf_counter()
+            self.overall.begin()
             if not cached:
                 with self.store.lock(step.key, lambda: self._waiting(stage.name)):
                     cached = self.store.find(step.key) is not None  # another run may have been faster
@@ -216,6 +222,8 @@ class _Run:
             folder = self.store.path(step.key)
             about = checkpoint.read_info(folder)
             entry = about["stages"][-1] | {"name": stage.name}
+            took = f"{estimate.doing(stage.kind)[1]} in {duration(time.perf_counter() - begun)}"
+            self.overall.finish("from the store" if cached else took)
             if cached:
                 _replay(entry["curves"], run)
             history.append(entry)
@@ -258,28 +266,45 @@ class _Run:
             The evaluation, and whether it was in the store.
         """
         key = subject.key
+        self.overall.begin()
         found = self.store.evaluation(key)
         cached = found is not None
         if found is None:
             with self.store.lock(key, lambda: self._waiting(f"the evaluation of {name}")):
                 found = self.store.evaluation(key)
                 if found is None:
-                    images = self.plan.images(subject.checkpoint, subject.is_noise_floor)
-                    self.store.adopt(images, key)
-                    processes.send(subject)
-                    found = {"images": images, **_measure(self.inputs, subject)}
-                    # The students are compared with the teacher's images; nothing looks at theirs again.
-                    keep = self.config.evaluate.keep_images or subject.teacher is None
-                    self.store.put_evaluation(key, found, keep_images=keep)
-                    found = self.store.evaluation(key)
-        assert found is not None
+                    found = self._measured(subject)
         self.grids[name] = found["grid"]
+        fid = ((found["metrics"].get("fid") or {}).get("value")) if not cached else None
+        took = f"evaluated in {duration(found['seconds'])}" if found.get("seconds") else "evaluated"
+        self.overall.finish(
+            "evaluation from the store" if cached else f"{took}{'' if fid is None else f', FID {fid:.0f}'}",
+            measured=not cached and found.get("seconds") is not None,
+        )
         return found, cached
+
+    def _measured(self, subject: _Subject) -> dict[str, Any]:
+        """Measures a checkpoint and puts the evaluation into the store."""
+        key, begun = subject.key, time.perf_counter()
+        images = self.plan.images(subject.checkpoint, subject.is_noise_floor)
+        self.store.adopt(images, key)
+        # With images there already, the time says nothing about how long an evaluation takes.
+        fresh = not any((self.store.work(key) / "images").glob("*"))
+        processes.send(subject)
+        content = {"images": images, "like": self.plan.like, **_measure(self.inputs, subject)}
+        if fresh:
+            content["seconds"] = time.perf_counter() - begun
+        # The students are compared with the teacher's images; nothing looks at theirs again.
+        keep = self.config.evaluate.keep_images or subject.teacher is None
+        self.store.put_evaluation(key, content, keep_images=keep)
+        found = self.store.evaluation(key)
+        assert found is not None
+        return found
 
     def _export(self, step: Step, history: list[dict[str, Any]], result: dict[str, Any]) -> None:
         """The final checkpoint with what was measured in it."""
         info = checkpoint.read_info(self.store.path(step.key))
-        info |= {"recipe": self.config.recipe_name, "stages": history, "evaluation": _measured(result)}
+        info |= {"recipe": self.config.recipe_name, "stages": history, "evaluation": _all_numbers(result)}
         if grid := self.grids[step.stage.name]:
             how = {key: getattr(self.config.evaluate, key) for key in ("steps", "guidance", "height", "width")}
             fits = "scheduler_asked" not in result["manifest"]
@@ -289,7 +314,7 @@ class _Run:
         result["checkpoint"] = str(self.config.out / "checkpoint")
 
     def _waiting(self, what: str) -> None:
-        self.console.print(f"  another run is computing {what}: waiting for it")
+        self.overall.say(f"another run is computing {what}: waiting for it")
 
 
 def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
@@ -362,7 +387,7 @@ def _numbers(evaluation: dict[str, Any]) -> dict[str, Any]:
     return {"cost": evaluation["cost"], "metrics": evaluation["metrics"]}
 
 
-def _measured(result: dict[str, Any]) -> dict[str, Any]:
+def _all_numbers(result: dict[str, Any]) -> dict[str, Any]:
     rows = [{"name": "teacher", **_numbers(result["teacher"])}]
     rows += [{"name": stage["name"], **_numbers(stage)} for stage in result["stages"]]
     return {"rows": rows} | {name: result[name] for name in ("noise_floor", "manifest") if name in result}

@@ -95,7 +95,7 @@ def grids():
 
 def printed(result, width):
     console = Console(file=io.StringIO(), width=width)
-    report.print_table(result, console)
+    report.print_summary(result, console)
     return console.file.getvalue()
 
 
@@ -131,7 +131,15 @@ def test_markdown_holds_the_numbers(result):
     assert quantize["FID ↓"] == "155.1 [150.1, 160.1]" and quantize["FID∞ ↓"] == "139.6"
     assert quantize["R@1 ↑ (%)"] == "25.0≈ [22.0, 28.0]"
     assert quantize["PSNR ↑ (dB)"] == "14.58 [14.18, 14.98]"
-    for needle in ("N = 256", "dpmsolver++", "steps 20", "guidance 4", "float32", "emoji-clip (f58cb9b6)", "1000 real"):
+    for needle in (
+        "N = 256",
+        "dpmsolver++",
+        "steps 20",
+        "guidance 4",
+        "float32",
+        "emoji-clip (f58cb9b6)",
+        "1000 of the real images",
+    ):
         assert needle in text
     assert "biased" in text and "95 % interval" in text and "≈ marks" in text
     assert "Protocol quick version 1 with other steps. Images:" in text and "seed 0;" in text
@@ -141,8 +149,8 @@ def test_the_noise_floor_has_a_row_among_the_metrics(result):
     floor = cells(result, "noise floor")
     assert floor["FID ↓"] == "119.0≈ [114.0, 124.0]" and floor["PSNR ↑ (dB)"] == "9.00 [8.60, 9.40]"
     assert "MACs (G)" not in floor
-    lines = [line.split() for line in printed(result, 100).splitlines() if line.strip().startswith("noise floor ")]
-    assert [line[2] for line in lines] == ["119.0≈", "9.00"]  # not in the table of cost
+    line = next(line for line in printed(result, 80).splitlines() if line.startswith("noise floor "))
+    assert line.split()[2:] == ["–", "–", "–", "119≈", "27.0≈", "9.00"]
     del result["noise_floor"]
     assert "noise floor" not in report.markdown_table(result)
 
@@ -195,15 +203,21 @@ def test_differing_settings_are_all_named(result):
     assert "steps 20 / 50" in report.markdown_table(result)
 
 
-@pytest.mark.parametrize("width", [40, 80, 100, 120, 200])
-def test_printed_table_fits_and_cuts_nothing(result, width):
+@pytest.mark.parametrize("width", [60, 70, 80, 120, 200])
+def test_the_printed_table_is_one_and_fits(result, width):
     text = printed(result, width)
     assert max(map(len, text.splitlines())) <= width and "…" not in text
-    for number in ("11.5", "0.238", "7.10", "155.1", "[150.1, 160.1]", "14.58", "[14.18, 14.98]", "25.0≈", "0.59x"):
+    for number in ("11.5 M", "6.80 M", "7.10 MB", "1.31x", "427", "155", "14.6", "26.1", "119≈"):
         assert number in text
-    assert "139.6" not in text and "besides: FID∞, latent PSNR (dB)." in " ".join(text.split())
-    if width == 200:
-        assert text.count("quantize") == 1  # one table
+    assert text.count("quantize") == 1 and ("0.15x" in text) == ("[150, 160]" in text) == (width >= 80)
+
+
+def test_the_short_table_takes_the_metrics_there_are(result):
+    for row in (result["teacher"], result["noise_floor"], *result["stages"]):
+        row["metrics"] = {key: row["metrics"][key] for key in ("kid", "ssim")} | {"pick": metric(0.2, 0.01)}
+    heading = printed(result, 80).splitlines()[0]
+    assert heading.split() == ["stage", "params", "size", "speed", "KID", "↓", "pick", "↑", "SSIM", "↑"]
+    assert "0.0620" in printed(result, 80)
 
 
 def test_cost_only(result, tmp_path):
@@ -212,7 +226,7 @@ def test_cost_only(result, tmp_path):
     del result["noise_floor"], result["manifest"]
     text = report.markdown_table(result)
     assert "FID" not in text and "PSNR" not in text and "latency" in text and "Images" not in text
-    assert "FID" not in printed(result, 80)
+    assert printed(result, 80).split()[:6] == ["stage", "params", "MACs", "size", "memory", "speed"]
     report.write_report(tmp_path, result, {})
     assert [file.name for file in (tmp_path / "images").iterdir()] == ["losses.png"]
 
@@ -221,7 +235,6 @@ def test_unknown_metrics_get_a_column(result):
     result["stages"][2]["metrics"]["dino_score"] = metric(0.5, 0.1)
     result["stages"][2]["metrics"]["fd_dino"] = metric(30.0, 0.1)
     assert {"dino score ↑", "fd dino ↓"} <= set(cells(result, "quantize"))
-    assert "dino score" in printed(result, 200) and "fd dino" in printed(result, 200).split("besides")[1]
 
 
 def test_plain_rows(result):
@@ -258,6 +271,9 @@ def test_files(result, grids, tmp_path):
         assert f"(images/{name}.png)" in text
         width, height = Image.open(out / "images" / f"{name}.png").size
         assert 500 < width < 4000 and 300 < height < 4000
+    assert text.split("\n")[2] == report.verdict(found)
+    order = [text.index(part) for part in ("| stage | params |", "images/grid.png", "| stage | parameters", "N = 256")]
+    assert order == sorted(order)
     assert "from the store" in text and "left alone: 1 (first layer)" in text and "431 s" in text
     for row, grid in grids.items():
         for index, cell in enumerate(grid):

@@ -1,0 +1,84 @@
+"""How long the parts of a run will take, from what earlier runs left in the store."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.system.progress import Part
+
+if TYPE_CHECKING:
+    from compress.run.config import StageConfig
+    from compress.run.keys import Plan
+    from compress.store import Store
+
+NEWEST = 200  # entries of the store that are looked at
+DOING = {"prune": ("pruning", "pruned"), "distill": ("training", "trained"), "quantize": ("quantizing", "quantized")}
+EVALUATION = "evaluation"
+
+
+def parts(plan: "Plan") -> list[Part]:
+    """The parts of a run in their order: the teacher's evaluation, the noise floor, each stage and its evaluation."""
+    config, store = plan.config, plan.store
+    known = _evaluation_seconds(store, plan.like)
+    made = _newest(store.root.glob("[!.]*/compress.json"))
+
+    def evaluation(name: str, key: str, doing: str = "evaluating") -> Part:
+        there = store.evaluation_folder(key).exists()
+        return Part(name, doing, 0.0 if there else known, EVALUATION)
+
+    found = [evaluation("teacher", plan.teacher_evaluation)]
+    if config.evaluate.noise_floor and config.evaluate.images:
+        found.append(evaluation("noise floor", plan.noise_floor, "the teacher with other seeds"))
+    for step in plan.steps:
+        seconds = 0.0 if step.cached else _stage_seconds(made, plan.teacher, step.stage)
+        found.append(Part(step.stage.name, doing(step.stage.kind)[0], seconds))
+        found.append(evaluation(step.stage.name, plan.evaluation(step)))
+    return found
+
+
+def doing(kind: str) -> tuple[str, str]:
+    """What a stage of a kind does, and has done."""
+    return DOING.get(kind, ("running", "done"))
+
+
+def _evaluation_seconds(store: "Store", like: str) -> float | None:
+    """What the newest evaluation of the same model and settings took, if any."""
+    for found in _newest((store.root / "evaluations").glob("*/evaluation.json")):
+        if found.get("like") == like and found.get("seconds") is not None:
+            return float(found["seconds"])
+    return None
+
+
+def _stage_seconds(made: list[dict[str, Any]], teacher: str, stage: "StageConfig") -> float | None:
+    """What the newest checkpoint of the same method on the same model took, in proportion to steps and batch size."""
+    ours = asdict(stage.config)
+    for info in made:
+        entry = info["stages"][-1]
+        alike = (entry.get("kind"), entry.get("method")) == (stage.kind, stage.method)
+        if not alike or info.get("model", {}).get("fingerprint") != teacher or "seconds" not in entry:
+            continue
+        seconds, theirs = float(entry["seconds"]), entry.get("config") or {}
+        for name in ("steps", "batch_size"):
+            if isinstance(ours.get(name), int) and isinstance(theirs.get(name), int) and theirs[name]:
+                seconds *= ours[name] / theirs[name]
+        return seconds
+    return None
+
+
+def _newest(files: Any) -> list[dict[str, Any]]:
+    """What the newest of the files hold; those that cannot be read are left out, as nothing depends on them."""
+    dated: list[tuple[float, Path]] = []
+    for file in files:
+        try:
+            dated.append((file.stat().st_mtime, file))
+        except OSError:
+            continue
+    found = []
+    for _, file in sorted(dated, reverse=True)[:NEWEST]:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        found.append(content)
+    return found
