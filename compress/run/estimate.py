@@ -23,13 +23,13 @@ def parts(plan: "Plan") -> list[Part]:
     known = _evaluation_seconds(store, plan.like)
     made = _newest(store.root.glob("[!.]*/compress.json"))
 
-    def evaluation(name: str, key: str, doing: str = "evaluating") -> Part:
+    def evaluation(name: str, key: str) -> Part:
         there = store.evaluation_folder(key).exists()
-        return Part(name, doing, 0.0 if there else known, EVALUATION)
+        return Part(name, "evaluating", 0.0 if there else known, EVALUATION)
 
     found = [evaluation("teacher", plan.teacher_evaluation)]
     if config.evaluate.noise_floor and config.evaluate.images:
-        found.append(evaluation("noise floor", plan.noise_floor, "the teacher with other seeds"))
+        found.append(evaluation("noise floor", plan.noise_floor))
     for step in plan.steps:
         seconds = 0.0 if step.cached else _stage_seconds(made, plan.teacher, step.stage)
         found.append(Part(step.stage.name, doing(step.stage.kind)[0], seconds))

@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from compress.system import processes
 
@@ -121,8 +122,11 @@ class Overall:
         part = self.parts[min(self.done, len(self.parts) - 1)]
         elapsed = int(time.monotonic() - self._begun)
         row = Table.grid(padding=(0, 1))
+        row.add_column(no_wrap=True, overflow="ellipsis")
+        # No markup: what is printed above without it would take this line along.
+        place = f"[{min(self.done + 1, len(self.parts))}/{len(self.parts)}] "
         row.add_row(
-            f"\\[{min(self.done + 1, len(self.parts))}/{len(self.parts)}] [bold]{part.name}[/bold]: {part.doing}",
+            Text.assemble(place, (part.name, "bold"), f": {part.doing}"),
             ProgressBar(total=len(self.parts), completed=self.done, width=16),
             f"{elapsed // 60}:{elapsed % 60:02}",
             self.left().replace("about ", "~").replace("over ", ">"),

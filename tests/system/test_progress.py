@@ -90,6 +90,7 @@ def test_on_a_terminal_bars_appear_under_the_line_and_vanish(monkeypatch: pytest
         overall.finish("done")
     text = file.getvalue()
     assert "[1/5]" in text and "sampling 8 images" in text and "[1/5] teacher: done\n" in text.replace("\r", "")
+    assert "bold]" not in text
     lines = Console(width=80, file=io.StringIO())
     lines.print(overall._render())
     rendered = lines.file.getvalue()  # type: ignore[attr-defined]
