@@ -21,8 +21,8 @@ from compress.data import DataConfig, load_data
 from compress.data.calibration import Calibration, CalibrationConfig, calibrate
 from compress.evaluate.cost import latencies
 from compress.models import ModelConfig, denoiser, load_teacher
-from compress.models import macs as count
-from compress.models.random_inputs import full_size
+from compress.models.inputs import example_inputs
+from compress.models.macs import count
 from compress.prune.channels.rebuild import prune_unet
 from compress.prune.importance import FAMILIES, make_scorer, parse
 from compress.prune.sensitivity.error import Reference
@@ -49,7 +49,7 @@ def loss(calibration: Calibration, unet: nn.Module) -> float:
 
 def measure_costs(unets: dict[float, Any], rounds: int, repeats: int) -> list[dict[str, Any]]:
     """Parameters, MACs and latency of each, one round after the other."""
-    inputs = {ratio: ((), full_size(unet)) for ratio, unet in unets.items()}
+    inputs = {ratio: example_inputs(unet) for ratio, unet in unets.items()}
     seconds: dict[float, list[float]] = {ratio: [] for ratio in unets}
     for _ in range(rounds):
         for ratio, unet in unets.items():

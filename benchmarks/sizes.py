@@ -25,8 +25,8 @@ import torch  # noqa: E402
 from diffusers import DDPMScheduler, UNet2DConditionModel  # noqa: E402
 
 from compress.evaluate.cost.memory import process_peak  # noqa: E402
-from compress.models import macs as count  # noqa: E402
-from compress.models.random_inputs import full_size  # noqa: E402
+from compress.models.inputs import example_inputs  # noqa: E402
+from compress.models.macs import count  # noqa: E402
 
 SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}  # what else it has are the class's defaults
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -87,8 +87,9 @@ def prune_width(unet: UNet2DConditionModel, unit: str, share: float) -> Any:
 @torch.no_grad()
 def prune_depth(unet: UNet2DConditionModel, unit: str, share: float) -> Any:
     """Greedily, by the effect on as many random inputs as calls that the stage looks at by default."""
-    from compress.data.calls import Call
     from compress.models.random_inputs import random_inputs
+
+    from compress.data.calls import Call
     from compress.prune import depth
 
     config = depth.Config(target=depth.Target(**{unit: share}))
@@ -100,7 +101,7 @@ def prune_depth(unet: UNet2DConditionModel, unit: str, share: float) -> Any:
     for timestep in torch.linspace(999, 0, sampled.steps).long():
         inputs = {**conditions, "return_dict": False}
         calls.append(Call(((sample, timestep), inputs), unet(sample, timestep, **inputs)[0]))
-    return depth.prune_depth(unet, calls, config, inputs=((), full_size(unet))).denoiser
+    return depth.prune_depth(unet, calls, config, inputs=example_inputs(unet)).denoiser
 
 
 def prune(unet: UNet2DConditionModel, method: str) -> Any:
@@ -109,20 +110,20 @@ def prune(unet: UNet2DConditionModel, method: str) -> Any:
     if kind == "bk_sdm":
         from compress.prune.bk_sdm import prune_bk_sdm
 
-        return prune_bk_sdm(unet, how[0], inputs=((), full_size(unet))).denoiser  # type: ignore[arg-type]
+        return prune_bk_sdm(unet, how[0], inputs=example_inputs(unet)).denoiser  # type: ignore[arg-type]
     return {"width": prune_width, "depth": prune_depth}[kind](unet, how[0], float(how[1]))
 
 
 def measure(name: str, method: str, dtype: torch.dtype) -> dict[str, Any]:
     """One row; to be called once in a process."""
     unet = random_unet(name, dtype)
-    before = count(unet, ((), full_size(unet)))
+    before = count(unet, example_inputs(unet))
     gc.collect()
     begun, worked = time.perf_counter(), time.process_time()
     pruned = prune(unet, method)
     seconds, worked = time.perf_counter() - begun, time.process_time() - worked
     peak = process_peak()
-    after = count(pruned, ((), full_size(pruned)))
+    after = count(pruned, example_inputs(pruned))
     config = {key: value for key, value in pruned.config.items() if value != unet.config[key]}
     return {
         "model": name, "method": method, "changed": config, "params": after.params, "macs": after.macs,

@@ -1,16 +1,19 @@
 """Examples that show what a denoiser's channels are good for, with their noise."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from diffusers import DDPMScheduler, DiffusionPipeline
+    from diffusers import DiffusionPipeline
     from torch import Tensor, nn
+
+    from compress.models.conditions import Conditions
+    from compress.models.schedule import Schedule
 
 
 LARGE = 200_000_000  # parameters
@@ -62,19 +65,19 @@ class Calibration:
         latents: Clean, ``(n, c, h, w)``.
         noise: Standard normal, ``(n, c, h, w)``.
         timesteps: Integers, ``(n,)``.
-        conditions: The denoiser's further keyword arguments; every tensor in them has n rows.
+        conditions: What else the denoiser takes, n rows.
         batch_size: How many examples pass the denoiser at once.
         source: In words, where the examples are from.
     """
 
     denoiser: "nn.Module"
-    schedule: "DDPMScheduler"
+    schedule: "Schedule"
     latents: "Tensor"
     noise: "Tensor"
     timesteps: "Tensor"
     batch_size: int
     source: str
-    conditions: Mapping[str, Any] = field(default_factory=dict)
+    conditions: "Conditions"
 
     def parts(self, size: int | None = None) -> Iterator[slice]:
         """The batches of ``size`` examples, by default ``batch_size``."""
@@ -90,8 +93,6 @@ class Calibration:
         """As many of the examples, with timesteps from one end to the other; all where there are no more."""
         import torch
 
-        from compress.models.inputs import map_tensors
-
         if count >= len(self.latents):
             return self
         places = torch.linspace(0, len(self.latents) - 1, count).round().long()
@@ -101,7 +102,7 @@ class Calibration:
             latents=self.latents[chosen],
             noise=self.noise[chosen],
             timesteps=self.timesteps[chosen],
-            conditions=map_tensors(dict(self.conditions), lambda t: t[chosen.to(t.device)]),
+            conditions=self.conditions.rows_of(chosen),
         )
 
     def predict(self, denoiser: "nn.Module", part: slice, timesteps: "Tensor | None" = None) -> "Tensor":
@@ -112,15 +113,14 @@ class Calibration:
             part: The batch.
             timesteps: ``(b,)``, in place of the examples' own.
         """
-        from compress.models.inputs import map_tensors
+        from compress.models.inputs import sample_name
 
         times = self.timesteps[part] if timesteps is None else timesteps
         dtype = next(denoiser.parameters()).dtype
-        conditions = map_tensors(
-            dict(self.conditions), lambda t: t[part].to(dtype) if t.is_floating_point() else t[part]
-        )
+        conditions = self.conditions.inputs(part, self.latents.device, dtype)
         noisy = self.schedule.add_noise(self.latents[part], self.noise[part], times)
-        return denoiser(noisy.to(dtype), times, **conditions, return_dict=False)[0]
+        given = {**conditions, sample_name(denoiser): noisy.to(dtype), "timestep": self.schedule.times(times)}
+        return denoiser(**given, return_dict=False)[0]
 
     def losses(self, denoiser: "nn.Module", part: slice, timesteps: "Tensor | None" = None) -> "Tensor":
         """The diffusion loss of each example of a batch, ``(b,)``: the mean squared error to the true target.
@@ -132,13 +132,11 @@ class Calibration:
             part: See :meth:`predict`.
             timesteps: See :meth:`predict`.
         """
-        from compress.distill.losses import target_of
-
         times = self.timesteps[part] if timesteps is None else timesteps
-        target = target_of(self.schedule, self.latents[part], self.noise[part], times)
+        target = self.schedule.target(self.latents[part], self.noise[part], times)
         found = self.predict(denoiser, part, times).float()
-        channels = min(found.shape[1], target.shape[1])
-        return (found[:, :channels] - target[:, :channels]).square().mean((1, 2, 3))
+        error = found[:, : target.shape[1]] - target
+        return error.square().mean(tuple(range(1, error.ndim)))
 
 
 def calibrate(
@@ -146,8 +144,8 @@ def calibrate(
 ) -> Calibration:
     """Encodes examples for the pipeline's denoiser and draws their timesteps and noise.
 
-    Pipelines with a text encoder and an autoencoder (Stable Diffusion 1 and 2) get the training data; for others the
-    examples are made up: normal latents and conditions, which need no data and know nothing of images.
+    Where there is no data, or the denoiser takes more than latents and a prompt (as inpainting does), the examples are
+    random inputs: normal latents and conditions, which know nothing of images.
 
     Args:
         pipeline: The one to prune, its parts on one device.
@@ -162,19 +160,18 @@ def calibrate(
     import torch
 
     from compress.models import denoiser
-    from compress.models.random_inputs import random_inputs
 
     model: Any = denoiser(pipeline)
-    schedule = _schedule(pipeline.scheduler)
+    schedule = _schedule(pipeline.scheduler, model)
     seed = seed if config.seed is None else config.seed
     reason = "no data was given" if dataset is None else _not_encodable(pipeline)
-    if reason is None:
+    if dataset is not None and reason is None:
         latents, conditions = _encoded(pipeline, dataset, config, seed)
         source = f"{len(latents)} training images with captions"
     else:
-        latents, conditions = random_inputs(model, config.examples, seed)
+        latents, conditions = _random(model, config.examples, seed)
         source = f"{len(latents)} random inputs of normal noise ({reason})"
-    count, last = len(latents), schedule.config.num_train_timesteps - 1
+    count, last = len(latents), schedule.steps - 1
     generator = torch.Generator("cpu").manual_seed(seed)
     if config.timesteps is None:
         times = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
@@ -197,38 +194,50 @@ def calibrate(
     )
 
 
-def _schedule(scheduler: Any) -> "DDPMScheduler":
-    from diffusers import DDPMScheduler
+def _schedule(scheduler: Any, model: Any) -> "Schedule":
+    from compress.models.schedule import schedule_of
 
-    kind = scheduler.config.get("prediction_type", None)
-    if "beta_schedule" not in scheduler.config or kind not in ("epsilon", "v_prediction", "sample"):
-        raise UserError(
-            "calibration needs a scheduler with a beta schedule and prediction_type epsilon, v_prediction or sample; "
-            f"got {type(scheduler).__name__} with {kind}: choose an importance that looks at weights alone (l2, l1)"
-        )
-    return DDPMScheduler.from_config(scheduler.config)
+    try:
+        return schedule_of(scheduler, model)
+    except UserError as error:
+        text = f"calibration needs the schedule of noise: {error}; or choose an importance that looks at weights alone"
+        raise UserError(f"{text} (l2, l1)") from error
 
 
 def _not_encodable(pipeline: "DiffusionPipeline") -> str | None:
     """Why training data cannot be encoded for a pipeline; None where it can."""
-    parts = ("vae", "text_encoder", "tokenizer", "image_processor", "unet")
-    missing = [part for part in parts if getattr(pipeline, part, None) is None]
-    if missing or hasattr(pipeline, "text_encoder_2"):
-        return f"{type(pipeline).__name__} " + (f"has no {missing[0]}" if missing else "has several text encoders")
-    taken, given = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
-    return None if taken == given else f"the unet takes {taken} channels and the autoencoder gives {given}"
+    from compress.models.latents import check_latents
+
+    try:
+        check_latents(pipeline)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _encoded(
     pipeline: "DiffusionPipeline", dataset: "Dataset", config: CalibrationConfig, seed: int
-) -> tuple["Tensor", dict[str, Any]]:
+) -> "tuple[Tensor, Conditions]":
     from compress.data.examples import encode_examples
-    from compress.models import denoiser
 
-    device = denoiser(pipeline).device
-    found = encode_examples(pipeline, dataset, max_examples=config.examples, seed=seed, device=device, side=config.side)
-    text = found.embeddings[found.captions].to(device)
-    return found.latents.float(), {"encoder_hidden_states": text}
+    found = encode_examples(pipeline, dataset, max_examples=config.examples, seed=seed, side=config.side)
+    return found.latents.float(), found.conditions.rows_of(found.captions)
+
+
+def _random(model: Any, count: int, seed: int) -> "tuple[Tensor, Conditions]":
+    """Normal latents of small sides and conditions, ``count`` rows."""
+    import torch
+
+    from compress.models.conditions import joined, split
+    from compress.models.inputs import SMALL_SIDE, SMALL_TOKENS, example_inputs, sample_name
+
+    batches = [
+        example_inputs(model, 2, side=SMALL_SIDE, tokens=SMALL_TOKENS, seed=seed + index)
+        for index in range(-(-count // 2))
+    ]
+    latents = torch.cat([batch[sample_name(model)] for batch in batches])[:count].float()
+    conditions = joined([split(model, batch, 2) for batch in batches])
+    return latents, conditions.rows_of(slice(count))
 
 
 def _is_large(denoiser: "nn.Module") -> bool:

@@ -1,7 +1,5 @@
 """Calls of a denoiser, recorded while its pipeline draws images: what it is given and what it predicts."""
 
-import copy
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +8,7 @@ import torch
 
 from compress.errors import UserError
 from compress.models import denoiser
-from compress.models.inputs import Inputs, first_inputs
+from compress.models.inputs import Inputs, call, smaller, watch
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -23,7 +21,7 @@ class Call:
     """One call of a denoiser.
 
     Attributes:
-        inputs: Positional and keyword arguments.
+        inputs: Keyword arguments.
         output: What it predicted, any shape.
     """
 
@@ -53,51 +51,16 @@ def record_calls(
     calls: list[Call] = []
 
     def record(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        calls.append(Call((args, kwargs), output[0]))
+        calls.append(Call(given[-1], output[0]))
 
+    given: list[Inputs] = []
     handle = denoiser(pipeline).register_forward_hook(record, with_kwargs=True)
     try:
-        _draw(pipeline, prompts, config.steps, config.guidance, seed, _side(pipeline, config.side))
+        with watch(denoiser(pipeline), given.append):
+            height, width = smaller(pipeline, config.side)
+            call(pipeline, prompts, steps=config.steps, guidance=config.guidance, height=height, width=width, seed=seed)
     finally:
         handle.remove()
     if not all(call.output.isfinite().all() for call in calls):
         raise UserError(f"the denoiser predicts NaN or infinite values in {calls[0].output.dtype}: use precision=fp32")
     return calls
-
-
-def full_size_inputs(pipeline: "DiffusionPipeline") -> Inputs:
-    """Arguments of the denoiser for one image of the model's own size; it computes nothing."""
-    return first_inputs(pipeline, lambda: _draw(pipeline, [""], 1, 1.0, 0, None))
-
-
-def _side(pipeline: Any, most: int | None) -> int | None:
-    own = getattr(pipeline, "default_sample_size", None) or denoiser(pipeline).config.sample_size  # type: ignore
-    scale = getattr(pipeline, "vae_scale_factor", None)
-    if most is None or own is None or scale is None:
-        return most
-    return min(most, scale * (max(own) if isinstance(own, (list, tuple)) else own))
-
-
-def _draw(pipeline: Any, prompts: list[str], steps: int, guidance: float | None, seed: int, side: int | None) -> None:
-    """Calls the pipeline, whatever its kind; with a scheduler of its own, whose state is then nobody else's."""
-    from PIL import Image
-
-    twin = copy.copy(pipeline)  # shallow: a component that is set on it stays its own
-    twin.scheduler = copy.deepcopy(pipeline.scheduler)
-    twin.set_progress_bar_config(disable=True)
-    generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(prompts))]
-    wanted = {
-        "prompt": prompts, "num_inference_steps": steps, "guidance_scale": guidance, "height": side, "width": side,
-        "generator": generators, "output_type": "latent",
-        # PixArt and Sana would turn the size into a larger one, or want packages to clean captions.
-        "use_resolution_binning": False, "clean_caption": False,
-    }  # fmt: skip
-    known = inspect.signature(twin.__call__).parameters
-    if "mask_image" in known:  # everything is to be painted
-        pixels = side or 64
-        wanted["image"] = [Image.new("RGB", (pixels, pixels), "gray")] * len(prompts)
-        wanted["mask_image"] = [Image.new("L", (pixels, pixels), 255)] * len(prompts)
-    try:
-        twin(**{key: value for key, value in wanted.items() if key in known and value is not None})
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{type(pipeline).__name__} cannot draw a image from a prompt alone: {error}") from error

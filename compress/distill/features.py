@@ -3,12 +3,15 @@
 Kim et al. 2023, "BK-SDM: A Lightweight, Fast, and Cheap Version of Stable Diffusion", https://arxiv.org/abs/2305.15798.
 """
 
+import importlib.util
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from compress.config.values import nearest
 from compress.errors import UserError, bad_value
 from compress.stage import StageContext, StageReport
 
@@ -16,13 +19,22 @@ from compress.stage import StageContext, StageReport
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
 
     from compress.data.examples import Examples
+    from compress.distill.alignment import Alignment
+    from compress.distill.batches import Batches
+    from compress.distill.objective import Teacher
+    from compress.models.schedule import Schedule
 
 VERSION = 1
 NEEDS_FLOAT = True
 LEAVES_FLOAT = True
 DISTRIBUTED = True
+
+
+LOSSES = {"noise": 1.0, "output": 1.0, "features": 0.1}
+"""The losses of BK-SDM with their weights."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +53,8 @@ class Config:
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         weight_decay: AdamW's, at least 0.
         max_grad_norm: Gradients are clipped to this norm, above 0.
-        noise_weight: Weight of the error to the true noise (or velocity, or sample), at least 0.
-        output_weight: Weight of the error to the teacher's prediction, at least 0.
-        feature_weight: Weight of the blocks' errors relative to the teacher's features, at least 0.
+        losses: Name of a loss (a file of :mod:`compress.distill.losses`, or a module of one's own) to its weight, at
+            least 0; one of weight 0 is left out.
         min_snr_gamma: Noise and output errors weigh min(SNR, gamma) / SNR (Hang et al. 2023,
             https://arxiv.org/abs/2303.09556), above 0; None: every timestep weighs the same.
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
@@ -63,9 +74,7 @@ class Config:
     warmup: float = 0.05
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
-    noise_weight: float = 1.0
-    output_weight: float = 1.0
-    feature_weight: float = 0.1
+    losses: dict[str, float] = field(default_factory=lambda: dict(LOSSES))
     min_snr_gamma: float | None = 5.0
     prompt_dropout: float = 0.1
     ema_decay: float = 0.99
@@ -85,8 +94,7 @@ class Config:
             _check(self, "max_examples", self.max_examples >= 1, "an integer of at least 1, or null for all")
         for key in ("learning_rate", "max_grad_norm"):
             _check(self, key, 0 < getattr(self, key) < math.inf, "a number above 0")
-        for key in ("weight_decay", "noise_weight", "output_weight", "feature_weight"):
-            _check(self, key, 0 <= getattr(self, key) < math.inf, "a number of at least 0")
+        _check(self, "weight_decay", 0 <= self.weight_decay < math.inf, "a number of at least 0")
         for key in ("warmup", "ema_decay"):
             _check(self, key, 0 <= getattr(self, key) < 1, "a number in [0, 1)")
         _check(self, "prompt_dropout", 0 <= self.prompt_dropout <= 1, "a number in [0, 1]")
@@ -97,13 +105,33 @@ class Config:
         if self.batch_size % self.gradient_accumulation:
             expected = f"a multiple of gradient_accumulation, which is {self.gradient_accumulation}"
             raise bad_value("batch_size", self.batch_size, expected)
-        if not self.noise_weight + self.output_weight + self.feature_weight:
-            raise bad_value("noise_weight", self.noise_weight, "above 0 where output_weight and feature_weight are 0")
+        self._check_losses()
+
+    def _check_losses(self) -> None:
+        known = sorted(file.stem for file in (Path(__file__).parent / "losses").glob("[!_]*.py"))
+        for name, weight in self.losses.items():
+            if "." in name:
+                if not _is_module(name):
+                    raise bad_value(f"losses.{name}", weight, "a module that can be imported")
+            elif name not in known:
+                raise UserError(f"losses.{name}: no such loss{nearest(name, known)}; known: {', '.join(known)}")
+            if not 0 <= weight < math.inf:
+                raise bad_value(f"losses.{name}", weight, "a number of at least 0")
+        object.__setattr__(self, "losses", {name: weight for name, weight in self.losses.items() if weight})
+        if not self.losses:
+            raise bad_value("losses", "{}", "at least one loss of a weight above 0")
 
 
 def _check(config: Config, key: str, good: bool, expected: str) -> None:
     if not good:
         raise bad_value(key, getattr(config, key), expected)
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -117,11 +145,12 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     from accelerate import PartialState
 
     from compress.data.examples import cached_examples
-    from compress.distill.losses import kept_channels
     from compress.distill.zeros import made_sparse
     from compress.models import denoiser
+    from compress.models.schedule import schedule_of
 
-    ours, theirs = (p.scheduler.config.get("prediction_type", "epsilon") for p in (pipeline, context.teacher))
+    schedules = [schedule_of(p.scheduler, denoiser(p)) for p in (pipeline, context.teacher)]
+    ours, theirs = (schedule.prediction_type for schedule in schedules)
     if ours != theirs:
         raise UserError(
             f"the student predicts {ours!r} and its teacher {theirs!r}: the scheduler's prediction_type differs"
@@ -135,7 +164,6 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
             context.folder,
             max_examples=config.max_examples,
             seed=context.seed,
-            device=context.device,
             write=state.is_main_process,
         )
     return distill(
@@ -146,7 +174,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         config,
         seed=context.seed,
         device=context.device,
-        kept=kept_channels(context.history),
+        history=context.history,
         keep_zeros=made_sparse([*context.before, *context.history]),
         folder=context.folder,
         log=context.log,
@@ -154,15 +182,15 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
 
 def distill(
-    student: "torch.nn.Module",
-    teacher: "torch.nn.Module",
+    student: "nn.Module",
+    teacher: "nn.Module",
     examples: "Examples",
     scheduler: Any,
     config: Config,
     *,
     seed: int = 0,
     device: "torch.device | str" = "cpu",
-    kept: Mapping[str, list[int]] | None = None,
+    history: Iterable[Mapping[str, Any]] = (),
     keep_zeros: bool = False,
     folder: Path | None = None,
     log: Callable[[dict[str, float], int], None] | None = None,
@@ -175,15 +203,16 @@ def distill(
     split among the processes.
 
     Args:
-        student: A ``UNet2DConditionModel``; trained in float32 and left in its dtype.
-        teacher: A ``UNet2DConditionModel``; stays as it is.
-        examples: Latents ``(n, c, h, w)`` and text embeddings ``(m, tokens, width)``.
-        scheduler: The diffusers scheduler that the two work with; its noise schedule and prediction type are used.
+        student: A denoiser of diffusers; trained in float32 and left in its dtype.
+        teacher: One of the same family; stays as it is.
+        examples: Latents ``(n, ...)`` and the conditions of m captions.
+        scheduler: The diffusers scheduler that the two work with; its schedule of noise and prediction type are used.
         config: See :class:`Config`.
         seed: Of the examples' order, timesteps, noise and dropped prompts.
         device: Where to train.
-        kept: Block of the student -> channels of the teacher's block that the student's are, in their order. Blocks of
-            other widths that are not in it are compared through a learned 1x1 convolution.
+        history: Entries of the stages between teacher and student, as ``compress.json`` holds them. Their ``details``
+            say which channels are left (``kept``) and which blocks (``blocks``); blocks of other widths that are not
+            in it are compared through a learned 1x1 projection.
         keep_zeros: Whether weights of Conv2d and Linear that are zero stay so, as after pruning to a sparsity.
         folder: Where training states go; None: nowhere.
         log: Takes metrics and the number of steps done.
@@ -196,19 +225,88 @@ def distill(
         KeyboardInterrupt: After Ctrl-C, once the step is finished and its state saved.
     """
     import torch
+    from accelerate import Accelerator
 
-    from compress.distill.trainer import train
+    from compress.distill.alignment import matching_blocks, tapped
+    from compress.distill.batches import Batches
+    from compress.distill.losses import load_losses
+    from compress.distill.objective import Objective, Teacher
+    from compress.distill.pair import arranged, check_pair
+    from compress.distill.trainer import Trainer, TrainerSettings, autocast
+    from compress.distill.zeros import Zeros
+    from compress.models.schedule import schedule_of
+    from compress.system import processes
 
-    return train(
-        student,
-        teacher,
-        examples,
-        scheduler,
-        config,
-        seed=seed,
-        device=torch.device(device),
-        kept=dict(kept or {}),
-        keep_zeros=keep_zeros,
-        folder=folder,
-        log=log,
-    )
+    check_pair(student, teacher)
+    schedule, losses, history = schedule_of(scheduler, student), load_losses(config.losses), list(history)
+    # Autocast is ours to switch: the accelerator's follows the environment, which no key of the config shows.
+    device = torch.device(device)
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    if accelerator.num_processes > 1:
+        device = accelerator.device
+    processes.warn_if_alone()
+    cast = autocast(config.mixed_precision, next(student.parameters()).dtype, device)
+    batches = Batches(examples, config.batch_size, schedule.steps, config.prompt_dropout, seed)
+    pairs = matching_blocks(student, teacher, history) if any(loss.features for loss in losses) else {}
+    with arranged(student, teacher, device), tapped(student, pairs) as ours, tapped(teacher, pairs.values()) as theirs:
+        ask = Teacher(teacher, theirs, pairs, cast) if any(loss.teacher or loss.features for loss in losses) else None
+        alignment = None
+        if any(loss.features for loss in losses):
+            assert ask is not None
+            alignment = _align(student, ours, ask, batches, schedule, history, device)
+        objective = Objective(student, ask, schedule, losses, alignment, ours, config.min_snr_gamma, cast, device)
+        zeros = Zeros(student.modules() if keep_zeros else ())
+        shared = {key: value for key, value in vars(config).items() if key in TrainerSettings.__dataclass_fields__}
+        trained = list(student.parameters())
+        names = ["loss", *(loss.curve for loss in losses)]
+        trainer = Trainer(
+            objective, batches, TrainerSettings(**shared), names, accelerator,
+            averaged=trained, mask=zeros.mask_gradients, folder=folder, log=log, title="distilling",
+        )  # fmt: skip
+        zeros.check()
+        curves = trainer.train().curves
+    details = {
+        "steps": config.steps,
+        "examples": len(examples.latents),
+        "final": {name: points[-1][1] for name, points in curves.items()},
+        "features": alignment.how if alignment else {},
+        "features_skipped": alignment.skipped if alignment else {},
+        "autocast": "no" if cast is nullcontext else "bf16",
+        "prediction_type": schedule.prediction_type,
+        "processes": accelerator.num_processes,
+        **({"zeros_kept": zeros.count()} if keep_zeros else {}),
+    }
+    modules = sum(1 for m in student.modules() if next(m.parameters(recurse=False), None) is not None)
+    total = sum(parameter.numel() for parameter in trained)
+    coverage = {"params": 1 - zeros.count() / total, "macs": 1.0, "modules": modules, "skipped": {}}
+    return StageReport(coverage, details, curves)
+
+
+def _align(
+    student: "nn.Module",
+    ours: "dict[str, Tensor]",
+    teacher: "Teacher",
+    batches: "Batches",
+    schedule: "Schedule",
+    history: list[Mapping[str, Any]],
+    device: "torch.device",
+) -> "Alignment":
+    """Runs both on one example to see the features' shapes."""
+    import torch
+
+    from compress.distill.alignment import Alignment, kept_channels
+    from compress.distill.objective import predict
+
+    batch = batches(0, slice(1))
+    latents = batch.latents.to(device, torch.float32)
+    times = schedule.times(torch.zeros(1, dtype=torch.long, device=device))
+    _, theirs = teacher(latents, times, batch)
+    with torch.no_grad():
+        predict(student, latents, times, batch, torch.float32)
+    alignment = Alignment(ours, theirs, kept_channels(history), batches.seed)
+    ours.clear()
+    if not alignment.how:
+        raise UserError(
+            f"no block of the student can be compared with its teacher's ({alignment.skipped}); set losses.features=0"
+        )
+    return alignment

@@ -1,11 +1,12 @@
 """Samples images with one seed per prompt; finished batches are stored, so an interrupted run continues."""
 
 import copy
-from collections.abc import Iterable, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -147,15 +148,26 @@ def call(
     Returns:
         float32 in [0, 1], ``(b, height, width, 3)``.
     """
-    size = {key: value for key in ("height", "width") if (value := getattr(config, key)) is not None}
     return pipeline(
         prompt=list(prompts),
         generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         num_inference_steps=config.steps,
         guidance_scale=config.guidance,
         output_type="np",
-        **size,
+        **size(config),
     ).images
+
+
+def accepted(pipeline: "DiffusionPipeline", wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of some arguments that a pipeline takes: one without text takes no prompt and no guidance."""
+    known = inspect.signature(pipeline.__call__).parameters  # type: ignore[operator]
+    return {name: value for name, value in wanted.items() if name in known}
+
+
+def size(config: EvaluateConfig) -> dict[str, int]:
+    """Arguments of the pipeline for the size of the images; none where it is the model's own."""
+    wanted = {"height": config.height, "width": config.width}
+    return {name: value for name, value in wanted.items() if value is not None}
 
 
 def _batch(

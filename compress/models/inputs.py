@@ -1,77 +1,220 @@
-"""What a denoiser is called with."""
+"""What a denoiser is called with: captured from its own pipeline, or made from its config.
 
+Captured inputs need no knowledge of a model: text embeddings, pooled ones, time ids, masks and guidance are what
+the stock pipeline passes. Inputs made from the config need no weights: see :mod:`compress.models.families`.
+"""
+
+import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.sample import sampler
+from compress.errors import UserError
 from compress.models import denoiser
+from compress.models.families import Draw, family_of
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Inputs = dict[str, Any]
+"""Keyword arguments of one pass of a denoiser."""
+
+SMALL_SIDE = 32  # latents: enough for every level of a UNet, and cheap even for the largest
+SMALL_TOKENS = 8
 
 
 class _Captured(Exception):
     """Ends a sampling at its first pass of the denoiser."""
 
 
-def denoiser_inputs(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> Inputs:
-    """The positional and keyword arguments of the denoiser's first pass for one image without guidance.
+def example_inputs(
+    model: Any, batch: int = 1, *, side: int | None = None, tokens: int | None = None, seed: int | None = None
+) -> Inputs:
+    """Inputs made from a denoiser's config, by default at the model's own size.
 
-    Taken from a real call of the pipeline, so whatever a model wants besides sample, time and text is there.
+    Args:
+        model: The denoiser; only its class and config matter.
+        batch: Rows.
+        side: Largest side of the latents; None: the model's own.
+        tokens: Length of the text; None: the usual one of its family.
+        seed: Of normal values, the same on every machine, on the model's device and in its dtype; None: float32
+            tensors on the meta device.
+
+    Raises:
+        UserError: It is not known what such a denoiser takes.
     """
-    twin = sampler(pipeline, config)
-    wanted = {"prompt": "", "num_inference_steps": config.steps, "guidance_scale": 1.0}
-    wanted |= {"generator": torch.Generator("cpu").manual_seed(0), **size(config)}
-    return first_inputs(pipeline, lambda: twin(**accepted(twin, wanted)))
+    family = family_of(model)
+    inputs = family.example(model.config, Draw(batch, side, tokens, seed)) if family else None
+    if inputs is None:
+        raise UserError(f"it is not known what a {type(model).__name__} of this config takes as inputs")
+    if seed is None:
+        return inputs
+    return map_tensors(inputs, lambda t: t.to(model.device, model.dtype if t.is_floating_point() else t.dtype))
 
 
-def first_inputs(pipeline: "DiffusionPipeline", draw: Callable[[], Any]) -> Inputs:
-    """The arguments of the first pass of a pipeline's denoiser while something is drawn; it computes nothing.
+def known_inputs(model: Any, batch: int = 1, **options: Any) -> Inputs | None:
+    """What :func:`example_inputs` gives, or None where it is not known what the denoiser takes."""
+    try:
+        return example_inputs(model, batch, **options)
+    except UserError:
+        return None
+
+
+def small_inputs(model: Any, seed: int = 0) -> Inputs | None:
+    """Random inputs of two rows with small latents and few tokens; None where the denoiser is not known."""
+    return known_inputs(model, 2, side=SMALL_SIDE, tokens=SMALL_TOKENS, seed=seed)
+
+
+@torch.no_grad()
+def predict(model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    """The denoiser's output on the CPU, computed in evaluation mode."""
+    training = model.training
+    model.eval()
+    try:
+        return model(**{**inputs, "return_dict": False})[0].cpu()
+    finally:
+        model.train(training)
+
+
+def call(
+    pipeline: Any,
+    prompts: Sequence[str],
+    *,
+    steps: int = 1,
+    guidance: float | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    seed: int = 0,
+    scheduler: Any = None,
+) -> None:
+    """Draws latents with any pipeline that draws from a prompt.
+
+    Arguments that a pipeline does not take are left out; an inpainting pipeline gets a gray image, all of it masked.
 
     Args:
         pipeline: Stays as it is.
-        draw: Calls the pipeline, or another with the same denoiser.
+        prompts: One for each image.
+        steps: Of the scheduler.
+        guidance: Guidance scale; None: the pipeline's default.
+        height: In pixels; None: the pipeline's own.
+        width: As ``height``.
+        seed: Image i starts from the noise of ``seed + i``.
+        scheduler: In place of the pipeline's own.
+
+    Raises:
+        UserError: The pipeline needs more than a prompt.
     """
-    captured: list[Inputs] = []
+    from PIL import Image
 
-    def capture(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        captured.append((args, kwargs))
-        raise _Captured
-
-    handle = denoiser(pipeline).register_forward_pre_hook(capture, with_kwargs=True)
+    twin = copy.copy(pipeline)  # shallow: a component that is set on it stays out of the original
+    twin.scheduler = copy.deepcopy(pipeline.scheduler if scheduler is None else scheduler)
+    twin.set_progress_bar_config(disable=True)
+    generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(prompts))]
+    wanted: dict[str, Any] = {
+        "prompt": list(prompts), "num_inference_steps": steps, "guidance_scale": guidance, "height": height,
+        "width": width, "generator": generators, "output_type": "latent",
+        # PixArt and SANA would change the size, or want packages to clean captions.
+        "use_resolution_binning": False, "clean_caption": False,
+    }  # fmt: skip
+    known = inspect.signature(twin.__call__).parameters
+    if "prompt" not in known:
+        wanted |= {"batch_size": len(prompts), "output_type": "np"}
+    if "mask_image" in known:
+        size = (width or 64, height or 64)
+        wanted["image"] = [Image.new("RGB", size, "gray")] * len(prompts)
+        wanted["mask_image"] = [Image.new("L", size, 255)] * len(prompts)
     try:
-        draw()
-    except _Captured:
-        pass
+        twin(**{key: value for key, value in wanted.items() if key in known and value is not None})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{type(pipeline).__name__} cannot draw an image from a prompt alone: {error}") from error
+
+
+@contextmanager
+def watch(model: nn.Module, see: Callable[[Inputs], None]) -> Iterator[None]:
+    """Calls ``see`` with the keyword arguments of every pass of a denoiser, before it."""
+    signature = inspect.signature(type(model).forward)
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = signature.bind(module, *args, **kwargs).arguments
+        bound.pop("self")
+        see({**bound, **bound.pop("kwargs", {})})
+
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
     finally:
         handle.remove()
-    return captured[0]
 
 
-def accepted(pipeline: "DiffusionPipeline", wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of some arguments that a pipeline takes: one without text takes no prompt and no guidance."""
-    known = inspect.signature(pipeline.__call__).parameters  # type: ignore[operator]
-    return {name: value for name, value in wanted.items() if name in known}
+def captured_inputs(pipeline: "DiffusionPipeline", prompts: Sequence[str] = ("",), **options: Any) -> Inputs:
+    """The inputs of the denoiser's first pass for some prompts without guidance; the denoiser computes nothing.
+
+    Args:
+        pipeline: Stays as it is.
+        prompts: One row each.
+        options: Of :func:`call`; the guidance scale is :func:`one_pass_guidance` unless it is given.
+
+    Raises:
+        UserError: The pipeline needs more than a prompt.
+    """
+    found: list[Inputs] = []
+
+    def see(inputs: Inputs) -> None:
+        found.append(inputs)
+        raise _Captured
+
+    options.setdefault("guidance", one_pass_guidance(denoiser(pipeline)))
+    with watch(denoiser(pipeline), see):
+        try:
+            call(pipeline, prompts, **options)
+        except _Captured:
+            return found[0]
+    raise UserError(f"{type(pipeline).__name__} draws without a pass of its denoiser")
 
 
-def size(config: EvaluateConfig) -> dict[str, int]:
-    """Arguments of the pipeline for the size of the images; none where it is the model's own."""
-    wanted = {"height": config.height, "width": config.width}
-    return {name: value for name, value in wanted.items() if value is not None}
+def one_pass_guidance(model: Any) -> float | None:
+    """The guidance scale that leaves one row for each prompt; None: the default of a model that is told its scale."""
+    told = model.config.get("guidance_embeds") or model.config.get("time_cond_proj_dim")
+    return None if told else 1.0
+
+
+def own_size(pipeline: Any) -> tuple[int, int]:
+    """Height and width in pixels of the images that a model is made for."""
+    side = getattr(pipeline, "default_sample_size", None) or denoiser(pipeline).config.get("sample_size") or 64
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    scale = getattr(pipeline, "vae_scale_factor", 1)
+    return scale * height, scale * width
+
+
+def smaller(pipeline: Any, most: int | None) -> tuple[int | None, int | None]:
+    """Height and width of the model's own images with sides of at most ``most`` pixels; None: the model's own."""
+    if most is None:
+        return None, None
+    scale = getattr(pipeline, "vae_scale_factor", 1)
+    height, width = (min(own, max(scale, most // scale * scale)) for own in own_size(pipeline))
+    return height, width
+
+
+def sample_name(model: nn.Module) -> str:
+    """The argument of a denoiser that holds the noisy latents."""
+    return "sample" if "sample" in inspect.signature(type(model).forward).parameters else "hidden_states"
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     """Applies ``change`` to every tensor inside nested tuples, lists and dictionaries."""
     if isinstance(value, torch.Tensor):
         return change(value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: map_tensors(part, change) for key, part in value.items()}
     if isinstance(value, tuple | list):
         return type(value)(map_tensors(part, change) for part in value)
     return value
+
+
+def on_meta(inputs: Inputs) -> Inputs:
+    """The same inputs on the meta device, numbers in float32."""
+    return map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))

@@ -1,4 +1,4 @@
-"""Parameters and multiply-accumulates of the model that a denoiser's config describes."""
+"""Multiply-accumulates and parameters of a denoiser, counted on the meta device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,11 +6,59 @@ from typing import Any
 
 import torch
 
-from compress.models.inputs import Inputs, map_tensors
+from compress.models.inputs import Inputs, on_meta
+from compress.models.meta import meta_model
 
 # Where torch's counter puts attention's products: batched matrix products, or one of the fused kernels.
 ATTENTION = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 PRODUCTS = "attention products"
+
+
+@dataclass(frozen=True)
+class Macs:
+    """Multiply-accumulates of one pass: products in convolutions, linear layers and attention.
+
+    Attributes:
+        total: Of the whole pass.
+        attention: Those of the two products (queries with keys, scores with values) of every attention.
+        by_module: Name of a module to its own with those of all modules inside it; ``""`` is the whole.
+    """
+
+    total: int
+    attention: int
+    by_module: Mapping[str, int]
+
+
+def count_macs(model: Any, inputs: Inputs) -> Macs:
+    """Counts one pass of the model that a denoiser's config describes.
+
+    Quantized weights count as the numbers that they stand for, and attention is counted, which a CPU's fused kernel
+    would hide. Norms, activations and additions do not count.
+
+    Args:
+        model: The denoiser, on any device; its weights are not touched.
+        inputs: Keyword arguments of the pass, on any device.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    empty = plain_copy(model)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        empty(**on_meta(inputs))
+    flops = counter.get_flop_counts()
+    root = type(empty).__name__
+    by_module = {str(name).partition(".")[2]: sum(ops.values()) // 2 for name, ops in flops.items() if name != root}
+    by_module[""] = sum(flops["Global"].values()) // 2
+    by_kind = {str(name).removeprefix("aten."): found // 2 for name, found in flops["Global"].items()}
+    attention = sum(count for name, count in by_kind.items() if name.lstrip("_").startswith(ATTENTION))
+    return Macs(sum(by_kind.values()), attention, by_module)
+
+
+def plain_copy(model: Any) -> Any:
+    """The model of a denoiser's config in float32 on the meta device, in evaluation mode; one of that kind itself."""
+    if not getattr(model, "is_loaded_in_8bit", False) and all(p.is_meta for p in model.parameters()):
+        return model.eval()
+    config = {key: value for key, value in model.config.items() if key != "quantization_config"}
+    return meta_model(type(model), config).eval().to(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -20,10 +68,10 @@ class Count:
     Attributes:
         params: Parameters.
         params_by_type: The same by the class of the module that holds them (``Conv2d``, ``Linear``, ...), most first.
-        macs: Multiply-accumulates of one pass: products in convolutions, linear layers and attention.
-        macs_by_type: The same by the class of the module that does them, most first; ``"attention products"``
-            (queries with keys, scores with values) are no module's own.
-        macs_without_attention: Without the two products (query with key, weights with value) of every attention.
+        macs: Multiply-accumulates of one pass, see :class:`Macs`.
+        macs_by_type: The same by the class of the module that does them, most first; ``"attention products"`` are no
+            module's own.
+        macs_without_attention: Without the two products of every attention.
     """
 
     params: int
@@ -33,39 +81,25 @@ class Count:
     macs_without_attention: int
 
 
-def count(model: torch.nn.Module, inputs: Inputs) -> Count:
-    """Counts the model that the denoiser's config describes, for one pass.
-
-    Counted on the meta device, on a model in float: quantized weights count as the numbers that they stand for, and
-    attention is counted, which a CPU's fused kernel would hide. Norms, activations and additions do not count.
+def count(model: Any, inputs: Inputs) -> Count:
+    """Counts parameters and multiply-accumulates by the type of layer.
 
     Args:
         model: The denoiser; its weights are not touched.
-        inputs: Positional and keyword arguments of the pass.
+        inputs: Keyword arguments of the pass.
 
     Raises:
         RuntimeError: The model's parameters are not those of its config.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    settings = {key: value for key, value in model.config.items() if key != "quantization_config"}  # type: ignore
-    with torch.device("meta"):
-        empty = type(model).from_config(settings).eval().to("meta", torch.float32)  # type: ignore[attr-defined]
+    empty = plain_copy(model)
     params = sum(p.numel() for p in empty.parameters())
-    plain = "quantization_config" not in model.config  # type: ignore[operator]
-    if plain and params != (found := sum(p.numel() for p in model.parameters())):
+    if "quantization_config" not in model.config and params != (found := sum(p.numel() for p in model.parameters())):
         raise RuntimeError(f"the denoiser has {found} parameters, but its config describes {params}")
-    args, kwargs = map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        empty(*args, **kwargs)
-    macs = {str(name).removeprefix("aten."): flops // 2 for name, flops in counter.get_flop_counts()["Global"].items()}
-    attention = sum(value for name, value in macs.items() if name.lstrip("_").startswith(ATTENTION))
-    total = sum(macs.values())
-    by_type = _macs_by_type(empty, counter.get_flop_counts(), total, attention)
-    return Count(params, _by_type(empty), total, by_type, total - attention)
+    macs = count_macs(empty, inputs)
+    return Count(params, _params_by_type(empty), macs.total, _macs_by_type(empty, macs), macs.total - macs.attention)
 
 
-def _by_type(model: torch.nn.Module) -> dict[str, int]:
+def _params_by_type(model: torch.nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
     seen: set[torch.nn.Parameter] = set()  # a parameter that two modules share counts once
     for module in model.modules():
@@ -76,14 +110,11 @@ def _by_type(model: torch.nn.Module) -> dict[str, int]:
     return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
-def _macs_by_type(
-    model: torch.nn.Module, counts: Mapping[str, Mapping[Any, int]], total: int, attention: int
-) -> dict[str, int]:
+def _macs_by_type(model: torch.nn.Module, macs: Macs) -> dict[str, int]:
     """Those of the modules that hold no others, attention's products, and what else there is."""
-    macs = {str(name).partition(".")[2]: sum(ops.values()) // 2 for name, ops in counts.items()}
-    found: dict[str, int] = {PRODUCTS: attention}
+    found: dict[str, int] = {PRODUCTS: macs.attention}
     for name, module in model.named_modules():
-        if macs.get(name) and not any(True for _ in module.children()):
-            found[type(module).__name__] = found.get(type(module).__name__, 0) + macs[name]
-    found["other"] = total - sum(found.values())
+        if macs.by_module.get(name) and not any(True for _ in module.children()):
+            found[type(module).__name__] = found.get(type(module).__name__, 0) + macs.by_module[name]
+    found["other"] = macs.total - sum(found.values())
     return dict(sorted(((kind, count) for kind, count in found.items() if count), key=lambda item: -item[1]))

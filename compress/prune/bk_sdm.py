@@ -44,21 +44,18 @@ def prune_bk_sdm(
     Args:
         unet: Any float weights; stays unchanged. Of Stable Diffusion's blocks, with any number of layers in a level.
         size: See :class:`Config`.
-        inputs: Arguments of the pass whose multiply-accumulates count; None: one of small latents.
+        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the model's own size.
 
     Raises:
         UserError: For blocks of an unsupported architecture, weights that are not finite, a level that cannot be
             removed, or if nothing would be.
     """
-    from compress.models.probe import probe_inputs
+    from compress.models.inputs import example_inputs
     from compress.prune.blocks.subject import Subject
     from compress.prune.blocks.unet import UNetBlocks
 
     _check_class(unet)
-    small = None if inputs else probe_inputs(unet)
-    if inputs is None and small is None:
-        raise UserError("the inputs of this UNet are not known: give those of a call of it")
-    subject = Subject(unet, inputs or ((), small or {}))
+    subject = Subject(unet, inputs or example_inputs(unet))
     assert isinstance(subject.blocks, UNetBlocks)
     left, skipped = reduced(subject.blocks, size)
     return subject.report(left, skipped=skipped)
@@ -88,11 +85,11 @@ def _check_class(denoiser: object) -> None:
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by the architecture of BK-SDM; see :func:`prune_bk_sdm`."""
-    from compress.data.calls import full_size_inputs
     from compress.models import denoiser, set_denoiser
+    from compress.models.inputs import captured_inputs
     from compress.prune.blocks.subject import stage_report
 
-    report = prune_bk_sdm(denoiser(pipeline), config.size, inputs=full_size_inputs(pipeline))
+    report = prune_bk_sdm(denoiser(pipeline), config.size, inputs=captured_inputs(pipeline))
     set_denoiser(pipeline, report.denoiser)
     return stage_report(report, config)
 

@@ -150,11 +150,12 @@ def prune_depth(
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace the pipeline's denoiser by one of fewer blocks; see :func:`prune_depth`."""
-    from compress.data.calls import full_size_inputs, record_calls
+    from compress.data.calls import record_calls
     from compress.models import denoiser, set_denoiser
+    from compress.models.inputs import captured_inputs
     from compress.prune.blocks.subject import Subject, stage_report
 
-    subject = Subject(denoiser(pipeline), full_size_inputs(pipeline))
+    subject = Subject(denoiser(pipeline), captured_inputs(pipeline))
     _check(subject.blocks, subject.costs, config)
     calls = record_calls(pipeline, context.data.text, config.calibration, context.seed)
     report = _prune(subject, calls, config)
@@ -170,13 +171,13 @@ def check(config: Config, denoiser: "nn.Module") -> None:
     """
     from diffusers import UNet2DConditionModel
 
-    from compress.models.random_inputs import full_size
+    from compress.models.inputs import example_inputs
     from compress.prune.blocks import read_blocks
     from compress.prune.blocks.cost import count_costs
 
     blocks = read_blocks(type(denoiser).__name__, dict(denoiser.config))  # type: ignore[arg-type]
     counted = "macs" in config.shares() and isinstance(denoiser, UNet2DConditionModel)
-    _check(blocks, count_costs(denoiser, blocks, ((), full_size(denoiser)) if counted else None), config)
+    _check(blocks, count_costs(denoiser, blocks, example_inputs(denoiser) if counted else None), config)
 
 
 def _check(blocks: "Blocks", costs: "Costs", config: Config) -> None:

@@ -183,10 +183,10 @@ def check(config: Config, denoiser: "nn.Module") -> None:
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace the pipeline's denoiser by one of factored layers; see :func:`prune_low_rank`."""
-    from compress.data.calls import full_size_inputs
     from compress.models import denoiser, set_denoiser
+    from compress.models.inputs import captured_inputs
 
-    inputs = full_size_inputs(pipeline)
+    inputs = captured_inputs(pipeline)
     report = prune_low_rank(denoiser(pipeline), config, inputs=inputs)  # type: ignore[arg-type]
     set_denoiser(pipeline, report.unet)
     ranks = {name: [layer.rank, layer.of, round(layer.energy, 6)] for name, layer in report.layers.items()}
@@ -233,15 +233,14 @@ def _unfit(products: set[str], name: str, layer: "nn.Module") -> str | None:
 
 def _macs(unet: Any, inputs: "Inputs | None" = None) -> "Mapping[str, float] | None":
     """Multiply-accumulates of one pass by module; ``""`` is the whole. None: it is not known what the UNet takes."""
-    from compress.models.random_inputs import full_size
-    from compress.prune.channels.proxy import meta_model
-    from compress.prune.channels.rebuild import module_macs
+    from compress.models.inputs import example_inputs
+    from compress.models.macs import count_macs
 
     try:
-        inputs = inputs or ((), full_size(unet))
+        inputs = inputs or example_inputs(unet)
     except UserError:
         return None
-    return module_macs(meta_model(type(unet), unet.config).eval(), inputs)
+    return count_macs(unet, inputs).by_module
 
 
 def _matrices(

@@ -195,12 +195,12 @@ def check(config: Config, denoiser: "nn.Module") -> None:
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_per_layer`."""
-    from compress.data.calls import full_size_inputs
+    from compress.models.inputs import captured_inputs
     from compress.models.meta import checked_weights
     from compress.prune.layers.remove import Subject
 
     unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
-    subject = Subject(unet, config, full_size_inputs(pipeline))  # before examples are encoded: it may refuse
+    subject = Subject(unet, config, captured_inputs(pipeline))  # before examples are encoded: it may refuse
     weights = checked_weights(unet)
     calibration = None
     if needs_calibration(config.importance):

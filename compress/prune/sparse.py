@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
 
+    from compress.models.inputs import Inputs
+
 VERSION = 1
 NEEDS_FLOAT = True
 LEAVES_FLOAT = True
@@ -120,12 +122,14 @@ class SparseReport:
         return one_line(self, len(self.layers), zeros=self.sparsity)
 
 
-def prune_sparse(denoiser: "nn.Module", config: Config = Config()) -> SparseReport:
+def prune_sparse(denoiser: "nn.Module", config: Config = Config(), *, inputs: "Inputs | None" = None) -> SparseReport:
     """Sets the weights of least magnitude to zero, in place, in plain weights without masks of their own.
 
     Args:
         denoiser: Any denoiser with float weights: Conv2d and Linear take part, whatever is around them.
         config: See :class:`Config`.
+        inputs: Keyword arguments of the pass whose multiply-accumulates count; None: one at the model's own size, where
+            it is known what the denoiser takes.
 
     Raises:
         UserError: The weights are quantized or not finite, a pattern matches no Conv2d or Linear, or none is left. The
@@ -135,14 +139,15 @@ def prune_sparse(denoiser: "nn.Module", config: Config = Config()) -> SparseRepo
 
     from compress.evaluate.cost.size import memory_bytes
     from compress.evaluate.cost.sparsity import packed_bytes
-    from compress.models.probe import layer_macs, probe_inputs
+    from compress.models.inputs import known_inputs
+    from compress.models.macs import count_macs
 
     if getattr(denoiser, "hf_quantizer", None) is not None:
         raise UserError("the denoiser is quantized: prune its float weights, then quantize it; zeros stay zero")
     chosen, skipped = _choose(denoiser, config)
     check_finite(chosen)
-    inputs = probe_inputs(denoiser)
-    by_layer, all_macs = layer_macs(denoiser, inputs) if inputs is not None else ({}, 0)
+    inputs = inputs or known_inputs(denoiser)
+    by_layer = count_macs(denoiser, inputs).by_module if inputs else {}
     layers = {}
     with torch.no_grad():
         for name, mask in zip(chosen, _masks(chosen, config), strict=True):
@@ -155,7 +160,7 @@ def prune_sparse(denoiser: "nn.Module", config: Config = Config()) -> SparseRepo
         layers=layers,
         skipped=skipped,
         params=sum(layers[name].weights for name in changed) / total,
-        macs=sum(by_layer.get(name, 0) for name in changed) / all_macs if all_macs else None,
+        macs=sum(by_layer.get(name, 0) for name in changed) / by_layer[""] if by_layer else None,
         sparsity=zeros / sum(layer.weights for layer in layers.values()),
         sparsity_denoiser=zeros / total,
         emptied=[name for name, layer in layers.items() if layer.zeros == layer.weights],
@@ -181,8 +186,9 @@ def check(config: Config, denoiser: "nn.Module") -> "nn.Module":
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Zeroes weights of the pipeline's denoiser in place; see :func:`prune_sparse`."""
     from compress.models import denoiser
+    from compress.models.inputs import captured_inputs
 
-    report = prune_sparse(denoiser(pipeline), config)
+    report = prune_sparse(denoiser(pipeline), config, inputs=captured_inputs(pipeline))
     layers = report.layers
 
     def first(key: str, reverse: bool = True) -> dict[str, float]:

@@ -272,10 +272,10 @@ def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditio
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_width`."""
-    from compress.data.calls import full_size_inputs
+    from compress.models.inputs import captured_inputs
 
     unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
-    inputs = full_size_inputs(pipeline) if config.target.goal else None
+    inputs = captured_inputs(pipeline) if config.target.goal else None
     planner = _planner(unet, config, inputs)  # before the examples are encoded: it may refuse
     calibration = None
     if needs_examples(config):

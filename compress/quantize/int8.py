@@ -15,7 +15,8 @@ from torch import nn
 
 from compress.errors import UserError, bad_value
 from compress.models import denoiser
-from compress.models.probe import layer_macs, probe_inputs
+from compress.models.inputs import Inputs, captured_inputs, known_inputs
+from compress.models.macs import count_macs
 from compress.models.quiet import hide_notices
 from compress.stage import StageContext, StageReport, one_line
 
@@ -84,7 +85,7 @@ class QuantizeReport:
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Quantizes the pipeline's denoiser in place; see :func:`quantize_weights`."""
-    report = quantize_weights(denoiser(pipeline), config.skip)
+    report = quantize_weights(denoiser(pipeline), config.skip, captured_inputs(pipeline))
     worst = sorted(report.rounding, key=lambda name: -report.rounding[name])
     return StageReport(
         coverage={
@@ -112,12 +113,14 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     )
 
 
-def quantize_weights(unet: nn.Module, skip: Sequence[str] = ()) -> QuantizeReport:
+def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs | None = None) -> QuantizeReport:
     """Gives every Conv2d and Linear int8 weights, in place; ``save_pretrained`` then writes what diffusers loads.
 
     Args:
         unet: A denoiser of diffusers with float weights.
         skip: Shell patterns (``fnmatch``) of the names of modules that stay in float.
+        inputs: Keyword arguments of the pass whose multiply-accumulates count; None: one at the model's own size, where
+            it is known what the denoiser takes.
 
     Returns:
         What was quantized, what was not and why, and how much rounding cost.
@@ -146,11 +149,11 @@ def quantize_weights(unet: nn.Module, skip: Sequence[str] = ()) -> QuantizeRepor
 
     total, floats = _count_floats(unet, layers)
     skipped |= {name: why for name, (_, why) in floats.items() if name not in ("bias", "norm")}
-    inputs = probe_inputs(unet)
+    inputs = inputs or known_inputs(unet)
     macs = None
     if inputs is not None:
-        by_layer, all_macs = layer_macs(unet, inputs)
-        macs = sum(by_layer[name] for name in chosen if name in by_layer) / all_macs
+        by_layer = count_macs(unet, inputs).by_module
+        macs = sum(by_layer.get(name, 0) for name in chosen) / by_layer[""]
 
     weights = sum(module.weight.numel() for module in chosen.values())
     rounding, zero_channels = {}, 0

@@ -145,7 +145,7 @@ def _read_back(pipeline: "DiffusionPipeline", folder: Path) -> dict[str, Any]:
     """Loads what was written and compares weights and outputs; returns what was compared, for ``compress.json``."""
     import torch
 
-    from compress.models.probe import probe_inputs, probe_output
+    from compress.models.inputs import captured_inputs, predict, small_inputs
 
     ours: Any = denoiser(pipeline)
     try:
@@ -155,11 +155,9 @@ def _read_back(pipeline: "DiffusionPipeline", folder: Path) -> dict[str, Any]:
     for name, component in pipeline.components.items():
         if isinstance(component, torch.nn.Module):
             _compare_weights(name, component, getattr(loaded, name))
-    inputs = probe_inputs(ours, PROBE_SEED)
-    if inputs is None:
-        return {"seed": None, "why": f"no inputs are known for {type(ours).__name__}: weights alone were compared"}
+    inputs = small_inputs(ours, PROBE_SEED) or captured_inputs(pipeline, seed=PROBE_SEED)
     theirs = denoiser(loaded)
-    expected, output = probe_output(ours, inputs), probe_output(theirs, inputs)
+    expected, output = predict(ours, inputs), predict(theirs, inputs)
     if not torch.isfinite(expected).all():
         raise UserError(f"the denoiser gives NaN or infinite outputs in {ours.dtype}: use precision=fp32 or bf16")
     largest = expected.float().abs().max().item()

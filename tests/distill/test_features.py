@@ -11,13 +11,15 @@ from types import SimpleNamespace
 import datasets
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, KarrasVeScheduler
 from omegaconf import OmegaConf
 
-from compress.data.examples import Examples, draw, encode_examples
+from compress.data.examples import Examples, encode_examples
+from compress.distill.batches import Batches
 from compress.distill.features import Config, distill
-from compress.distill.trainer import learning_rate
+from compress.distill.trainer import TrainerSettings
 from compress.errors import UserError
+from compress.models.conditions import Conditions
 from tests.distill.worker import CONFIG, distilled, images
 from tests.tiny import tiny_pipeline, tiny_unet
 
@@ -27,7 +29,8 @@ SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="sca
 def examples(count: int = 12, channels: int = 4, width: int = 16) -> Examples:
     source = torch.Generator().manual_seed(0)
     latents = torch.randn(count, channels, 8, 8, generator=source)
-    return Examples(latents, 1 + torch.arange(count) % 3, torch.randn(4, 5, width, generator=source))
+    conditions = Conditions({"encoder_hidden_states": torch.randn(4, 5, width, generator=source)}, {})
+    return Examples(latents, 1 + torch.arange(count) % 3, conditions)
 
 
 def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -38,21 +41,28 @@ def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_student_comes_closer_to_its_teacher(kind):
     teacher, student = tiny_unet(seed=0), tiny_unet(widths=(16, 32), seed=1)
     scheduler = DDPMScheduler.from_config(SCHEDULER.config, prediction_type=kind)
-    held = draw(examples(), 10**6, 16, slice(None), timesteps=1000, prompt_dropout=0.0, seed=1)
+    held = Batches(examples(), 16, 1000, prompt_dropout=0.0, seed=1)(10**6, slice(None))
 
     def distance() -> float:
         noisy = scheduler.add_noise(held.latents, held.noise, held.timesteps)
         with torch.no_grad():
-            ours, theirs = (m(noisy, held.timesteps, held.embeddings).sample for m in (student, teacher))
+            ours, theirs = (m(noisy, held.timesteps, **held.conditions.rows).sample for m in (student, teacher))
         return (ours - theirs).pow(2).mean().item()
 
     before = distance()
     # A teacher with random weights knows nothing about noise: only it is followed here.
-    config = Config(steps=60, batch_size=8, learning_rate=3e-3, noise_weight=0.0, ema_decay=0.9, min_snr_gamma=None)
+    config = Config(
+        steps=60,
+        batch_size=8,
+        learning_rate=3e-3,
+        losses={"output": 1.0, "features": 0.1},
+        ema_decay=0.9,
+        min_snr_gamma=None,
+    )
     report = distill(student, teacher, examples(), scheduler, config)
     assert distance() < 0.3 * before
     assert report.curves["loss"][-1][1] < 0.5 * report.curves["loss"][0][1]
-    assert report.curves["feature_loss"][-1][1] < report.curves["feature_loss"][0][1]
+    assert report.curves["features_loss"][-1][1] < report.curves["features_loss"][0][1]
     assert set(report.details["features"].values()) == {"projection"}
     assert report.coverage["params"] == 1.0
 
@@ -60,10 +70,10 @@ def test_student_comes_closer_to_its_teacher(kind):
 def test_student_like_its_teacher_has_nothing_to_learn():
     teacher = tiny_unet()
     student = deepcopy(teacher)
-    kept = {"mid_block": list(range(64))}
-    report = distill(student, teacher, examples(), SCHEDULER, Config(steps=1, batch_size=4), kept=kept)
+    history = [{"details": {"kept": {"mid_block": list(range(64))}}}]
+    report = distill(student, teacher, examples(), SCHEDULER, Config(steps=1, batch_size=4), history=history)
     assert report.curves["output_loss"][0][1] < 1e-12
-    assert report.curves["feature_loss"][0][1] < 1e-10
+    assert report.curves["features_loss"][0][1] < 1e-10
     assert report.details["features"]["mid_block"] == "kept"
     assert report.details["features"]["up_blocks.1"] == "same"
 
@@ -91,17 +101,30 @@ def test_student_ends_with_its_averaged_weights():
     assert 0 < average < moved
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)])
-def test_each_loss_alone_trains(weights):
+@pytest.mark.parametrize("loss", ["noise", "output", "features"])
+def test_each_loss_alone_trains(loss):
     student = tiny_unet(widths=(16, 32), seed=1)
     before = state(student)
-    noise, output, feature = weights
-    config = Config(steps=2, batch_size=4, noise_weight=noise, output_weight=output, feature_weight=feature)
+    config = Config(steps=2, batch_size=4, losses={loss: 1.0})
     report = distill(student, tiny_unet(), examples(), SCHEDULER, config)
     assert not torch.equal(before["conv_in.weight"], student.state_dict()["conv_in.weight"])
     final = report.details["final"]
-    used = ("noise_loss", "output_loss", "feature_loss")[weights.index(1.0)]
-    assert final["loss"] == pytest.approx(final[used])
+    assert final["loss"] == pytest.approx(final[f"{loss}_loss"])
+    assert set(final) == {"loss", f"{loss}_loss", "learning_rate"}
+
+
+def test_a_loss_of_ones_own_is_one_file(tmp_path, monkeypatch):
+    text = "TEACHER = True\n\n\ndef loss(seen):\n    return (seen.output - seen.teacher).abs().flatten(1).mean(1)\n"
+    (tmp_path / "my_losses").mkdir()
+    (tmp_path / "my_losses" / "absolute.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = Config(steps=1, batch_size=4, losses={"my_losses.absolute": 0.5})
+    final = distill(tiny_unet(seed=1), tiny_unet(), examples(), SCHEDULER, config).details["final"]
+    assert final["loss"] == pytest.approx(0.5 * final["absolute_loss"])
+    with pytest.raises(UserError, match=r"losses.my_losses.other=1.0: expected a module"):
+        Config(losses={"my_losses.other": 1.0})
+    with pytest.raises(UserError, match=r"losses.nois: no such loss \(did you mean noise\?\)"):
+        Config(losses={"nois": 1.0})
 
 
 def test_half_precision_weights_are_trained_in_full():
@@ -133,35 +156,39 @@ def test_divergence_names_the_step_and_the_remedy():
 
 def test_order_and_noise_do_not_depend_on_the_parts():
     data = examples(5)
-    options = {"timesteps": 1000, "prompt_dropout": 0.5, "seed": 7}
-    whole = draw(data, 3, 8, slice(None), **options)
-    parts = [draw(data, 3, 8, slice(first, first + 4), **options) for first in (0, 4)]
-    for name in ("latents", "noise", "timesteps", "embeddings"):
+    batches = Batches(data, 8, 1000, prompt_dropout=0.5, seed=7)
+    whole = batches(3, slice(None))
+    parts = [batches(3, slice(first, first + 4)) for first in (0, 4)]
+    for name in ("latents", "noise", "timesteps"):
         assert torch.equal(getattr(whole, name), torch.cat([getattr(part, name) for part in parts]))
+    text = [part.conditions.rows["encoder_hidden_states"] for part in (whole, *parts)]
+    assert torch.equal(text[0], torch.cat(text[1:]))
     # Five steps of eight go eight times through the five examples.
-    seen = torch.cat([draw(data, step, 8, slice(None), **options).latents[:, 0, 0, 0] for step in range(5)])
+    seen = torch.cat([batches(step, slice(None)).latents[:, 0, 0, 0] for step in range(5)])
     assert torch.unique(seen, return_counts=True)[1].tolist() == [8] * 5
 
 
 def test_all_prompts_dropped_are_the_empty_one():
     data = examples()
-    batch = draw(data, 0, 6, slice(None), timesteps=1000, prompt_dropout=1.0, seed=0)
-    assert torch.equal(batch.embeddings, data.embeddings[:1].expand(6, -1, -1))
+    batch = Batches(data, 6, 1000, prompt_dropout=1.0, seed=0)(0, slice(None))
+    rows = batch.conditions.rows["encoder_hidden_states"]
+    assert torch.equal(rows, data.conditions.rows["encoder_hidden_states"][:1].expand(6, -1, -1))
 
 
 def test_examples_are_what_the_pipeline_computes():
     pipeline, dataset = tiny_pipeline(), images(6, size=16)
     encoded = encode_examples(pipeline, dataset)
     assert encoded.latents.shape == (6, 4, 8, 8)
-    assert encoded.embeddings.shape == (4, 16, 16)  # the empty prompt and three captions
+    text = encoded.conditions.rows["encoder_hidden_states"]
+    assert text.shape == (4, 16, 16)  # the empty prompt and three captions
     assert encoded.captions.tolist() == [1, 1, 2, 2, 3, 3]
     with torch.no_grad():
         pixels = pipeline.image_processor.preprocess(dataset[4]["image"])
         latent = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
         prompts, empty = pipeline.encode_prompt(dataset[4]["text"], "cpu", 1, True)
     torch.testing.assert_close(encoded.latents[4:5], latent, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(encoded.embeddings[3:4], prompts, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(encoded.embeddings[:1], empty, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(text[3:4], prompts, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(text[:1], empty, atol=1e-5, rtol=1e-5)
 
 
 def test_examples_can_be_capped():
@@ -196,7 +223,7 @@ def test_unusable_data_is_refused():
     )
     with pytest.raises(UserError, match="image of row 0"):
         encode_examples(pipeline, broken)
-    with pytest.raises(UserError, match="SimpleNamespace lacks vae"):
+    with pytest.raises(UserError, match="SimpleNamespace has no unet"):
         encode_examples(SimpleNamespace(), dataset)
 
 
@@ -205,14 +232,12 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
     config = Config(steps=1, batch_size=4)
     with pytest.raises(UserError, match="same module"):
         distill(teacher, teacher, examples(), SCHEDULER, config)
-    with pytest.raises(UserError, match="student has in_channels=4, but the examples have 3"):
-        distill(student, teacher, examples(channels=3), SCHEDULER, config)
-    with pytest.raises(UserError, match="teacher has cross_attention_dim=8, but the examples have 16"):
+    with pytest.raises(UserError, match="student has cross_attention_dim=16, its teacher 8"):
         distill(student, tiny_unet(cross_attention_dim=8), examples(), SCHEDULER, config)
     with pytest.raises(UserError, match="the student is a Linear"):
         distill(torch.nn.Linear(1, 1), teacher, examples(), SCHEDULER, config)
-    with pytest.raises(UserError, match="FlowMatchEulerDiscreteScheduler"):
-        distill(student, teacher, examples(), FlowMatchEulerDiscreteScheduler(), config)
+    with pytest.raises(UserError, match="KarrasVeScheduler"):
+        distill(student, teacher, examples(), KarrasVeScheduler(), config)
     with pytest.raises(UserError, match="empty"):
         examples(0)
     other = tiny_pipeline()
@@ -234,8 +259,8 @@ def test_what_does_not_fit_together_is_refused(tmp_path):
         ("warmup", 1.0),
         ("weight_decay", -0.1),
         ("max_grad_norm", 0.0),
-        ("noise_weight", -1.0),
-        ("feature_weight", math.inf),
+        ("losses", {"noise": -1.0}),
+        ("losses", {"features": math.inf}),
         ("min_snr_gamma", 0.0),
         ("prompt_dropout", 1.2),
         ("ema_decay", 1.0),
@@ -250,8 +275,8 @@ def test_ranges_are_checked(key, value):
 
 
 def test_weights_must_not_all_be_zero():
-    with pytest.raises(UserError, match="noise_weight"):
-        Config(noise_weight=0.0, output_weight=0.0, feature_weight=0.0)
+    with pytest.raises(UserError, match="at least one loss"):
+        Config(losses={"noise": 0.0, "output": 0.0})
 
 
 def test_launch_of_a_single_process_is_noticed(monkeypatch):
@@ -267,14 +292,14 @@ def test_config_needs_no_torch():
 
 
 def test_learning_rate_rises_and_falls():
-    config = Config(steps=100, warmup=0.1, learning_rate=1.0)
-    rates = [learning_rate(config, step) for step in range(100)]
+    config = TrainerSettings(steps=100, batch_size=1, warmup=0.1, learning_rate=1.0)
+    rates = [config.rate(step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[10] == 1.0
     assert rates[11:] == sorted(rates[11:], reverse=True)
     assert 0 < rates[-1] < 0.01
-    assert learning_rate(replace(config, schedule="constant"), 99) == 1.0
-    assert learning_rate(replace(config, schedule="linear"), 55) == pytest.approx(0.5)
+    assert replace(config, schedule="constant").rate(99) == 1.0
+    assert replace(config, schedule="linear").rate(55) == pytest.approx(0.5)
 
 
 def test_yaml_holds_the_defaults():

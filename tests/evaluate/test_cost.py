@@ -28,15 +28,16 @@ CPU = torch.device("cpu")
 
 def test_inputs_are_those_of_a_real_pass():
     pipeline = tiny_pipeline()
-    args, kwargs = denoiser_inputs(pipeline, EvaluateConfig(steps=3))
-    assert args[0].shape == (1, 4, 8, 8)
-    assert kwargs["encoder_hidden_states"].shape == (1, TOKENS, 16)
+    inputs = denoiser_inputs(pipeline, EvaluateConfig(steps=3))
+    assert inputs["sample"].shape == (1, 4, 8, 8)
+    assert inputs["encoder_hidden_states"].shape == (1, TOKENS, 16)
     assert not pipeline.unet._forward_pre_hooks
 
 
 def test_attention_and_convolutions_are_counted():
     model = tiny_pipeline().unet
-    inputs = ((torch.zeros(1, 4, 8, 8), torch.tensor(1)), {"encoder_hidden_states": torch.zeros(1, TOKENS, 16)})
+    text = torch.zeros(1, TOKENS, 16)
+    inputs = {"sample": torch.zeros(1, 4, 8, 8), "timestep": torch.tensor(1), "encoder_hidden_states": text}
     counted = count(model, inputs)
     assert counted.params == sum(p.numel() for p in model.parameters())
     assert sum(counted.params_by_type.values()) == counted.params
@@ -242,7 +243,7 @@ def test_quantized_weights_count_as_what_they_stand_for(tmp_path):
 def test_a_pipeline_that_takes_no_prompt_has_costs_too():
     pipeline = DDPMPipeline(random_unet("ddpm"), DDPMScheduler())
     config = EvaluateConfig(steps=2)
-    args, kwargs = denoiser_inputs(pipeline, config)
-    assert args[0].shape == (1, 3, 8, 8)
-    assert count(pipeline.unet, (args, kwargs)).macs > 0
+    inputs = denoiser_inputs(pipeline, config)
+    assert inputs["sample"].shape == (1, 3, 8, 8)
+    assert count(pipeline.unet, inputs).macs > 0
     assert len(image_latencies(pipeline, config, 2, CPU)) == 2

@@ -13,7 +13,7 @@ import torch
 from compress.errors import UserError
 from compress.models import ModelConfig, check, load_teacher
 from compress.models.folder import MODEL_FILE
-from compress.models.probe import probe_inputs, probe_output
+from compress.models.inputs import predict, small_inputs
 from compress.models.shaped_unet import ShapedUNet2DConditionModel
 from compress.models.shapes import shaped
 from compress.quantize.int8 import quantize_weights
@@ -116,10 +116,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
             quantize_weights(pipeline.unet)
         info = {"model_file": checkpoint.model_file(pipeline), "stages": []}
         checkpoint.save_checkpoint(pipeline, folder / name, info)
-        inputs = probe_inputs(pipeline.unet)
+        inputs = small_inputs(pipeline.unet)
         assert inputs is not None
         torch.save(inputs, folder / name / "inputs.pt")
-        torch.save(probe_output(pipeline.unet, inputs), folder / name / "wanted.pt")
+        torch.save(predict(pipeline.unet, inputs), folder / name / "wanted.pt")
     return folder
 
 

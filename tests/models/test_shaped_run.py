@@ -13,7 +13,7 @@ from compress.config.compose import compose
 from compress.errors import UserError
 from compress.evaluate import cost
 from compress.evaluate.cost.memory import peak_memory
-from compress.models.probe import probe_inputs, probe_output
+from compress.models.inputs import predict, small_inputs
 from compress.models.shaped_unet import ShapedUNet2DConditionModel
 from compress.run import preflight
 from compress.run.config import to_run_config
@@ -59,9 +59,9 @@ def test_prune_distill_int8(
     before, after = dict(pruned.named_parameters()), dict(distilled.named_parameters())
     name = next(name for name in before if name.endswith(".reduce.weight"))
     assert not torch.equal(before[name], after[name])  # the products were trained as products
-    inputs = probe_inputs(distilled)
-    expected = probe_output(distilled, inputs)
-    assert 0 < (probe_output(quantized, inputs) - expected).norm() < 0.05 * expected.norm()
+    inputs = small_inputs(distilled)
+    expected = predict(distilled, inputs)
+    assert 0 < (predict(quantized, inputs) - expected).norm() < 0.05 * expected.norm()
 
     assert measured == [Path(report["stages"][0]["checkpoint"])]
     assert report["stages"][0]["cost"]["peak_memory_bytes"] > 1

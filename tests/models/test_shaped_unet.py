@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from compress.models.probe import probe_inputs, probe_output
+from compress.models.inputs import predict, small_inputs
 from compress.models.shaped_unet import ShapedUNet2DConditionModel, reshape
 from compress.models.shapes import shaped
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
@@ -95,10 +95,10 @@ def factors(unet: UNet) -> Parts:
 
 
 def difference(one: UNet, other: UNet) -> float:
-    inputs = probe_inputs(one)
+    inputs = small_inputs(one)
     assert inputs is not None
-    expected = probe_output(one, inputs)
-    return ((probe_output(other, inputs) - expected).abs().max() / expected.abs().max()).item()
+    expected = predict(one, inputs)
+    return ((predict(other, inputs) - expected).abs().max() / expected.abs().max()).item()
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -140,7 +140,7 @@ def test_all_else_is_kept() -> None:
     assert new.training and new.is_gradient_checkpointing and new.dtype == torch.float64
     assert {type(p) for p in new.attn_processors.values()} == {type(p) for p in unet.attn_processors.values()}
     assert new.conv_in.reduce.weight.requires_grad and not new.conv_norm_out.weight.requires_grad
-    new(**probe_inputs(new)).sample.sum().backward()
+    new(**small_inputs(new)).sample.sum().backward()
     assert new.conv_in.reduce.weight.grad.abs().sum() > 0
     with pytest.raises(RuntimeError, match=r"conv_in\.reduce\.weight"):
         shaped(unet, layers, {key: value for key, value in weights.items() if key != "conv_in.reduce.weight"})

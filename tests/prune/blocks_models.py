@@ -40,10 +40,11 @@ def sdxl_like(**config: Any) -> UNet2DConditionModel:
     return unet_of(block_out_channels=(8, 16), **{**SDXL, **config})
 
 
-def unet_inputs(unet: UNet2DConditionModel, seed: int = 0) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def unet_inputs(unet: UNet2DConditionModel, seed: int = 0) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(seed)
     sample = torch.randn(2, unet.config.in_channels, 8, 8, generator=generator)
-    return (sample, torch.tensor([3, 700])), {"encoder_hidden_states": torch.randn(2, 5, 12, generator=generator)}
+    text = torch.randn(2, 5, 12, generator=generator)
+    return {"sample": sample, "timestep": torch.tensor([3, 700]), "encoder_hidden_states": text}
 
 
 def pixart() -> PixArtTransformer2DModel:
@@ -71,7 +72,7 @@ def flux() -> FluxTransformer2DModel:
     ).eval()  # fmt: skip
 
 
-def transformer_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def transformer_inputs(model: nn.Module) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -90,12 +91,12 @@ def transformer_inputs(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any
             "hidden_states": normal(2, 16, 4), "timestep": torch.tensor([0.1, 0.7]), "img_ids": torch.zeros(16, 3),
             "txt_ids": torch.zeros(5, 3), "guidance": torch.tensor([3.5, 3.5]),
         }  # fmt: skip
-    return (), {**inputs, "return_dict": False}
+    return {**inputs, "return_dict": False}
 
 
 @torch.no_grad()
-def calls_of(model: nn.Module, *inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> list[Call]:
-    return [Call(one, model(*one[0], **one[1])[0]) for one in inputs]
+def calls_of(model: nn.Module, *inputs: dict[str, Any]) -> list[Call]:
+    return [Call(one, model(**one)[0]) for one in inputs]
 
 
 @torch.no_grad()

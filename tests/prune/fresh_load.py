@@ -19,12 +19,12 @@ def load_in_fresh_process(models: Mapping[str, tuple[Any, Any]], folder: Path) -
     """Saves models and loads them elsewhere; fails if an output differs by more than 1e-5 of the largest.
 
     Args:
-        models: By name the model, in evaluation mode, and its positional and keyword arguments.
+        models: By name the model, in evaluation mode, and its keyword arguments.
         folder: An empty one.
     """
     for name, (model, inputs) in models.items():
         model.save_pretrained(folder / name)
-        wanted = {"class": type(model).__name__, "inputs": inputs, "output": model(*inputs[0], **inputs[1])[0]}
+        wanted = {"class": type(model).__name__, "inputs": inputs, "output": model(**inputs)[0]}
         torch.save(wanted, folder / name / "wanted.pt")
     cache = os.environ | {"HF_HOME": str(folder.parent / "cache")}
     command = [sys.executable, __file__, str(folder)]
@@ -39,12 +39,11 @@ def _main() -> None:
 
     for folder in sorted(Path(sys.argv[1]).iterdir()):
         wanted = torch.load(folder / "wanted.pt", weights_only=True)
-        args, kwargs = wanted["inputs"]
         if (folder / "shaped_unet.py").exists():
             model: Any = diffusers.AutoModel.from_pretrained(str(folder), trust_remote_code=True)
         else:
             model = getattr(diffusers, wanted["class"]).from_pretrained(folder)
-        error = (model.eval()(*args, **kwargs)[0] - wanted["output"]).abs().max() / wanted["output"].abs().max()
+        error = (model.eval()(**wanted["inputs"])[0] - wanted["output"]).abs().max() / wanted["output"].abs().max()
         assert error <= 1e-5, f"{folder.name}: {error}"
         print(folder.name)
     assert not any(name.split(".")[0] == "compress" for name in sys.modules)

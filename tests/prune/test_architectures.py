@@ -8,7 +8,7 @@ import torch
 from diffusers import UNet2DModel
 
 from compress.errors import UserError
-from compress.models.probe import probe_inputs, probe_output
+from compress.models.inputs import predict, small_inputs
 from compress.prune.width import Config, prune_width
 from compress.quantize.int8 import quantize_weights
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
@@ -27,10 +27,10 @@ def _modes() -> list[tuple[str, str]]:
 def test_twins_go_and_the_function_stays(name: str, heads: str) -> None:
     small = random_unet(name)
     wide, originals = widen(small, heads)
-    inputs = probe_inputs(small)
-    wanted = probe_output(small, inputs)
+    inputs = small_inputs(small)
+    wanted = predict(small, inputs)
     limit = 1e-5 * wanted.abs().max()
-    assert (probe_output(wide, inputs) - wanted).abs().max() < limit, "the widened model is another function"
+    assert (predict(wide, inputs) - wanted).abs().max() < limit, "the widened model is another function"
 
     with torch.enable_grad():
         report = prune_width(wide, Config(0.5, heads=heads))
@@ -41,7 +41,7 @@ def test_twins_go_and_the_function_stays(name: str, heads: str) -> None:
     for key, tensor in report.unet.state_dict().items():
         if not key.startswith("time_embedding.linear_1"):
             torch.testing.assert_close(tensor, small.state_dict()[key], rtol=1e-6, atol=0, msg=key)
-    assert (probe_output(report.unet, inputs) - wanted).abs().max() < limit
+    assert (predict(report.unet, inputs) - wanted).abs().max() < limit
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +57,14 @@ def pruned() -> dict[str, UNet]:
 
 
 def test_a_fresh_process_loads_them_by_stock_diffusers(pruned: dict[str, UNet], tmp_path: Path) -> None:
-    load_in_fresh_process({name: (unet, ((), probe_inputs(unet))) for name, unet in pruned.items()}, tmp_path)
+    load_in_fresh_process({name: (unet, small_inputs(unet)) for name, unet in pruned.items()}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_step_of_training_moves_every_weight(pruned: dict[str, UNet], name: str) -> None:
     unet = type(pruned[name]).from_config(pruned[name].config).train()
     unet.load_state_dict(pruned[name].state_dict())
-    inputs = probe_inputs(unet)
+    inputs = small_inputs(unet)
     optimizer = torch.optim.SGD(unet.parameters(), 1e-3)
     losses = []
     for _ in range(2):
@@ -88,15 +88,15 @@ def test_quantized_and_loaded(pruned: dict[str, UNet], name: str, tmp_path: Path
     assert report.params > 0.9
     unet.save_pretrained(tmp_path)
     loaded = type(unet).from_pretrained(tmp_path, dtype=torch.float32)
-    inputs = probe_inputs(unet)
-    assert torch.equal(probe_output(loaded, inputs), probe_output(unet, inputs))
+    inputs = small_inputs(unet)
+    assert torch.equal(predict(loaded, inputs), predict(unet, inputs))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_compiled(pruned: dict[str, UNet], name: str) -> None:
-    inputs = probe_inputs(pruned[name])
-    wanted = probe_output(pruned[name], inputs)
+    inputs = small_inputs(pruned[name])
+    wanted = predict(pruned[name], inputs)
     torch._dynamo.reset()
     with torch.no_grad():
         found = torch.compile(pruned[name])(**inputs).sample

@@ -22,9 +22,10 @@ from compress.config.values import build
 from compress.data.calls import Call, record_calls
 from compress.data.examples import Examples
 from compress.distill import features
+from compress.distill.alignment import kept_channels
 from compress.distill.features import distill
-from compress.distill.losses import kept_channels
 from compress.errors import UserError
+from compress.models.conditions import Conditions
 from compress.models.inputs import Inputs
 from compress.prune import depth
 from compress.prune.bk_sdm import prune_bk_sdm
@@ -48,13 +49,13 @@ RESULTS: dict[str, tuple[Callable[[], nn.Module], float]] = {
 }
 
 
-def inputs_of(model: nn.Module) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def inputs_of(model: nn.Module) -> dict[str, Any]:
     return transformer_inputs(model) if "Transformer" in type(model).__name__ else unet_inputs(model)
 
 
-def macs_of(model: nn.Module, inputs: tuple[tuple[Any, ...], dict[str, Any]]) -> int:
+def macs_of(model: nn.Module, inputs: dict[str, Any]) -> int:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*inputs[0], **inputs[1])
+        model(**inputs)
     return counter.get_total_flops() // 2
 
 
@@ -102,11 +103,11 @@ def test_results_load_in_a_fresh_process(pruned: dict[str, Pruned], tmp_path: Pa
 
 @pytest.mark.parametrize("case", RESULTS)
 def test_results_train(case: str, pruned: dict[str, Pruned]) -> None:
-    model, (args, kwargs) = copy.deepcopy(pruned[case].report.denoiser), pruned[case].inputs
+    model, inputs = copy.deepcopy(pruned[case].report.denoiser), pruned[case].inputs
     optimizer = torch.optim.SGD(model.train().requires_grad_(True).parameters(), lr=1e-3)
     losses = []
     for _ in range(2):
-        loss = model(*args, **kwargs)[0].square().mean()
+        loss = model(**inputs)[0].square().mean()
         loss.backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
         optimizer.step()
@@ -118,21 +119,21 @@ def test_results_train(case: str, pruned: dict[str, Pruned]) -> None:
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c == "SDXL" else pytest.mark.slow) for c in RESULTS])
 @torch.no_grad()
 def test_results_quantize(case: str, pruned: dict[str, Pruned], tmp_path: Path) -> None:
-    model, (args, kwargs) = copy.deepcopy(pruned[case].report.denoiser), pruned[case].inputs
+    model, inputs = copy.deepcopy(pruned[case].report.denoiser), pruned[case].inputs
     assert quantize_weights(model).params > 0
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path, dtype=torch.float32)
-    assert torch.equal(loaded(*args, **kwargs)[0], model(*args, **kwargs)[0])
+    assert torch.equal(loaded(**inputs)[0], model(**inputs)[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", RESULTS)
 @torch.no_grad()
 def test_results_compile(case: str, pruned: dict[str, Pruned]) -> None:
-    model, (args, kwargs) = pruned[case].report.denoiser, pruned[case].inputs
-    wanted = model(*args, **kwargs)[0]
+    model, inputs = pruned[case].report.denoiser, pruned[case].inputs
+    wanted = model(**inputs)[0]
     torch.compiler.reset()
-    found = torch.compile(model)(*args, **kwargs)[0]
+    found = torch.compile(model)(**inputs)[0]
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
 
 
@@ -161,7 +162,7 @@ def test_everything_that_can_go_goes() -> None:
 def test_a_target_of_multiply_accumulates() -> None:
     unet = unet_of()
     inputs = unet_inputs(unet)
-    wide = (inputs[0][0].repeat(1, 1, 2, 2), inputs[0][1]), inputs[1]
+    wide = {**inputs, "sample": inputs["sample"].repeat(1, 1, 2, 2)}
     report = prune_depth(unet, calls_of(unet, inputs), Config(target=Target(macs=0.6)), inputs=wide)
     assert report.macs_before == macs_of(unet, wide)
     assert macs_of(report.denoiser, wide) <= 0.6 * report.macs_before
@@ -199,10 +200,7 @@ def test_prediction_error_is_relative_to_the_prediction() -> None:
 def test_half_precision_stays() -> None:
     unet = unet_of().to(torch.bfloat16)
     inputs = unet_inputs(unet)
-    half = (
-        (inputs[0][0].bfloat16(), inputs[0][1]),
-        {"encoder_hidden_states": inputs[1]["encoder_hidden_states"].bfloat16()},
-    )
+    half = {name: value.bfloat16() if value.is_floating_point() else value for name, value in inputs.items()}
     report = prune_depth(unet, calls_of(unet, half), Config(ratio=0.05, remove=("mid_block",)))
     assert {p.dtype for p in report.denoiser.parameters()} == {torch.bfloat16}
 
@@ -230,7 +228,7 @@ def test_calls_are_those_of_the_pipeline() -> None:
     scheduler = copy.deepcopy(vars(pipeline.scheduler))
     calls = record_calls(pipeline, ["a cat", "a dog", "a tree"], Calibration(examples=3, steps=4), 0)
     assert len(calls) == 4
-    assert [int(call.inputs[0][1]) for call in calls] == [751, 501, 251, 1]
+    assert [int(call.inputs["timestep"]) for call in calls] == [751, 501, 251, 1]
     assert all(call.output.shape == (2 * 3, 4, 8, 8) for call in calls), "with guidance, every example counts twice"
     assert prediction_error(pipeline.unet, calls) == 0
     small = record_calls(pipeline, ["a cat"], Calibration(examples=2, steps=1, side=8, guidance=1.0), 0)
@@ -244,7 +242,7 @@ def test_calls_of_an_inpainting_pipeline() -> None:
     parts = tiny_pipeline(unet=unet_of(in_channels=9, cross_attention_dim=16)).components
     pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
     calls = record_calls(pipeline, ["a cat"], Calibration(examples=1, steps=1), 0)
-    assert calls[0].inputs[0][0].shape == (2, 9, 8, 8)
+    assert calls[0].inputs["sample"].shape == (2, 9, 8, 8)
 
 
 def test_a_pipeline_that_predicts_nan() -> None:
@@ -259,12 +257,18 @@ def test_distillation_into_fewer_blocks(size: Literal["base", "tiny"]) -> None:
     teacher = unet_of().requires_grad_(False)
     student = prune_bk_sdm(teacher, size).denoiser
     source = torch.Generator().manual_seed(0)
-    latents, text = torch.randn(4, 4, 8, 8, generator=source), torch.randn(2, 5, 12, generator=source)
+    latents = torch.randn(4, 4, 8, 8, generator=source)
+    conditions = Conditions({"encoder_hidden_states": torch.randn(2, 5, 12, generator=source)}, {})
     config = features.Config(
-        steps=12, batch_size=4, learning_rate=3e-3, noise_weight=0.0, min_snr_gamma=None, log_every=4
+        steps=12,
+        batch_size=4,
+        learning_rate=3e-3,
+        losses={"output": 1.0, "features": 0.1},
+        min_snr_gamma=None,
+        log_every=4,
     )
     report = distill(
-        student, teacher, Examples(latents, torch.ones(4, dtype=torch.long), text), DDPMScheduler(), config
+        student, teacher, Examples(latents, torch.ones(4, dtype=torch.long), conditions), DDPMScheduler(), config
     )
     assert report.curves["output_loss"][-1][1] < 0.7 * report.curves["output_loss"][0][1]
     blocks = {

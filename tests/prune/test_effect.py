@@ -16,8 +16,7 @@ def unet_calls(unet: torch.nn.Module) -> list[Call]:
     """Of two timesteps, one for all rows, as pipelines call."""
     inputs = []
     for seed, timestep in ((0, 3), (1, 700)):
-        (sample, _), kwargs = unet_inputs(unet, seed)
-        inputs.append(((sample, torch.tensor(timestep)), kwargs))
+        inputs.append({**unet_inputs(unet, seed), "timestep": torch.tensor(timestep)})
     return calls_of(unet, *inputs)
 
 
@@ -67,10 +66,9 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_calls_that_do_not_fit_together_stay_apart() -> None:
     unet = unet_of()
     small, large = unet_inputs(unet), unet_inputs(unet, 1)
-    args, kwargs = large
-    wider = ((torch.randn(2, 4, 16, 16), args[1]), kwargs)
+    wider = {**large, "sample": torch.randn(2, 4, 16, 16)}
     assert merged(calls_of(unet, small, wider)) is None
-    flagged = (args, {**kwargs, "return_dict": False})
+    flagged = {**large, "return_dict": False}
     assert merged([Call(small, torch.zeros(2)), Call(flagged, torch.zeros(2))]) is None
     effect = Effect(Subject(unet, small), calls_of(unet, small, wider))
     assert len(effect.inputs) == 2
@@ -82,8 +80,8 @@ def test_arguments_without_rows_are_shared() -> None:
     calls = calls_of(model, *[transformer_inputs(model)] * 3)
     joint = merged(calls)
     assert joint is not None
-    assert joint[1]["txt_ids"].shape == (5, 3)
-    assert joint[1]["hidden_states"].shape[0] == 6
+    assert joint["txt_ids"].shape == (5, 3)
+    assert joint["hidden_states"].shape[0] == 6
 
 
 def test_innermost_blocks_hold_no_other() -> None:

@@ -16,7 +16,7 @@ from compress.config.values import build
 from compress.data import DataConfig, load_data
 from compress.data.calibration import Calibration, CalibrationConfig, calibrate, differentiable
 from compress.errors import UserError
-from compress.models.random_inputs import full_size
+from compress.models.inputs import example_inputs
 from compress.prune import width
 from compress.prune.channels.groups import Group, Member
 from compress.prune.channels.rebuild import prune_unet
@@ -138,7 +138,7 @@ def test_examples_of_the_data(tiny_parquet: object) -> None:
     found = calibrate(pipeline, data.train, CalibrationConfig(examples=8, batch_size=5), 1)
     assert found.source == "8 training images with captions"
     assert found.latents.shape == found.noise.shape == (8, 4, 8, 8)
-    assert found.conditions["encoder_hidden_states"].shape == (8, 16, 16)
+    assert found.conditions.rows["encoder_hidden_states"].shape == (8, 16, 16)
     assert sorted(found.timesteps // 125) == list(range(8)), "not spread evenly"
     again = calibrate(pipeline, data.train, CalibrationConfig(examples=8, seed=1), 7)
     assert torch.equal(again.noise, found.noise)
@@ -155,15 +155,15 @@ def test_examples_are_made_up_where_data_do_not_fit(tiny_parquet: object) -> Non
     data = load_data(DataConfig(str(tiny_parquet), split_column="split"))
     unet = UNet2DConditionModel.from_config({**tiny_unet(widths=(16, 32)).config, "in_channels": 9})
     found = calibrate(tiny_pipeline(unet=unet), data.train, CalibrationConfig(examples=3), 0)
-    assert found.source == "3 random inputs of normal noise (the unet takes 9 channels and the autoencoder gives 4)"
+    assert "3 random inputs" in found.source and "takes 9 channels and its autoencoder gives 4" in found.source
     assert found.losses(unet, slice(0, 3)).shape == (3,)
-    assert full_size(unet)["sample"].shape == (1, 9, 8, 8)
-    assert full_size(unet)["encoder_hidden_states"].shape == (1, 77, 16)
+    assert example_inputs(unet)["sample"].shape == (1, 9, 8, 8)
+    assert example_inputs(unet)["encoder_hidden_states"].shape == (1, 77, 16)
 
 
 def test_a_scheduler_without_betas_is_refused() -> None:
     scheduler = SimpleNamespace(config={"prediction_type": "flow"})
-    with pytest.raises(UserError, match=r"calibration needs a scheduler with a beta schedule.*got SimpleNamespace"):
+    with pytest.raises(UserError, match="calibration needs the schedule of noise: SimpleNamespace with"):
         calibrate(SimpleNamespace(unet=tiny_unet(), scheduler=scheduler), None, CalibrationConfig(), 0)
 
 
@@ -259,6 +259,6 @@ def test_examples_are_spread_over_the_timesteps() -> None:
     place = calibration.timesteps.tolist().index(int(ordered[5]))
     assert torch.equal(some.latents[2], calibration.latents[place])
     assert torch.equal(
-        some.conditions["encoder_hidden_states"][2], calibration.conditions["encoder_hidden_states"][place]
+        some.conditions.rows["encoder_hidden_states"][2], calibration.conditions.rows["encoder_hidden_states"][place]
     )
     assert calibration.spread(6) is calibration

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from compress.errors import UserError
+from compress.models.inputs import example_inputs, predict, small_inputs
 from compress.models.macs import count
-from compress.models.probe import probe_inputs, probe_output
-from compress.models.random_inputs import full_size
 from compress.prune import depth, low_rank
 from compress.prune.bk_sdm import prune_bk_sdm
 from compress.prune.channels.target import Target
@@ -74,7 +73,7 @@ def test_a_planted_rank_is_what_a_target_takes_first() -> None:
 def test_targets_are_met(name: str, unit: str, share: float) -> None:
     unet = random_unet(name)
     report = prune_low_rank(unet, Config(target=Target(**{unit: share})))
-    inputs = ((), full_size(unet))
+    inputs = example_inputs(unet)
     before, after = count(unet, inputs), count(report.unet, inputs)
     left = after.macs / before.macs if unit == "macs" else after.params / before.params
     assert left == pytest.approx(share, rel=0.02)
@@ -234,17 +233,17 @@ def test_saved_trained_and_quantized(tmp_path: Any) -> None:
     optimizer = torch.optim.SGD(unet.parameters(), 1e-2)
     losses = []
     for _ in range(3):
-        loss = unet(**probe_inputs(unet), return_dict=False)[0].square().mean()
+        loss = unet(**small_inputs(unet), return_dict=False)[0].square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[2] < losses[1] < losses[0]
     pipeline.unet.requires_grad_(False)
-    before = probe_output(pipeline.unet, probe_inputs(pipeline.unet))
+    before = predict(pipeline.unet, small_inputs(pipeline.unet))
     quantized = quantize_weights(pipeline.unet)
     assert any(name.endswith(".reduce") for name in quantized.modules)
-    after = probe_output(pipeline.unet, probe_inputs(pipeline.unet))
+    after = predict(pipeline.unet, small_inputs(pipeline.unet))
     assert (after - before).norm() < 0.05 * before.norm()
     save_checkpoint(pipeline, tmp_path / "int8", {"stages": []})  # which reads it back and compares
     assert (tmp_path / "int8" / "unet" / "shaped_unet.py").is_file()
@@ -255,8 +254,8 @@ def test_saved_trained_and_quantized(tmp_path: Any) -> None:
 def test_it_compiles(name: str) -> None:
     unet = random_unet(name)
     new = prune_low_rank(unet, Config(target=Target(params=0.8))).unet
-    inputs = probe_inputs(new)
-    expected = probe_output(new, inputs)
+    inputs = small_inputs(new)
+    expected = predict(new, inputs)
     with torch.no_grad():
         found = torch.compile(new, fullgraph=True)(**inputs, return_dict=False)[0]
     assert (found - expected).abs().max() < 1e-5 * expected.abs().max()

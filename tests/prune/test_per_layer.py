@@ -18,9 +18,8 @@ from compress.config.values import build
 from compress.data import DataConfig, load_data
 from compress.data.calibration import CalibrationConfig
 from compress.errors import UserError
-from compress.models import macs as count
-from compress.models.probe import probe_inputs, probe_output
-from compress.models.random_inputs import full_size
+from compress.models.inputs import example_inputs, predict, small_inputs
+from compress.models.macs import count
 from compress.models.shapes import SHAPEABLE, shaped
 from compress.prune import per_layer
 from compress.prune.channels.groups import Group, Member
@@ -34,7 +33,7 @@ from tests.prune.calibrated import calibration_of
 
 
 def macs(unet: Any) -> int:
-    return count(unet, ((), full_size(unet))).macs
+    return count(unet, example_inputs(unet)).macs
 
 
 @pytest.mark.parametrize(("name", "heads"), [("sd 1.x", "remove"), ("sdxl", "narrow"), ("ddpm with heads", "narrow")])
@@ -171,7 +170,7 @@ def test_twice() -> None:
     twice = prune_per_layer(once.unet, Config(0.3))
     assert [width.before for width in twice.widths] == [width.after for width in once.widths]
     assert twice.params_after / once.params_after == pytest.approx(0.7, rel=0.02)
-    assert probe_output(twice.unet, probe_inputs(twice.unet)).isfinite().all()
+    assert predict(twice.unet, small_inputs(twice.unet)).isfinite().all()
 
 
 FAMILIES_LEFT = [name for name in FAMILIES if name not in ("l2", "random")]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from compress.models.probe import probe_inputs, probe_output
+from compress.models.inputs import predict, small_inputs
 from compress.prune.per_layer import Config, prune_per_layer
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
 from tests.prune.calibrated import calibration_of
@@ -113,10 +113,10 @@ def test_just_the_twins_go(name: str, heads: str, importance: str) -> None:
     small = random_unet(name)
     torch.manual_seed(sum(map(ord, name + heads)))
     wide, walk = widen_parts(small, heads)
-    inputs = probe_inputs(small)
-    wanted = probe_output(small, inputs)
+    inputs = small_inputs(small)
+    wanted = predict(small, inputs)
     limit = 1e-5 * wanted.abs().max()
-    assert (probe_output(wide, inputs) - wanted).abs().max() < limit, "the widened model is another function"
+    assert (predict(wide, inputs) - wanted).abs().max() < limit, "the widened model is another function"
     before = {key: tensor.clone() for key, tensor in wide.state_dict().items()}
 
     config = Config(walk.surplus / wide.num_parameters(), importance=importance, heads=heads, min_share=0)
@@ -129,5 +129,5 @@ def test_just_the_twins_go(name: str, heads: str, importance: str) -> None:
     assert after.items() >= {(key, size) for key, size in walk.sizes.items() if key in after}
     assert {width.before // width.after for width in report.widths} == {1, 2}, "all parts were alike"
     assert report.kept == walk.outputs
-    assert (probe_output(report.unet, inputs) - wanted).abs().max() < limit
+    assert (predict(report.unet, inputs) - wanted).abs().max() < limit
     assert all(torch.equal(tensor, before[key]) for key, tensor in wide.state_dict().items()), "the given one changed"

@@ -11,8 +11,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from compress.errors import UserError
+from compress.models.inputs import predict, small_inputs
 from compress.models.meta import checked_weights
-from compress.models.probe import probe_inputs, probe_output
 from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, parse
 from compress.prune.layers.remove import Subject
@@ -35,14 +35,14 @@ def pruned() -> dict[str, Any]:
 
 
 def test_a_fresh_process_loads_them_without_compress(pruned: dict[str, Any], tmp_path: Path) -> None:
-    load_in_fresh_process({name: (unet, ((), probe_inputs(unet))) for name, unet in pruned.items()}, tmp_path)
+    load_in_fresh_process({name: (unet, small_inputs(unet)) for name, unet in pruned.items()}, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["sd 1.x", "sdxl", "ddpm"])
 def test_a_step_of_training_moves_every_weight(pruned: dict[str, Any], name: str) -> None:
     unet = type(pruned[name]).from_config(pruned[name].config).train()
     unet.load_state_dict(pruned[name].state_dict())
-    unet(**probe_inputs(unet)).sample.square().mean().backward()
+    unet(**small_inputs(unet)).sample.square().mean().backward()
     assert [key for key, weight in unet.named_parameters() if weight.grad is None] == []
 
 
@@ -52,15 +52,15 @@ def test_quantized_and_loaded(pruned: dict[str, Any], tmp_path: Path) -> None:
     assert quantize_weights(unet).params > 0.9
     unet.save_pretrained(tmp_path)
     loaded = type(unet).from_pretrained(tmp_path, dtype=torch.float32)
-    inputs = probe_inputs(unet)
-    assert torch.equal(probe_output(loaded, inputs), probe_output(unet, inputs))
+    inputs = small_inputs(unet)
+    assert torch.equal(predict(loaded, inputs), predict(unet, inputs))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_compiled(pruned: dict[str, Any], name: str) -> None:
-    inputs = probe_inputs(pruned[name])
-    wanted = probe_output(pruned[name], inputs)
+    inputs = small_inputs(pruned[name])
+    wanted = predict(pruned[name], inputs)
     torch._dynamo.reset()
     with torch.no_grad():
         found = torch.compile(pruned[name])(**inputs).sample
@@ -92,10 +92,10 @@ def test_any_config_and_any_ratio(data: st.DataObject, tmp_path_factory: pytest.
     assert report.left[unit] == pytest.approx(wanted.goal[1], rel=0.02)
     folder = tmp_path_factory.mktemp("unet")
     report.unet.save_pretrained(folder)
-    inputs = probe_inputs(unet)
-    output = probe_output(report.unet, inputs)
+    inputs = small_inputs(unet)
+    output = predict(report.unet, inputs)
     assert output.isfinite().all()
-    assert (probe_output(type(report.unet).from_pretrained(folder).eval(), inputs) - output).abs().max() == 0
+    assert (predict(type(report.unet).from_pretrained(folder).eval(), inputs) - output).abs().max() == 0
 
 
 def check_nearest(message: str, unet: Any, wanted: Config, unit: str) -> None:

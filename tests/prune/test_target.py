@@ -5,8 +5,8 @@ from calibrated import calibration_of
 from tiny import tiny_unet
 
 from compress.errors import UserError
-from compress.models import macs as count
-from compress.models.random_inputs import full_size
+from compress.models.inputs import example_inputs
+from compress.models.macs import count
 from compress.prune.channels.target import Costs, Target, choices_of
 from compress.prune.sensitivity.error import Error
 from compress.prune.sensitivity.levels import Narrowed, predicted_error
@@ -24,7 +24,7 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_costs_are_a_polynomial(unit: str) -> None:
     unet = tiny_unet(widths=(32, 48, 64))
     choices = choices_of(unet.config)
-    costs = Costs(unet, ((), full_size(unet)), unit)
+    costs = Costs(unet, example_inputs(unet), unit)
     estimated = costs.estimate(choices)
     for index in (0, 7, len(choices) // 2, len(choices) - 1):
         if len(set(choices[index])) == 3:
@@ -37,10 +37,10 @@ def test_what_is_planned_is_what_pruning_leaves(name: str) -> None:
     unet = random_unet(name, width=2)
     heads = "narrow" if name == "ddpm" else "remove"  # a single head has to stay
     report = prune_width(unet, Config(0.5, heads=heads))
-    counts = [count(model, ((), full_size(unet))) for model in (unet, report.unet)]
+    counts = [count(model, example_inputs(unet)) for model in (unet, report.unet)]
     for unit in ("params", "macs"):
         before, after = (getattr(one, unit) for one in counts)
-        planned = Costs(unet, ((), full_size(unet)), unit, heads).exact(tuple(report.widths_after))
+        planned = Costs(unet, example_inputs(unet), unit, heads).exact(tuple(report.widths_after))
         assert planned < 0.5
         assert planned == pytest.approx(after / before, rel=1e-9)
 

@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from compress.errors import UserError
 from compress.models import denoiser
-from compress.models.probe import probe_inputs, probe_output
+from compress.models.inputs import predict, small_inputs
 from compress.quantize.int8 import quantize_weights
 from compress.store import checkpoint
 from tests.tiny import tiny_pipeline, tiny_unet
@@ -76,8 +76,8 @@ def saved(tmp_path):
 def test_a_float_checkpoint_reads_back_the_same(saved):
     pipeline = tiny_pipeline(widths=(16, 32))
     loaded = checkpoint.load_checkpoint(saved)
-    inputs = probe_inputs(pipeline.unet)
-    assert torch.equal(probe_output(loaded.unet, inputs), probe_output(pipeline.unet, inputs))
+    inputs = small_inputs(pipeline.unet)
+    assert torch.equal(predict(loaded.unet, inputs), predict(pipeline.unet, inputs))
     assert not any(parameter.requires_grad for parameter in loaded.unet.parameters())
     info = checkpoint.read_info(saved)
     assert info["recipe"] == "r"
@@ -111,8 +111,8 @@ def test_a_run_in_half_precision_reads_back_bit_for_bit(dtype, tmp_path):
     quantize_weights(pipeline.unet)
     checkpoint.save_checkpoint(pipeline, tmp_path / "half", {})
     loaded = checkpoint.load_checkpoint(tmp_path / "half", dtype=dtype)
-    inputs = probe_inputs(pipeline.unet, seed=5)
-    assert torch.equal(probe_output(loaded.unet, inputs), probe_output(pipeline.unet, inputs))
+    inputs = small_inputs(pipeline.unet, seed=5)
+    assert torch.equal(predict(loaded.unet, inputs), predict(pipeline.unet, inputs))
     assert checkpoint.read_info(tmp_path / "half")["probe"]["dtype"] == str(dtype).removeprefix("torch.")
 
 

@@ -11,8 +11,9 @@ from compress.evaluate.cost.latency import compiled_latencies, image_latencies, 
 from compress.evaluate.cost.memory import peak_memory
 from compress.evaluate.cost.size import memory_bytes, weight_bytes
 from compress.evaluate.cost.sparsity import count_zeros
+from compress.evaluate.sample import sampler
 from compress.models import denoiser, denoiser_name
-from compress.models.inputs import denoiser_inputs, map_tensors
+from compress.models.inputs import Inputs, captured_inputs, map_tensors, sample_name
 from compress.models.macs import Count, count
 from compress.system.environment import environment
 from compress.system.progress import bar
@@ -96,7 +97,7 @@ def measure_cost(
             compiled, note = compiled_latencies(model, inputs, config.latency_repeats, device)
             progress.advance(task)
         seconds |= spread("compiled_latency", compiled)
-    sample = next(value for value in (*inputs[0], *inputs[1].values()) if isinstance(value, torch.Tensor))
+    sample = inputs[sample_name(model)]
     return {
         "params": counted.params,
         "params_by_type": counted.params_by_type,
@@ -124,6 +125,12 @@ def measure_cost(
         },
         "conventions": CONVENTIONS,
     }
+
+
+def denoiser_inputs(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> Inputs:
+    """The arguments of the denoiser's first pass for one image without guidance, as the pipeline passes them."""
+    scheduler = sampler(pipeline, config).scheduler
+    return captured_inputs(pipeline, steps=config.steps, scheduler=scheduler, height=config.height, width=config.width)
 
 
 def device_name(device: torch.device) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from compress.evaluate.config import EvaluateConfig
-from compress.evaluate.sample import sampler
-from compress.models.inputs import Inputs, accepted, size
+from compress.evaluate.sample import accepted, sampler, size
+from compress.models.inputs import Inputs
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -59,8 +59,7 @@ def spread(name: str, seconds: list[float]) -> dict[str, float | None]:
 @torch.no_grad()
 def latencies(model: torch.nn.Module, inputs: Inputs, repeats: int, device: torch.device) -> list[float]:
     """Seconds of each of ``repeats`` passes, after some that are not timed; see :func:`timed`."""
-    args, kwargs = inputs
-    return timed(lambda: model(*args, **kwargs), repeats, device)
+    return timed(lambda: model(**inputs), repeats, device)
 
 
 def image_latencies(
@@ -100,7 +99,7 @@ def compiled_latencies(
 
     Args:
         model: The denoiser; left as it was.
-        inputs: Positional and keyword arguments of the pass.
+        inputs: Keyword arguments of the pass.
         repeats: Timed passes.
         device: Where to compute.
 
@@ -108,16 +107,15 @@ def compiled_latencies(
         The seconds, none if the model cannot be compiled or computes something else then; and a sentence that says
         how far the compiled output is from the eager one, or why there are none.
     """
-    args, kwargs = inputs
-    kwargs = {**kwargs, "return_dict": False}
-    expected = model(*args, **kwargs)[0]
+    inputs = {**inputs, "return_dict": False}
+    expected = model(**inputs)[0]
     try:
         compiled = torch.compile(model)
-        found = compiled(*args, **kwargs)[0]
+        found = compiled(**inputs)[0]
         difference = float((found - expected).abs().max() / expected.abs().max())
         if not difference <= TOLERANCE[expected.dtype]:  # NaN does not count as near
             return [], f"refused: the compiled output differs by {difference:.1g} of the largest value"
-        seconds = latencies(compiled, (args, kwargs), repeats, device)
+        seconds = latencies(compiled, inputs, repeats, device)
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, none of which may end a measurement
         return [], f"torch.compile failed: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     finally:

@@ -31,7 +31,7 @@ def measure(
     Args:
         folder: The checkpoint.
         component: The denoiser's folder in it, ``unet`` or ``transformer``.
-        inputs: File of ``torch.save`` with ``(args, kwargs)`` of the pass.
+        inputs: File of ``torch.save`` with the keyword arguments of the pass.
         device_name: Where to compute.
         dtype_name: Precision to load in, for instance ``float32``.
         threads: Of the CPU.
@@ -40,13 +40,13 @@ def measure(
     library, name = json.loads((folder / "model_index.json").read_text())[component]
     torch.set_num_threads(threads)
     device, dtype = torch.device(device_name), getattr(torch, dtype_name)
-    args, kwargs = map_tensors(torch.load(inputs, weights_only=True), lambda t: t.to(device))
+    arguments = map_tensors(torch.load(inputs, weights_only=True), lambda t: t.to(device))
     kind = getattr(getattr(pipelines, library, None) or importlib.import_module(library), name)  # as diffusers looks
 
     def load_and_pass() -> None:
         model = kind.from_pretrained(folder, subfolder=component, torch_dtype=dtype, variant=variant).eval().to(device)
         with torch.no_grad():
-            model(*args, **kwargs)
+            model(**arguments)
 
     if forget_peak():
         # Imports and one-time setup are not the model's memory: do them before the baseline.

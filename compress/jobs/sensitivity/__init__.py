@@ -68,7 +68,7 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     import compress.data
     import compress.models
     from compress.data.calibration import calibrate
-    from compress.data.calls import full_size_inputs
+    from compress.models.inputs import captured_inputs
     from compress.prune.importance import make_scorer
     from compress.prune.sensitivity.blocks import inner_groups, measure_blocks, measure_heads
     from compress.prune.sensitivity.error import Reference
@@ -82,7 +82,7 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     dtype = getattr(torch, PRECISIONS[config.precision])
     pipeline = compress.models.load_teacher(config.model, processes.join(config.device), dtype)
     unet: Any = compress.models.denoiser(pipeline)
-    planner = Planner(unet, wanted.target, wanted.heads, wanted.multiple, full_size_inputs(pipeline))
+    planner = Planner(unet, wanted.target, wanted.heads, wanted.multiple, captured_inputs(pipeline))
     data = compress.data.load_data(config.data)
     calibration = calibrate(pipeline, data.train, wanted.calibration, config.seed)
     scorer = make_scorer(wanted.importance, calibration, config.seed)

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from compress.models.inputs import Inputs, map_tensors
-from compress.models.meta import meta_model
+from compress.models.inputs import Inputs
+from compress.models.macs import count_macs
 from compress.prune.blocks import Blocks
 from compress.prune.blocks.assemble import owner
 
@@ -40,20 +40,15 @@ def count_costs(model: Any, blocks: Blocks, inputs: Inputs | None) -> Costs:
     Args:
         model: The denoiser; its weights are not touched.
         blocks: All of its blocks.
-        inputs: Positional and keyword arguments of the pass to count; None: parameters alone.
+        inputs: Keyword arguments of the pass to count; None: parameters alone.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     parts = set(blocks.names().values())
     params = dict.fromkeys(("", *parts), 0)
     for name, parameter in model.named_parameters():
         params[owner(name, parts)] += parameter.numel()
     if inputs is None:
         return Costs({"params": params})
-    args, kwargs = map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
-    with FlopCounterMode(display=False) as counter:
-        meta_model(type(model), model.config).eval()(*args, **kwargs)
-    found = {str(name).partition(".")[2]: sum(ops.values()) // 2 for name, ops in counter.get_flop_counts().items()}
+    found = count_macs(model, inputs).by_module
     macs = {part: found.get(part, 0) for part in ("", *parts)}
     for part in sorted(parts, key=len, reverse=True):
         outer = owner(part.rpartition(".")[0], parts)

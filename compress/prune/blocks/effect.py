@@ -69,8 +69,8 @@ class Effect:
             for part in ("", *of_condition(block)):
                 self._intercept(block.get_submodule(part), f"{source}.{part}", place, keep)
         found = []
-        for place[0], (args, kwargs) in enumerate(inputs):
-            found.append(model(*args, **kwargs)[0])
+        for place[0], arguments in enumerate(inputs):
+            found.append(model(**arguments)[0])
         return found
 
     def _intercept(self, block: Any, source: str, place: list[int], keep: bool) -> None:
@@ -96,7 +96,7 @@ class Effect:
 @torch.no_grad()
 def prediction_error(model: Any, calls: Sequence[Call]) -> float:
     """What :meth:`Effect.error` says, of any denoiser with the same inputs and outputs."""
-    return sum(_relative(model(*call.inputs[0], **call.inputs[1])[0], call.output) for call in calls) / len(calls)
+    return sum(_relative(model(**call.inputs)[0], call.output) for call in calls) / len(calls)
 
 
 def innermost(names: Mapping[str, str]) -> dict[str, str]:

@@ -9,10 +9,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from compress.errors import UserError
-from compress.models.inputs import Inputs, map_tensors
+from compress.models.inputs import Inputs, example_inputs
+from compress.models.macs import count_macs
 from compress.models.meta import checked_weights
 from compress.prune.channels import groups as channels
 from compress.prune.channels import time_embedding, widths
@@ -32,7 +32,6 @@ PLAIN = {
     "encoder_hid_dim_type": None,
     "time_cond_proj_dim": None,
 }
-TOKENS = 77  # of the text, where the share of MACs is counted
 
 
 def prune_unet(
@@ -119,9 +118,9 @@ class Narrower:
         return checked_weights(self.unet)
 
     @cached_property
-    def _macs(self) -> dict[str, float]:
+    def _macs(self) -> Mapping[str, float]:
         plain, inputs = plain_unet(type(self.unet), self.config)
-        return module_macs(plain, ((), inputs))
+        return count_macs(plain, inputs).by_module
 
     def _coupled(self, pruned: UNet, heads: str) -> tuple[UNet, list[channels.Group]]:
         """A meta_model UNet with the shortcuts that a pruned one has, and its groups of channels."""
@@ -134,21 +133,14 @@ class Narrower:
         return self._found[heads, added]
 
 
-def plain_unet(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, dict[str, Any]]:
-    """A meta_model UNet of the same levels, and inputs for it."""
-    size = config["sample_size"] or 64
-    height, width = size if isinstance(size, (list, tuple)) else (size, size)
-    inputs: dict[str, Any] = {
-        "sample": torch.empty(1, config["in_channels"], height, width, device="meta"),
-        "timestep": torch.empty(1, device="meta"),
-        "return_dict": False,
-    }
+def plain_unet(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, Inputs]:
+    """A meta-device UNet of the same levels that takes a text and nothing more, and inputs for it."""
     plain = {**config, **{key: value for key, value in PLAIN.items() if key in config}}
     if issubclass(cls, UNet2DConditionModel):
         text = config["cross_attention_dim"]
         plain["cross_attention_dim"] = text[0] if isinstance(text, (list, tuple)) else text or 1
-        inputs["encoder_hidden_states"] = torch.empty(1, TOKENS, plain["cross_attention_dim"], device="meta")
-    return meta_model(cls, plain), inputs
+    unet = meta_model(cls, plain)
+    return unet, {**example_inputs(unet), "return_dict": False}
 
 
 def _add_identities(plain: UNet, weights: dict[str, Tensor]) -> None:
@@ -250,21 +242,7 @@ def regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
     return names
 
 
-@torch.no_grad()
-def module_macs(empty: UNet, inputs: Inputs) -> dict[str, float]:
-    """Multiply-accumulates of every module and what is in it, by name; ``""`` is the whole.
-
-    Args:
-        empty: On the meta device, in float32.
-        inputs: Arguments of one pass, on any device and in any precision.
-    """
-    args, kwargs = map_tensors(inputs, lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
-    with FlopCounterMode(display=False) as counter:
-        empty(*args, **kwargs)
-    return {name.partition(".")[2]: sum(ops.values()) / 2 for name, ops in counter.get_flop_counts().items()}
-
-
-def share_of_macs(plain: nn.Module, macs: dict[str, float], touched: set[str]) -> float:
+def share_of_macs(plain: nn.Module, macs: Mapping[str, float], touched: set[str]) -> float:
     """Share of the multiply-accumulates done in some layers, and in the attention whose queries are among them."""
     total = sum(macs.get(name, 0) for name in touched)
     for name, module in plain.named_modules():

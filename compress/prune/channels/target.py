@@ -127,9 +127,10 @@ def _times_used(model: Any, inputs: "Inputs") -> dict[str, float]:
 
     That depends on the size of the inputs alone, not on the widths of the model.
     """
-    from compress.prune.channels.rebuild import attention_macs, module_macs
+    from compress.models.macs import count_macs
+    from compress.prune.channels.rebuild import attention_macs
 
-    macs = module_macs(model, inputs)
+    macs = count_macs(model, inputs).by_module
     times = {name: macs.get(name, 0) / m.weight.numel() for name, m in model.named_modules() if _is_layer(m)}
     attentions = [(name, module) for name, module in model.named_modules() if _is_attention(module)]
     return times | {name: attention_macs(name, module, macs) / module.inner_dim for name, module in attentions}

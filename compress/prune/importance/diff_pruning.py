@@ -59,7 +59,7 @@ def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Sco
     from compress.system.progress import track
 
     assert calibration is not None
-    total = calibration.schedule.config.num_train_timesteps
+    total = calibration.schedule.steps
     steps = [index * total // config.timesteps for index in range(min(config.timesteps, total))]
     part = next(calibration.parts())
     pieces = [piece for piece in calibration.gradient_parts() if piece.start < part.stop]

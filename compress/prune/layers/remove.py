@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from compress.models.inputs import Inputs
-from compress.models.random_inputs import full_size
+from compress.models.inputs import Inputs, example_inputs
+from compress.models.macs import count_macs
 from compress.models.shapes import shaped
 from compress.prune.channels import groups as channels
 from compress.prune.channels.groups import Axis, Group
 from compress.prune.channels.proxy import UNet, meta_model
-from compress.prune.channels.rebuild import kept_outputs, mark, module_macs, narrow, share_of_macs
+from compress.prune.channels.rebuild import kept_outputs, mark, narrow, share_of_macs
 from compress.prune.channels.target import TOLERANCE
 from compress.prune.importance.score import Scorer
 from compress.prune.layers.costs import UNITS, Costs
@@ -41,7 +41,7 @@ class Subject:
         self.in_scope = [width for width in found if width.kind in config.scope]
         self.widths = [width for width in self.in_scope if len(width.allowed) > 1]
         self.empty = meta_model(type(unet), unet.config)
-        self.macs = module_macs(self.empty, inputs or ((), full_size(unet)))
+        self.macs = count_macs(self.empty, inputs or example_inputs(unet)).by_module
         self.costs = Costs(self.empty, self.macs, self.widths)
         self.full = self.costs.total
         unit, share = config.goal

@@ -8,8 +8,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from compress.models.inputs import map_tensors
-from compress.models.random_inputs import full_size
+from compress.models.inputs import example_inputs
 from compress.prune.channels import groups as channels
 from compress.prune.channels.groups import Group
 from compress.prune.importance.score import Scorer
@@ -25,7 +24,7 @@ def inner_groups(unet: Any) -> dict[str, list[Group]]:
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     with torch.device("meta"):
         empty = type(unet).from_config(config)
-    inputs = map_tensors(full_size(unet), lambda t: t.to("meta", torch.float32 if t.is_floating_point() else t.dtype))
+    inputs = example_inputs(unet)
     blocks = [
         f"{outer}.{index}"
         for outer, module in unet.named_modules()

@@ -54,13 +54,13 @@ class Planner:
         multiple: int | None = None,
         inputs: "Inputs | None" = None,
     ) -> None:
-        from compress.models.random_inputs import full_size
+        from compress.models.inputs import example_inputs
         from compress.prune.channels import widths
 
         assert target.goal is not None
         widths.check_blocks(unet.config)
         self.target = target
-        self.costs = Costs(unet, inputs or ((), full_size(unet)), target.goal[0], heads, multiple)
+        self.costs = Costs(unet, inputs or example_inputs(unet), target.goal[0], heads, multiple)
         self.choices = meeting(target, self.costs, choices_of(unet.config, heads, multiple))
 
     def plan(self, prune: "Pruner", reference: "Reference", ratios: Sequence[float]) -> Plan:

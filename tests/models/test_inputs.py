@@ -1,23 +1,23 @@
-"""Probe inputs fit the denoisers they are made for."""
+"""Example inputs fit the denoisers they are made for."""
 
 import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
-from compress.models.probe import PROBE_SIDE, layer_macs, probe_inputs, probe_output
+from compress.models.inputs import SMALL_SIDE, predict, small_inputs
 from tests.tiny import tiny_unet
 
 
 def test_inputs_are_the_same_every_time_and_other_seeds_differ():
     unet = tiny_unet()
-    first, again, other = probe_inputs(unet), probe_inputs(unet), probe_inputs(unet, seed=1)
+    first, again, other = small_inputs(unet), small_inputs(unet), small_inputs(unet, seed=1)
     assert torch.equal(first["sample"], again["sample"]) and not torch.equal(first["sample"], other["sample"])
     assert first["sample"].shape == (2, 4, 8, 8)
-    assert probe_output(unet, first).shape == (2, 4, 8, 8)
+    assert predict(unet, first).shape == (2, 4, 8, 8)
 
 
 def test_large_latents_are_probed_small():
-    assert probe_inputs(tiny_unet(sample_size=128))["sample"].shape == (2, 4, PROBE_SIDE, PROBE_SIDE)
+    assert small_inputs(tiny_unet(sample_size=128))["sample"].shape == (2, 4, SMALL_SIDE, SMALL_SIDE)
 
 
 def test_sdxl_gets_its_extra_conditions():
@@ -37,16 +37,9 @@ def test_sdxl_gets_its_extra_conditions():
         projection_class_embeddings_input_dim=64,
     )
     unet.train()
-    assert probe_output(unet, probe_inputs(unet)).shape == (2, 4, 8, 8)
+    assert predict(unet, small_inputs(unet)).shape == (2, 4, 8, 8)
     assert unet.training  # left as it was
 
 
 def test_an_unknown_denoiser_has_no_inputs():
-    assert probe_inputs(nn.Linear(2, 2)) is None
-
-
-def test_macs_of_a_convolution_by_hand():
-    unet = tiny_unet()
-    layers, total = layer_macs(unet, probe_inputs(unet))
-    assert layers["conv_in"] == 2 * 8 * 8 * 4 * 32 * 9
-    assert sum(count for name, count in layers.items() if type(unet.get_submodule(name)) is nn.Conv2d) < total
+    assert small_inputs(nn.Linear(2, 2)) is None

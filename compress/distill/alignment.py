@@ -1,0 +1,165 @@
+"""Which features of student and teacher belong together, and how they become comparable."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.models.families import family_of
+from compress.system.random import generator
+
+
+def kept_channels(history: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
+    """The teacher's channels that are left in each block after all stages before.
+
+    Args:
+        history: Entries whose ``details`` may hold ``kept``, block -> indices into what the stage before left, and
+            ``blocks``, block -> the block of the stage before that it is, or None where it gives something else.
+
+    Returns:
+        Block -> indices into the teacher's channels.
+    """
+    kept: dict[str, list[int]] = {}
+    for entry in history:
+        if renamed := entry.get("details", {}).get("blocks"):
+            kept = {block: kept[old] for block, old in renamed.items() if old in kept}
+        for block, now in (entry.get("details", {}).get("kept") or {}).items():
+            before = kept.get(block)
+            if before is None:
+                kept[block] = list(now)
+            elif not now or max(now) < len(before):
+                kept[block] = [before[i] for i in now]
+            else:
+                # Something in between changed the block; nobody knows any more which channels these are.
+                kept[block] = []
+    return {block: indices for block, indices in kept.items() if indices}
+
+
+def matching_blocks(
+    student: nn.Module, teacher: nn.Module, history: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, str]:
+    """Pairs the student's blocks with the teacher's, as far as there are pairs.
+
+    A UNet's down blocks are paired from the first and its up blocks from the last, so that a student without the
+    innermost level is compared at the resolutions that it has. Blocks of a transformer that lost some are paired with
+    those that they were; of one without history, by their names.
+
+    Args:
+        student: The smaller denoiser.
+        teacher: Of the same family.
+        history: Entries whose ``details`` may hold ``blocks``, block to the block of the stage before that it was.
+    """
+    family, theirs_family = family_of(student), family_of(teacher)
+    if family is None or theirs_family is not family:
+        return {}
+    if not family.blocks:
+        ours, theirs = family.features(student), family.features(teacher)
+        up_ours, up_theirs = ([name for name in names if name.startswith("up")] for names in (ours, theirs))
+        pairs = {name: name for name in ours if name in theirs and not name.startswith("up")}
+        shared = min(len(up_ours), len(up_theirs))
+        return pairs | dict(zip(up_ours[-shared:], up_theirs[-shared:], strict=True))
+    origin = {name: name for name, _ in student.named_modules()}
+    for entry in reversed(list(history)):
+        if renamed := entry.get("details", {}).get("blocks"):
+            origin = {name: renamed[old] for name, old in origin.items() if renamed.get(old)}
+    there = {name for name, _ in teacher.named_modules()}
+    return {name: origin[name] for name in family.features(student) if origin.get(name) in there}
+
+
+@contextmanager
+def tapped(model: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """Collects the outputs of ``blocks`` whenever ``model`` runs; its hooks are gone afterwards, errors or not."""
+    outputs: dict[str, torch.Tensor] = {}
+
+    def hook(name: str) -> Any:
+        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs[name] = _feature(output)
+
+        return keep
+
+    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in blocks]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _feature(output: Any) -> Tensor:
+    """The image's features: a down block gives those of skip connections too, a joint block the text's before."""
+    if not isinstance(output, tuple):
+        return output
+    return output[0] if output[0].ndim == 4 else output[-1]
+
+
+class Alignment(nn.Module):
+    """Makes a student's features comparable with its teacher's.
+
+    The teacher's channels that the student has left are picked; where it is not known which they are, a learned 1x1
+    projection brings the student's features to the teacher's width.
+
+    Args:
+        ours: The student's features, block to ``(1, c, h, w)`` or ``(1, n, c)``; only shapes count.
+        theirs: The teacher's, under the student's names.
+        kept: Block to the teacher's channels that the student has, in its order.
+        seed: Of the projections' initial weights.
+
+    Attributes:
+        how: Block to ``same``, ``kept`` or ``projection``.
+        skipped: Block to the reason why it is not compared.
+    """
+
+    def __init__(
+        self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], kept: Mapping[str, list[int]], seed: int
+    ) -> None:
+        super().__init__()
+        self.how: dict[str, str] = {}
+        self.skipped: dict[str, str] = {}
+        self.projections = nn.ModuleDict()
+        self._kept: dict[str, Tensor] = {}
+        for name, feature in ours.items():
+            axis = _channels(feature)
+            width, full = feature.shape[axis], theirs[name].shape[axis]
+            places, their_places = _places(feature), _places(theirs[name])
+            indices = kept.get(name, [])
+            if places != their_places:
+                self.skipped[name] = f"{places} against the teacher's {their_places}"
+            elif len(indices) == width and min(indices) >= 0 and max(indices) < full:
+                self.how[name] = "kept"
+                self._kept[name] = torch.tensor(indices, device=feature.device)
+            elif width == full:
+                self.how[name] = "same"
+            else:
+                self.how[name] = "projection"
+                projection: nn.Module = nn.Conv2d(width, full, 1) if axis == 1 else nn.Linear(width, full)
+                source = generator(seed, "projection", len(self.how))
+                nn.init.normal_(projection.weight, std=width**-0.5, generator=source)  # type: ignore[arg-type]
+                nn.init.zeros_(projection.bias)  # type: ignore[arg-type]
+                self.projections[_key(name)] = projection.to(feature.device)
+
+    def forward(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+        """From features ``(b, ...)`` to pairs of one shape: the student's, and in float32 what they should be."""
+        pairs = {}
+        for name, how in self.how.items():
+            mine, target = ours[name], theirs[name].float()
+            if how == "kept":
+                target = target.index_select(_channels(target), self._kept[name])
+            elif how == "projection":
+                mine = self.projections[_key(name)](mine)
+            pairs[name] = mine, target
+        return pairs
+
+
+def _channels(feature: Tensor) -> int:
+    """The axis of the channels: of an image the second, of a sequence the last."""
+    return 1 if feature.ndim == 4 else feature.ndim - 1
+
+
+def _places(feature: Tensor) -> tuple[int, ...]:
+    return tuple(size for axis, size in enumerate(feature.shape) if axis not in (0, _channels(feature)))
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "_")  # a module's name must not hold a dot

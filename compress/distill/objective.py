@@ -1,0 +1,104 @@
+"""The objective of a distillation: student and frozen teacher see the same batch, and losses compare them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from compress.distill.alignment import Alignment
+from compress.distill.batches import Batch
+from compress.distill.losses import Loss, Seen
+from compress.models.inputs import sample_name
+from compress.models.schedule import Schedule
+
+
+class Teacher:
+    """A frozen denoiser whose predictions and features are asked for.
+
+    Args:
+        model: In evaluation mode, in any dtype.
+        taps: Where its features appear when it runs, under its own names of blocks.
+        pairs: The student's blocks to the teacher's.
+        autocast: Context of a pass of a teacher in float32.
+    """
+
+    def __init__(
+        self, model: nn.Module, taps: Mapping[str, Tensor], pairs: Mapping[str, str], autocast: Callable[[], Any]
+    ) -> None:
+        self.model, self._taps, self._pairs = model, taps, pairs
+        self._dtype = next(model.parameters()).dtype
+        self._autocast = autocast if self._dtype == torch.float32 else nullcontext
+
+    def __call__(self, noisy: Tensor, times: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction, ``(b, ...)``, and the features under the student's names of blocks."""
+        with torch.no_grad(), self._autocast():
+            output = predict(self.model, noisy.to(self._dtype), times, batch, self._dtype)
+        return output, {mine: self._taps[other] for mine, other in self._pairs.items()}
+
+
+class Objective(nn.Module):
+    """Student and losses in one module, so that distributed training sees one forward pass.
+
+    Args:
+        student: The denoiser that is trained.
+        teacher: None where no loss looks at it.
+        schedule: Of the noise.
+        losses: At least one.
+        alignment: Of the features; None where no loss looks at them.
+        taps: Where the student's features appear when it runs.
+        gamma: Of min-SNR weights; None: every timestep weighs the same.
+        autocast: Context of the student's pass.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: Teacher | None,
+        schedule: Schedule,
+        losses: Sequence[Loss],
+        alignment: Alignment | None,
+        taps: dict[str, Tensor],
+        gamma: float | None,
+        autocast: Callable[[], Any],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.student, self.features = student, alignment
+        self._teacher, self._schedule, self._losses, self._taps = teacher, schedule, losses, taps
+        self._gamma, self._autocast, self._device = gamma, autocast, device
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The weighted sum of the losses and each of them, means over the batch, ``(1 + number of losses,)``."""
+        device = self._device
+        latents, noise = batch.latents.to(device, torch.float32), batch.noise.to(device)
+        timesteps = batch.timesteps.to(device)
+        noisy = self._schedule.add_noise(latents, noise, timesteps)
+        if noisy.ndim == 4:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        times = self._schedule.times(timesteps)
+        wanted, theirs = self._teacher(noisy, times, batch) if self._teacher is not None else (None, {})
+        target = self._schedule.target(latents, noise, timesteps)
+        weight = self._schedule.weight(timesteps, self._gamma)
+        with self._autocast():
+            output = _like(predict(self.student, noisy, times, batch, torch.float32), target)
+            features = self.features(self._taps, theirs) if self.features is not None else {}
+            teacher = None if wanted is None else _like(wanted, target)
+            seen = Seen(output, target, teacher, weight, features)
+            found = [loss.function(seen).mean() for loss in self._losses]
+            total = sum(loss.weight * value for loss, value in zip(self._losses, found, strict=True))
+        self._taps.clear()
+        return torch.stack([torch.as_tensor(total), *found])
+
+
+def predict(model: nn.Module, noisy: Tensor, times: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """What a denoiser predicts of noisy latents, ``(b, ...)``."""
+    conditions = batch.conditions.inputs(slice(None), noisy.device, dtype)
+    return model(**{**conditions, sample_name(model): noisy, "timestep": times}, return_dict=False)[0]
+
+
+def _like(output: Tensor, target: Tensor) -> Tensor:
+    """In float32, without the variance that some models predict beside the mean."""
+    return output[:, : target.shape[1]].float()

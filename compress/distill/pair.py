@@ -1,0 +1,60 @@
+"""Student and teacher while one learns from the other: whether they fit, and how they are arranged."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import nn
+
+from compress.errors import UserError
+from compress.models.families import family_of
+
+
+def check_pair(student: Any, teacher: Any) -> None:
+    """Checks from their configs that a student can learn from a teacher; both may be on the meta device.
+
+    Raises:
+        UserError: They cannot; the message says why.
+    """
+    if student is teacher:
+        raise UserError("student and teacher are the same module; load the teacher separately or copy it")
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not hasattr(model, "config") or "in_channels" not in model.config:
+            raise UserError(f"distillation needs a denoiser of diffusers; the {name} is a {type(model).__name__}")
+    if family_of(student) is not family_of(teacher):
+        raise UserError(f"the student is a {type(student).__name__}, its teacher a {type(teacher).__name__}")
+    for key in ("in_channels", "out_channels", "cross_attention_dim", "caption_channels", "joint_attention_dim"):
+        ours, theirs = student.config.get(key), teacher.config.get(key)
+        if ours != theirs and not isinstance(ours, (list, tuple)):
+            raise UserError(f"the student has {key}={ours}, its teacher {theirs}: they must take the same inputs")
+
+
+@contextmanager
+def arranged(student: nn.Module, teacher: nn.Module, device: torch.device) -> Iterator[None]:
+    """Student in float32 and in training mode, teacher in evaluation mode, both channels last; all undone afterwards.
+
+    Convolutions are faster channels last. It is undone because the layout decides the last bits of an output, and a
+    checkpoint is read back in the usual layout. On a CPU the student attends step by step: there the backward pass of
+    torch's fused attention takes several times as long as that of plain matrix products.
+    """
+    processors = dict(student.attn_processors) if device.type == "cpu" and hasattr(student, "attn_processors") else {}
+    if processors and all(isinstance(processor, AttnProcessor2_0) for processor in processors.values()):
+        student.set_attn_processor(AttnProcessor())
+    before = {name: (parameter.dtype, parameter.requires_grad) for name, parameter in student.named_parameters()}
+    modes = student.training, teacher.training
+    student.to(device, memory_format=torch.channels_last).float().train().requires_grad_(True)
+    teacher.to(device, memory_format=torch.channels_last).eval()
+    try:
+        yield
+    finally:
+        for name, parameter in student.named_parameters():
+            dtype, needs_gradient = before[name]
+            parameter.grad = None
+            parameter.data = parameter.data.to(dtype)
+            parameter.requires_grad_(needs_gradient)
+        if processors:
+            student.set_attn_processor(processors)
+        student.to(memory_format=torch.contiguous_format).train(modes[0])
+        teacher.to(memory_format=torch.contiguous_format).train(modes[1])

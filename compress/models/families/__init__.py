@@ -1,0 +1,100 @@
+"""The denoisers that are known: one small file a family, with what neither config nor pipeline tells."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+FAMILIES = ("unet", "pixart", "sana", "sd3", "flux")
+"""Modules of this package, each with a ``FAMILY``."""
+
+
+class Draw:
+    """Makes the tensors of example inputs, with random values or on the meta device.
+
+    Args:
+        batch: Rows.
+        side: Largest side of the latents; None: the model's own.
+        tokens: Length of the text; None: the family's own.
+        seed: Of the values; None: tensors on the meta device.
+    """
+
+    def __init__(self, batch: int, side: int | None, tokens: int | None, seed: int | None) -> None:
+        import torch
+
+        self.batch, self.side, self.tokens = batch, side, tokens
+        self._device = "meta" if seed is None else "cpu"
+        self._generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
+
+    def normal(self, *shape: int) -> "torch.Tensor":
+        """``(batch, *shape)``, standard normal."""
+        import torch
+
+        return torch.randn((self.batch, *shape), generator=self._generator, device=self._device)
+
+    def filled(self, value: float, *shape: int, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
+        """``shape``, without rows of a batch, of one value."""
+        import torch
+
+        return torch.full(shape, value, dtype=dtype, device=self._device)
+
+    def timesteps(self, last: float = 1000) -> "torch.Tensor":
+        """``(batch,)``: from 0.1 % to just over a half of ``last``; whole numbers where ``last`` is 1000."""
+        import torch
+
+        times = torch.arange(self.batch) * 500 // max(1, self.batch - 1) + 1
+        return (times if last == 1000 else times * (last / 1000)).to(self._device)
+
+    def sides(self, size: int | Sequence[int] | None, usual: int = 64) -> list[int]:
+        """Height and width of the latents.
+
+        Args:
+            size: ``sample_size`` of the config.
+            usual: Where the config has none.
+        """
+        both = size if isinstance(size, (list, tuple)) else (size, size)
+        return [min(one or usual, self.side or one or usual) for one in both]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What has to be known of a denoiser besides its config and its pipeline.
+
+    Attributes:
+        classes: Names of its classes in diffusers, and of ours.
+        sample: Name of the argument that holds the noisy latents.
+        example: From config and :class:`Draw` to the keyword arguments of a pass; None where this config takes inputs
+            that are not known.
+        features: From a denoiser to the modules whose outputs a distillation compares, in their order.
+        blocks: Module list to the config key of its length, where the blocks do not depend on their place.
+        packed: Whether latents are a sequence ``(b, n, c)`` and not an image ``(b, c, h, w)``.
+        side: Latents' side at the model's own size, where the config does not say.
+    """
+
+    classes: tuple[str, ...]
+    sample: str
+    example: Callable[[Any, Draw], dict[str, Any] | None]
+    features: "Callable[[nn.Module], list[str]]"
+    blocks: Mapping[str, str] = field(default_factory=dict)
+    packed: bool = False
+
+
+def family_of(denoiser: object) -> Family | None:
+    """The family of a denoiser, by its class; None where it is not known."""
+    name = type(denoiser).__name__
+    for module in FAMILIES:
+        family: Family = importlib.import_module(f"compress.models.families.{module}").FAMILY
+        if name in family.classes:
+            return family
+    return None
+
+
+def spread_blocks(model: "nn.Module", lists: Sequence[str], most: int = 4) -> list[str]:
+    """At most ``most`` blocks of some module lists, evenly spread, the last among them."""
+    names = [f"{name}.{i}" for name in lists for i in range(len(model.get_submodule(name)))]
+    count = min(most, len(names))
+    return [names[(i + 1) * len(names) // count - 1] for i in range(count)]

@@ -1,0 +1,61 @@
+"""Images into a model's latents."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from compress.errors import UserError
+from compress.models import denoiser
+from compress.models.families import family_of
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
+
+
+def check_latents(pipeline: Any) -> None:
+    """Checks that the autoencoder's latents are what the denoiser takes.
+
+    Raises:
+        UserError: They are not, as of an inpainting model, which takes a mask and an image besides.
+    """
+    vae, model = getattr(pipeline, "vae", None), denoiser(pipeline)
+    if vae is None:
+        return
+    packed = getattr(family_of(model), "packed", False)
+    given, taken = vae.config.latent_channels * (4 if packed else 1), model.config["in_channels"]
+    if given != taken:
+        raise UserError(
+            f"{type(pipeline).__name__}: the denoiser takes {taken} channels and its autoencoder gives {given}"
+        )
+
+
+@torch.no_grad()
+def encode_images(pipeline: "DiffusionPipeline", images: "Sequence[Image]", height: int, width: int) -> torch.Tensor:
+    """Latents as the denoiser expects them, on the CPU: ``(b, c, h, w)``, or ``(b, n, c)`` where they are packed.
+
+    The mode of the autoencoder's posterior, shifted and scaled as its config says; a pipeline without an autoencoder
+    gets pixels in [-1, 1].
+
+    Args:
+        pipeline: Its autoencoder is on any device.
+        images: RGB, of any sizes; scaled and cropped at the center to the size.
+        height: In pixels.
+        width: In pixels.
+    """
+    from diffusers.image_processor import VaeImageProcessor
+
+    any_pipeline: Any = pipeline
+    processor = getattr(pipeline, "image_processor", None) or VaeImageProcessor(vae_scale_factor=1)
+    pixels = processor.preprocess(list(images), height=height, width=width, resize_mode="crop")
+    vae = getattr(any_pipeline, "vae", None)
+    if vae is None:
+        return pixels
+    encoded = vae.encode(pixels.to(vae.device, vae.dtype))
+    found = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    latents = ((found - shift) * vae.config.scaling_factor).cpu()
+    if getattr(family_of(denoiser(pipeline)), "packed", False):
+        return any_pipeline._pack_latents(latents, *latents.shape)
+    return latents
