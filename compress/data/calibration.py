@@ -135,7 +135,8 @@ class Calibration:
         times = self.timesteps[part] if timesteps is None else timesteps
         target = self.schedule.target(self.latents[part], self.noise[part], times)
         found = self.predict(denoiser, part, times).float()
-        error = found[:, : target.shape[1]] - target
+        channels = min(found.shape[1], target.shape[1])  # random inputs of an inpainting model have a mask besides
+        error = found[:, :channels] - target[:, :channels]
         return error.square().mean(tuple(range(1, error.ndim)))
 
 
