@@ -37,10 +37,11 @@ class FrechetDistance(RowMetric):
     """
 
     higher_is_better = False
+    names = ("features", "reference")
 
-    def __init__(self, paired: bool = False, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__("features", "reference", **kwargs)
-        self.paired, self.resamples, self.seed = paired, resamples, seed
+    def __init__(self, paired: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.paired = paired
 
     def update(self, features: torch.Tensor, real: bool) -> None:
         """Adds features ``(b, d)``; ``real`` marks the reference's.

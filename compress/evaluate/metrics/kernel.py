@@ -45,11 +45,8 @@ class KernelDistance(RowMetric):
     """
 
     higher_is_better = False
+    names = ("features", "reference")
     scale = 1.0
-
-    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__("features", "reference", **kwargs)
-        self.resamples, self.seed = resamples, seed
 
     def update(self, features: torch.Tensor, real: bool) -> None:
         """Adds features ``(b, d)``; ``real`` marks the reference's. Each process adds its share of both sets.

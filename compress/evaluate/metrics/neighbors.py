@@ -24,9 +24,10 @@ class PrecisionRecall(RowMetric):
     """
 
     higher_is_better = True
+    names = ("features", "reference")
 
     def __init__(self, k: int = 3, **kwargs: Any) -> None:
-        super().__init__("features", "reference", **kwargs)
+        super().__init__(**kwargs)
         self.k = k
 
     def update(self, features: torch.Tensor, real: bool) -> None:

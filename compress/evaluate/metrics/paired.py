@@ -28,10 +28,7 @@ class PSNR(RowMetric):
     """
 
     higher_is_better = True
-
-    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__("errors", **kwargs)
-        self.resamples, self.seed = resamples, seed
+    names = ("errors",)
 
     def update(self, images: Images, teacher: Images) -> None:
         """Adds uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
@@ -80,10 +77,7 @@ class SSIM(RowMetric):
     """
 
     higher_is_better = True
-
-    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__("values", **kwargs)
-        self.resamples, self.seed = resamples, seed
+    names = ("values",)
 
     def update(self, images: Images, teacher: Images) -> None:
         """Adds uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
@@ -115,11 +109,11 @@ class MultiScaleSSIM(RowMetric):
 
     higher_is_better = True
     scales: torch.Tensor
+    names = ("contrasts", "similarities")
 
-    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__("contrasts", "similarities", **kwargs)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.add_state("scales", default=torch.tensor(len(SCALES)), dist_reduce_fx="min")
-        self.resamples, self.seed = resamples, seed
 
     def update(self, images: Images, teacher: Images) -> None:
         """Adds uint8 images, ``(b, 3, height, width)`` or b of ``(3, height, width)``, and the teacher's.
@@ -167,17 +161,13 @@ class LPIPS(RowMetric):
     """
 
     higher_is_better = False
+    names = ("values",)
 
     def __init__(
-        self,
-        network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
-        resamples: int = 1000,
-        seed: int = 0,
-        **kwargs: Any,
+        self, network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None, **kwargs: Any
     ) -> None:
-        super().__init__("values", **kwargs)
+        super().__init__(**kwargs)
         self.network = alexnet() if network is None else network
-        self.resamples, self.seed = resamples, seed
 
     @torch.no_grad()
     def update(self, images: Images, teacher: Images) -> None:

@@ -13,16 +13,22 @@ class RowMetric(Metric):
     order of the rows changes a result by rounding only.
 
     Args:
-        rows: Names of the kept states.
+        resamples: Bootstrap resamples, if the metric's interval is a bootstrap.
+        seed: Seed of the resampling.
         kwargs: See :class:`torchmetrics.Metric`.
+
+    Attributes:
+        names: Of the kept states.
     """
 
     is_differentiable = False
     full_state_update = False
+    names: tuple[str, ...] = ()
 
-    def __init__(self, *rows: str, **kwargs: Any) -> None:
+    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        for name in rows:
+        self.resamples, self.seed = resamples, seed
+        for name in self.names:
             self.add_state(name, default=[], dist_reduce_fx="cat")
             self.add_state(f"{name}_width", default=torch.tensor(0), dist_reduce_fx="max")
         self.set_dtype(torch.float64)
@@ -31,7 +37,7 @@ class RowMetric(Metric):
         """Keeps more rows.
 
         Args:
-            name: One of the constructor's names.
+            name: One of ``names``.
             rows: ``(b,)`` or ``(b, d)``, d the same at every call.
 
         Raises:

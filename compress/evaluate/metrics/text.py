@@ -21,10 +21,7 @@ class MeanScore(RowMetric):
     """
 
     higher_is_better = True
-
-    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__("values", **kwargs)
-        self.resamples, self.seed = resamples, seed
+    names = ("values",)
 
     def update(self, values: torch.Tensor) -> None:
         """Adds the numbers of a batch, ``(b,)``."""
@@ -46,10 +43,7 @@ class CLIPScore(RowMetric):
     """
 
     higher_is_better = True
-
-    def __init__(self, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
-        super().__init__("cosines", **kwargs)
-        self.resamples, self.seed = resamples, seed
+    names = ("cosines",)
 
     def update(self, image_embeddings: torch.Tensor, text_embeddings: torch.Tensor) -> None:
         """Adds both embeddings of a batch, each ``(b, d)``, of any length."""
@@ -67,9 +61,7 @@ class Retrieval(RowMetric):
     """Share of the images whose own caption is among the k nearest of all distinct captions (R@1 and R@5)."""
 
     higher_is_better = True
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__("images", "texts", "ids", **kwargs)
+    names = ("images", "texts", "ids")
 
     def update(self, image_embeddings: torch.Tensor, text_embeddings: torch.Tensor, ids: torch.Tensor) -> None:
         """Adds both embeddings of a batch, each ``(b, d)``, and an integer for each distinct caption, ``(b,)``.

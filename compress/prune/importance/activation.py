@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compress.prune.importance.combine import check_combine
+from compress.prune.importance.combine import Combined
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,24 +22,10 @@ CALIBRATED = True
 
 
 @dataclass(frozen=True)
-class Config:
-    """Squared weights times mean squared inputs.
-
-    Attributes:
-        name: ``"activation"``.
-        combine: See :func:`compress.prune.importance.score.score`.
-    """
+class Config(Combined):
+    """Squared weights times mean squared inputs."""
 
     name: str = "activation"
-    combine: str = "outgoing"
-
-    def __post_init__(self) -> None:
-        """Checks the choice.
-
-        Raises:
-            UserError: Naming the key, its value and what would be right.
-        """
-        check_combine(self.combine)
 
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":

@@ -1,5 +1,7 @@
 """How what a channel is written with and what reads it make one score."""
 
+from dataclasses import dataclass
+
 from compress.errors import bad_value
 
 COMBINE = ("product", "sum", "outgoing")
@@ -13,3 +15,22 @@ def check_combine(value: str) -> None:
     """
     if value not in COMBINE:
         raise bad_value("combine", value, "product, sum or outgoing")
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Config of an importance without other keys.
+
+    Attributes:
+        combine: See :func:`compress.prune.importance.score.score`.
+    """
+
+    combine: str = "outgoing"
+
+    def __post_init__(self) -> None:
+        """Checks the choice.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        check_combine(self.combine)

@@ -7,7 +7,7 @@ as in torch-pruning.
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from compress.prune.importance.combine import check_combine
+from compress.prune.importance.combine import Combined
 
 if TYPE_CHECKING:
     import torch
@@ -19,24 +19,10 @@ CALIBRATED = True
 
 
 @dataclass(frozen=True)
-class Config:
-    """Squared weights times mean squared gradients.
-
-    Attributes:
-        name: ``"hessian"``.
-        combine: See :func:`compress.prune.importance.score.score`.
-    """
+class Config(Combined):
+    """Squared weights times mean squared gradients."""
 
     name: str = "hessian"
-    combine: str = "outgoing"
-
-    def __post_init__(self) -> None:
-        """Checks the choice.
-
-        Raises:
-            UserError: Naming the key, its value and what would be right.
-        """
-        check_combine(self.combine)
 
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
