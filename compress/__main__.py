@@ -150,7 +150,8 @@ def _name_job(cfg: "DictConfig", keys: dict[str, int | None], begun: datetime) -
     if processes.is_main():
         counts = list(keys.values())
         total = "" if None in counts else f"/{math.prod(filter(None, counts))}"
-        print(f"[{settings.job.num + 1}{total}] {' '.join(overrides)}", flush=True)
+        gap = "\n" if settings.job.num else ""
+        print(f"{gap}[{settings.job.num + 1}{total}] {' '.join(overrides)}", flush=True)
 
 
 def _run(cfg: "DictConfig") -> None:

@@ -279,7 +279,7 @@ class _Run:
         took = f"evaluated in {duration(found['seconds'])}" if found.get("seconds") else "evaluated"
         self.overall.finish(
             "evaluation from the store" if cached else f"{took}{'' if fid is None else f', FID {fid:.0f}'}",
-            measured=not cached and found.get("seconds") is not None,
+            measured=not cached and "like" in found and "seconds" in found,
         )
         return found, cached
 
@@ -291,7 +291,9 @@ class _Run:
         # With images there already, the time says nothing about how long an evaluation takes.
         fresh = not any((self.store.work(key) / "images").glob("*"))
         processes.send(subject)
-        content = {"images": images, "like": self.plan.like, **_measure(self.inputs, subject)}
+        content = {"images": images, **_measure(self.inputs, subject)}
+        if not subject.is_noise_floor:  # of which no cost is measured
+            content["like"] = self.plan.like
         if fresh:
             content["seconds"] = time.perf_counter() - begun
         # The students are compared with the teacher's images; nothing looks at theirs again.

@@ -197,7 +197,9 @@ def test_unreachable_server_falls_back_to_offline(tmp_path, monkeypatch):
         return real(**arguments)
 
     monkeypatch.setattr(wandb, "init", init)
-    caught = run_all(track.start(TrackConfig("wandb", mode="online"), "g", tmp_path / "run", {}))
+    tracker = track.start(TrackConfig("wandb", mode="online"), "g", tmp_path / "run", {})
+    caught = run_all(tracker)
+    assert tracker.where.endswith(f"wandb sync {tmp_path}/run/wandb/offline-run-*")
     assert len(caught) == 1 and "no route to host" in caught[0] and "wandb sync" in caught[0]
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))) == 3
 
