@@ -1,15 +1,68 @@
-"""What a stage is given and what it gives back."""
+"""What a method declares, what its stage is given and what it gives back."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
 
     from compress.data import Data
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a method declares, once, as the constant ``STAGE`` of its module.
+
+    All but ``version`` stands in the stage's entry of ``compress.json`` as ``"declared"``, where the model card, the
+    read-back and later stages find it.
+
+    Attributes:
+        version: Of the algorithm; raised when the result changes for the same config. Part of the key in the store.
+        needs: ``"float"`` weights, or ``"any"``.
+        leaves: ``"float"`` or ``"quantized"`` weights; ``"artifact"``: the pipeline as it was, and files beside it,
+            such as an export, in ``context.artifact``. Nothing can follow that one.
+        distributed: Whether every process of the run calls it; else the first alone.
+        sampled: Whether images are sampled from what it leaves; else cost alone is measured.
+        exact: Whether the checkpoint has to read back bit for bit; else within 1e-5 of the largest output.
+        libraries: Packages, by their names on PyPI, that loading the checkpoint needs besides diffusers'.
+        zeros: Whether weights that are zero afterwards are zero on purpose, so that training leaves them so.
+        tag: For the model card, such as ``"pruned"``.
+        usage: A sentence for the model card on how to load the checkpoint.
+        limits: Sentences for the model card on what the result is not good for.
+    """
+
+    version: int
+    needs: Literal["float", "any"] = "float"
+    leaves: Literal["float", "quantized", "artifact"] = "float"
+    distributed: bool = False
+    sampled: bool = True
+    exact: bool = False
+    libraries: tuple[str, ...] = ()
+    zeros: bool = False
+    tag: str = ""
+    usage: str = ""
+    limits: tuple[str, ...] = ()
+
+    def declared(self) -> dict[str, Any]:
+        """What the stage's entry of ``compress.json`` says of it."""
+        values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        del values["version"]
+        return values
+
+
+def declares(stages: Iterable[Mapping[str, Any]], key: str) -> list[Any]:
+    """What stages declared, one value for each that says something, without repetition.
+
+    Args:
+        stages: Entries of ``compress.json``.
+        key: An attribute of :class:`Stage`; of a list its items count.
+    """
+    values = [(stage.get("declared") or {}).get(key) for stage in stages]
+    found = [item for value in values for item in (value if isinstance(value, list) else [value]) if item]
+    return list(dict.fromkeys(found))
 
 
 @dataclass
@@ -20,9 +73,11 @@ class StageContext:
         load_teacher: Gives the uncompressed pipeline, frozen, on ``device``; the same one each time.
         data: Training images and captions.
         folder: A folder of this stage alone that outlives a crash; training states go here.
+        artifact: A folder for the files of a stage that leaves an artifact; they become the folder
+            ``artifact`` of its checkpoint. None for other stages.
         history: The entries of the stages before, as ``compress.json`` holds them.
-        before: What was done to the teacher by earlier runs, where its folder says so: ``name``, ``kind`` and
-            ``method`` of each stage.
+        before: What was done to the teacher by earlier runs, where its folder says so: ``name``, ``kind``, ``method``
+            and ``declared`` of each stage.
         seed: Seed of everything random in the stage.
         device: Where to compute.
         dtype: The precision of the run.
@@ -38,6 +93,7 @@ class StageContext:
     dtype: "torch.dtype"
     log: Callable[[dict[str, float], int], None]
     before: list[dict[str, Any]] = field(default_factory=list)
+    artifact: Path | None = None
 
     @property
     def teacher(self) -> "DiffusionPipeline":

@@ -22,9 +22,9 @@ def known_kinds() -> list[str]:
 
 
 def known_methods(kind: str) -> list[str]:
-    """Methods of a kind: the modules in its folder that state a ``VERSION``."""
+    """Methods of a kind: the modules in its folder that declare a ``STAGE``."""
     files = (PACKAGE / kind).glob("*.py")
-    return sorted(file.stem for file in files if "\nVERSION = " in file.read_text(encoding="utf-8"))
+    return sorted(file.stem for file in files if "\nSTAGE = " in file.read_text(encoding="utf-8"))
 
 
 def conf_folder() -> Path:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.config.values import nearest
 from compress.errors import UserError, bad_value
-from compress.stage import StageContext, StageReport
+from compress.stage import Stage, StageContext, StageReport, declares
 
 # torch and diffusers are imported where they are needed: a config can be checked without loading them.
 if TYPE_CHECKING:
@@ -27,10 +27,7 @@ if TYPE_CHECKING:
     from compress.distill.objective import Teacher
     from compress.models.schedule import Schedule
 
-VERSION = 1
-NEEDS_FLOAT = True
-LEAVES_FLOAT = True
-DISTRIBUTED = True
+STAGE = Stage(version=1, distributed=True, tag="distillation")
 
 
 LOSSES = {"noise": 1.0, "output": 1.0, "features": 0.1}
@@ -145,7 +142,6 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     from accelerate import PartialState
 
     from compress.data.examples import cached_examples
-    from compress.distill.zeros import made_sparse
     from compress.models import denoiser
     from compress.models.schedule import schedule_of
 
@@ -175,7 +171,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         seed=context.seed,
         device=context.device,
         history=context.history,
-        keep_zeros=made_sparse([*context.before, *context.history]),
+        keep_zeros=bool(declares([*context.before, *context.history], "zeros")),
         folder=context.folder,
         log=context.log,
     )

@@ -1,20 +1,10 @@
 """Zeros that a stage before made, and that training leaves alone."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from torch import nn
 
 from compress.errors import UserError
-
-
-def made_sparse(history: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether one of these stages set weights to zero: the zeros of a model are there on purpose then.
-
-    Args:
-        history: Entries with ``kind`` and ``method``, as ``compress.json`` holds them.
-    """
-    return any(entry.get("kind") == "prune" and entry.get("method") == "sparse" for entry in history)
 
 
 class Zeros:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from compress.errors import UserError
-from compress.stage import StageContext, StageReport
+from compress.stage import Stage, StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel
@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from compress.prune.blocks.subject import DepthReport
     from compress.prune.blocks.unet import UNetBlocks
 
-VERSION = 1
-NEEDS_FLOAT = True
-LEAVES_FLOAT = True
-DISTRIBUTED = False
+STAGE = Stage(version=1, tag="pruned")
 
 
 @dataclass(frozen=True)

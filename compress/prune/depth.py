@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from compress.errors import bad_value
 from compress.prune.blocks import KINDS
-from compress.stage import StageContext, StageReport
+from compress.stage import Stage, StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -24,10 +24,7 @@ if TYPE_CHECKING:
     from compress.prune.blocks.cost import Costs
     from compress.prune.blocks.subject import DepthReport, Subject
 
-VERSION = 2
-NEEDS_FLOAT = True
-LEAVES_FLOAT = True
-DISTRIBUTED = False
+STAGE = Stage(version=2, tag="pruned")
 
 
 @dataclass(frozen=True)

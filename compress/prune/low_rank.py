@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from compress.errors import UserError, bad_value
 from compress.prune.channels.target import TOLERANCE, Target
 from compress.prune.layers.patterns import check_finite, check_patterns, choose_layers
-from compress.stage import StageContext, StageReport, one_line
+from compress.stage import Stage, StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
@@ -28,10 +28,7 @@ if TYPE_CHECKING:
     from compress.models.shapes import Shaped
     from compress.prune.layers.ranks import Matrix
 
-VERSION = 1
-NEEDS_FLOAT = True
-LEAVES_FLOAT = True
-DISTRIBUTED = False
+STAGE = Stage(version=1, tag="pruned")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from compress.errors import UserError, bad_value
 from compress.models import set_denoiser
 from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, needs_calibration, parse
-from compress.stage import StageContext, StageReport, one_line
+from compress.stage import Stage, StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
@@ -21,10 +21,7 @@ if TYPE_CHECKING:
     from compress.data.calibration import Calibration
     from compress.models.shapes import Shaped
 
-VERSION = 1
-NEEDS_FLOAT = True
-LEAVES_FLOAT = True
-DISTRIBUTED = False
+STAGE = Stage(version=1, tag="pruned")
 
 KINDS = ("resnet_inner", "ffn_inner", "attention", "residual")
 """Of widths: inside a resnet, inside a feed-forward, of attention, and of the streams between layers."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from compress.errors import UserError, bad_value
 from compress.models.sparsity import Layer, least_of_groups, set_zero, smallest
 from compress.prune.layers.patterns import check_finite, check_patterns, choose_layers
-from compress.stage import StageContext, StageReport, one_line
+from compress.stage import Stage, StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
 
     from compress.models.inputs import Inputs
 
-VERSION = 1
-NEEDS_FLOAT = True
-LEAVES_FLOAT = True
-DISTRIBUTED = False
+STAGE = Stage(
+    version=1,
+    zeros=True,
+    tag="pruned",
+    limits=("Weights are zero, not gone: the files are no smaller, and plain kernels are no faster for it.",),
+)
 
 UNSTRUCTURED = "unstructured"
 SHOWN = 5  # layers that the details name as the ones with most and least zeros, and the most weight lost

@@ -15,7 +15,7 @@ from compress.errors import UserError, bad_value
 from compress.models import set_denoiser
 from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, needs_calibration, parse
-from compress.stage import StageContext, StageReport, one_line
+from compress.stage import Stage, StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from compress.prune.importance.score import Scorer
     from compress.prune.sensitivity.plan import Plan, Planner
 
-VERSION = 2
-NEEDS_FLOAT = True
-LEAVES_FLOAT = True
-DISTRIBUTED = False
+STAGE = Stage(version=2, tag="pruned")
 
 
 @dataclass(frozen=True)

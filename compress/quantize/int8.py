@@ -18,15 +18,21 @@ from compress.models import denoiser
 from compress.models.inputs import Inputs, captured_inputs, known_inputs
 from compress.models.macs import count_macs
 from compress.models.quiet import hide_notices
-from compress.stage import StageContext, StageReport, one_line
+from compress.stage import Stage, StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-VERSION = 1
-NEEDS_FLOAT = True
-LEAVES_FLOAT = False
-DISTRIBUTED = False
+STAGE = Stage(
+    version=1,
+    leaves="quantized",
+    exact=True,
+    libraries=("torchao",),
+    tag="quantized",
+    usage="Always give `torch_dtype`: without it a torchao checkpoint comes up mixed, a bfloat16 denoiser beside a "
+    "float32 text encoder and VAE, and fails at the first step.",
+    limits=("Its int8 weights save memory and disk; without a compiler they are not faster than float.",),
+)
 
 LEVELS = 127  # largest magnitude of a quantized weight; -128 is unused, so that the levels are symmetric
 

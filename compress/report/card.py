@@ -9,8 +9,7 @@ from compress.config.values import PRECISIONS
 from compress.models.schedulers import SCHEDULERS, Scheduler
 from compress.report.footer import how_to_load
 from compress.report.table import markdown_table
-
-TAGS = {"prune": "pruned", "distill": "distillation", "quantize": "quantized"}
+from compress.stage import declares
 
 
 def model_card(info: Mapping[str, Any]) -> str:
@@ -18,10 +17,11 @@ def model_card(info: Mapping[str, Any]) -> str:
 
     Args:
         info: As in ``compress.json``: ``recipe``, ``model`` (a path or hub id, or ``{"path", ...}``), ``stages``
-            (``name``, ``kind``, ``method``, ``config``, ``coverage``, ``details``), and where there are any
-            ``evaluation`` (``{"rows": [{"name", "cost", "metrics"}]}``, with ``noise_floor`` and ``manifest`` as in the
-            report), ``example`` (``prompt``, ``seed``, ``steps``, ``guidance``, ``scheduler``, ``height``, ``width``),
-            ``data``, ``seed``, ``precision``, ``versions``, ``probe``, ``model_file``. Whatever is absent is left out.
+            (``name``, ``kind``, ``method``, ``config``, ``declared``, ``coverage``, ``details``), and where there are
+            any ``evaluation`` (``{"rows": [{"name", "cost", "metrics"}]}``, with ``noise_floor`` and ``manifest`` as in
+            the report), ``example`` (``prompt``, ``seed``, ``steps``, ``guidance``, ``scheduler``, ``height``,
+            ``width``), ``data``, ``seed``, ``precision``, ``versions``, ``probe``, ``model_file``. What is absent is
+            left out.
     """
     parts = [_front_matter(info), _introduction(info), "## What was done\n", *_stages(info)]
     result = _result(info)
@@ -69,21 +69,20 @@ def usage(info: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
         )
     if info.get("model_file"):
         lines.append(f"Its {how_to_load(info['model_file'])}")
-    if _torchao(info):
-        lines.append(
-            "It needs `torchao`. Always give `torch_dtype`: without it a torchao checkpoint comes up mixed, a bfloat16 "
-            "denoiser beside a float32 text encoder and VAE, and fails at the first step."
-        )
+    stages = info.get("stages") or []
+    if libraries := declares(stages, "libraries"):
+        lines.append(f"It needs {', '.join(f'`{name}`' for name in libraries)}.")
+    lines += declares(stages, "usage")
     return "\n".join(lines)
 
 
 def _front_matter(info: Mapping[str, Any]) -> str:
-    kinds = dict.fromkeys(TAGS[stage["kind"]] for stage in info.get("stages") or [] if stage.get("kind") in TAGS)
+    tags = declares(info.get("stages") or [], "tag")
     lines = ["---", "library_name: diffusers", "pipeline_tag: text-to-image"]
     base = _model(info)
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base):  # a hub id; a path of this machine means nothing elsewhere
         lines.append(f"base_model: {base}")
-    lines += ["tags:", "- text-to-image", "- compressed", *(f"- {tag}" for tag in kinds), "---"]
+    lines += ["tags:", "- text-to-image", "- compressed", *(f"- {tag}" for tag in tags), "---"]
     return "\n".join(lines) + "\n"
 
 
@@ -145,18 +144,16 @@ def coverage_line(coverage: Mapping[str, Any]) -> str:
 
 
 def _limits(info: Mapping[str, Any], measured: bool) -> str:
-    kinds = {stage.get("kind") for stage in info.get("stages") or []}
+    stages = info.get("stages") or []
+    tags = declares(stages, "tag")
     lines = ["- It inherits the limits, the biases and the license terms of the model it was made from."]
     if measured:
         lines.append("- The numbers hold for the settings below the table; few images make wide intervals.")
     else:
         lines.append("- The quality of this checkpoint was not measured when this card was written.")
-    if "prune" in kinds and "distill" not in kinds:
+    if "pruned" in tags and "distillation" not in tags:
         lines.append("- It was pruned and not trained afterwards: expect poor images.")
-    if any(stage.get("method") == "sparse" for stage in info.get("stages") or []):
-        lines.append("- Weights are zero, not gone: the files are no smaller, and plain kernels are no faster for it.")
-    if _torchao(info):
-        lines.append("- Its int8 weights save memory and disk; without a compiler they are not faster than float.")
+    lines += [f"- {limit}" for limit in declares(stages, "limits")]
     return "\n".join(lines) + "\n"
 
 
@@ -173,10 +170,6 @@ def _settings(info: Mapping[str, Any]) -> str:
 def _model(info: Mapping[str, Any]) -> str:
     model = info.get("model")
     return str(model.get("path") or "") if isinstance(model, Mapping) else str(model or "")
-
-
-def _torchao(info: Mapping[str, Any]) -> bool:
-    return any(stage.get("kind") == "quantize" for stage in info.get("stages") or [])
 
 
 def _result(info: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compress.config.folders import NOT_STAGES, default_out, known_kinds, known_methods
 from compress.config.values import PRECISIONS, build, nearest, unknown_key
 from compress.errors import UserError, bad_value
+from compress.stage import Stage
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +41,11 @@ class StageConfig:
     def module(self) -> types.ModuleType:
         """The module that holds the method."""
         return importlib.import_module(f"compress.{self.kind}.{self.method}")
+
+    @property
+    def declared(self) -> Stage:
+        """What the method declares of itself."""
+        return self.module.STAGE
 
     def explain(self, error: UserError) -> UserError:
         """The message of a method, with the whole key where it names one of its config's."""
@@ -157,19 +163,22 @@ def to_run_config(cfg: "DictConfig") -> RunConfig:
 
 
 def check_order(stages: tuple[StageConfig, ...]) -> None:
-    """Refuses a stage that needs float weights after one that leaves none.
+    """Refuses a stage that needs float weights after one that leaves none, and any after one that leaves an artifact.
 
     Raises:
         UserError: Naming both stages.
     """
     last: StageConfig | None = None
     for stage in stages:
-        if last is not None and stage.module.NEEDS_FLOAT:
+        left = last.declared.leaves if last is not None else "float"
+        if left == "artifact" or (left == "quantized" and stage.declared.needs == "float"):
+            assert last is not None
+            needs, leaves = ("a model", "an artifact") if left == "artifact" else ("float weights", "none")
             raise UserError(
-                f"stages.{stage.name} ({stage.kind}={stage.method}) needs float weights, but stages.{last.name} "
-                f"({last.kind}={last.method}) before it leaves none: move stages.{stage.name} before it"
+                f"stages.{stage.name} ({stage.kind}={stage.method}) needs {needs}, but stages.{last.name} "
+                f"({last.kind}={last.method}) before it leaves {leaves}: move stages.{stage.name} before it"
             )
-        if not stage.module.LEAVES_FLOAT:
+        if stage.declared.leaves != "float":
             last = stage
 
 

@@ -1,9 +1,10 @@
 """The keys of a run: what decides the content of each checkpoint and evaluation, and whether it is in the store."""
 
 import importlib.metadata
+import json
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,14 @@ import compress.data
 import compress.evaluate
 import compress.models
 from compress.assets import resolve
+from compress.errors import UserError
 from compress.run.config import RunConfig, StageConfig
-from compress.store import Store
+from compress.store import Store, checkpoint
 
 if TYPE_CHECKING:
     import torch
 
-LIBRARIES = ("torch", "diffusers", "transformers", "torchao")
+LIBRARIES = ("torch", "diffusers", "transformers")  # and those that a stage says its checkpoint needs
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,16 @@ class Plan:
             "seed": config.seed,
             "precision": config.precision,
             "hardware": _hardware(device),
-            "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
         }
         self._of_images = {
             "evaluate": config.evaluate.of_images,
             "version": compress.evaluate.IMAGES_VERSION,
             "prompts": self._shared["files"].get("prompts", self.data),
-            **{key: self._shared[key] for key in ("seed", "precision", "hardware", "libraries")},
+            **{key: self._shared[key] for key in ("seed", "precision", "hardware")},
         }
-        self.teacher_evaluation = store.key({"checkpoint": self.teacher, "teacher": None, **self._shared})
-        self.noise_floor = store.key({"checkpoint": self.teacher, "teacher": self.teacher_evaluation, **self._shared})
+        self._libraries: dict[str, tuple[str, ...]] = {self.teacher: LIBRARIES}  # by the key of a checkpoint
+        self.teacher_evaluation = self._evaluation(self.teacher, None)
+        self.noise_floor = self._evaluation(self.teacher, self.teacher_evaluation)
         # Evaluations of one such key take about as long as each other.
         names = ("evaluate", "precision", "hardware")
         self.like = store.key({"model": self.teacher, **{name: self._shared[name] for name in names}})
@@ -84,26 +86,89 @@ class Plan:
 
     def evaluation(self, step: Step) -> str:
         """Key of the evaluation of a step's checkpoint."""
-        return self.store.key({"checkpoint": step.key, "teacher": self.teacher_evaluation, **self._shared})
+        return self._evaluation(step.key, self.teacher_evaluation, sampled=step.stage.declared.sampled)
 
     def images(self, checkpoint: str | None, other_seeds: bool) -> str:
         """Key of the images that are sampled of a checkpoint, of the teacher where it is None."""
-        return self.store.key({"checkpoint": checkpoint or self.teacher, "other_seeds": other_seeds, **self._of_images})
+        key = checkpoint or self.teacher
+        about = {"checkpoint": key, "other_seeds": other_seeds, "libraries": self._versions(key)}
+        return self.store.key(about | self._of_images)
+
+    def _evaluation(self, checkpoint: str, teacher: str | None, sampled: bool = True) -> str:
+        about = {"checkpoint": checkpoint, "teacher": teacher, "libraries": self._versions(checkpoint)}
+        return self.store.key(about | self._shared | ({} if sampled else {"sampled": False}))
+
+    def _versions(self, checkpoint: str) -> dict[str, str]:
+        return {name: importlib.metadata.version(name) for name in self._libraries[checkpoint]}
 
     def _step(self, stage: StageConfig, parent: str | None) -> Step:
         key = self.store.key(
             {
                 "kind": stage.kind,
                 "method": stage.method,
-                "config": asdict(stage.config),
-                "version": stage.module.VERSION,
+                "config": changed(stage.config),
+                "version": stage.declared.version,
                 "parent": parent or self.teacher,
                 "data": self.data,
                 "seed": self.config.seed,
                 "precision": self.config.precision,
             }
         )
-        return Step(stage, key, parent, self.store.find(key) is not None)
+        self._libraries[key] = (*self._libraries[parent or self.teacher], *stage.declared.libraries)
+        found = self.store.find(key)
+        if found is not None:
+            _check_same(stage, found)
+        return Step(stage, key, parent, found is not None)
+
+
+def changed(config: Any, default: Any = None) -> dict[str, Any]:
+    """The values of a config that are not its defaults, as plain values.
+
+    What is hashed into the key of a checkpoint: a key that is added later, with a default under which nothing changes,
+    leaves the keys of old checkpoints as they were.
+
+    Args:
+        config: A dataclass, perhaps with dataclasses as values.
+        default: What it is compared with; None: its class with nothing given but the fields that have no default.
+    """
+    found: dict[str, Any] = {}
+    if default is None:
+        needed = [f.name for f in fields(config) if f.default is MISSING and f.default_factory is MISSING]
+        found = {name: value for name, value in asdict(config).items() if name in needed}
+        default = type(config)(**{name: getattr(config, name) for name in needed})
+    for field in fields(config):
+        value, usual = getattr(config, field.name), getattr(default, field.name)
+        if not is_dataclass(value):
+            found |= {field.name: value} if value != usual else {}
+        elif type(value) is not type(usual):
+            name = f"{type(value).__module__}.{type(value).__qualname__}"
+            found[field.name] = {"class": name, **changed(value)}
+        elif value != usual:
+            found[field.name] = changed(value, usual)
+    return found
+
+
+def _check_same(stage: StageConfig, folder: Path) -> None:
+    """Refuses a checkpoint that was made with other values, as when a default changed and the version did not.
+
+    Raises:
+        UserError: Naming the key and both values.
+    """
+    made = _flat(checkpoint.read_info(folder)["stages"][-1]["config"])
+    now = _flat(json.loads(json.dumps(asdict(stage.config))))
+    for key in made.keys() & now.keys():
+        if made[key] != now[key]:
+            raise UserError(
+                f"stages.{stage.name}.{key}={now[key]}: the checkpoint {folder} of that key was made with {made[key]}: "
+                f"where a default of {stage.kind}={stage.method} changes, the version in its STAGE has to be raised"
+            )
+
+
+def _flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        found |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return found
 
 
 def _of_evaluation(config: compress.evaluate.EvaluateConfig) -> dict[str, Any]:

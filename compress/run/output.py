@@ -68,13 +68,13 @@ def info(
 
 
 def stages_before(config: "ModelConfig") -> list[dict[str, Any]]:
-    """What earlier runs did to the teacher, by its ``compress.json``: ``name``, ``kind``, ``method`` of each stage."""
+    """What earlier runs did to the teacher, by its ``compress.json``: ``name``, ``kind``, ``method``, ``declared``."""
     folder = model_folder(config)
     if not (folder / checkpoint.INFO).is_file():
         return []
     found = checkpoint.read_info(folder)
     stages = [*found.get("before", []), *found.get("stages", [])]
-    return [{key: stage.get(key) for key in ("name", "kind", "method")} for stage in stages]
+    return [{key: stage.get(key) for key in ("name", "kind", "method", "declared")} for stage in stages]
 
 
 def model_folder(config: "ModelConfig") -> Path:

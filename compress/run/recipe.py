@@ -2,7 +2,7 @@
 
 import gc
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from compress.evaluate.cost.memory import watch_memory
 from compress.run import estimate, output
 from compress.run.config import RunConfig
 from compress.run.keys import Plan, Step
-from compress.stage import StageContext, StageReport
+from compress.stage import StageContext, StageReport, declares
 from compress.store import Store, checkpoint
 from compress.system import processes
 from compress.system.progress import Overall, duration
@@ -112,12 +112,14 @@ class _Subject:
         checkpoint: Key of the checkpoint; None is the teacher.
         folder: Where its files are.
         teacher: Key of the teacher's evaluation; None for that evaluation itself.
+        sampled: Whether images are sampled from it, where the evaluation samples any.
     """
 
     key: str
     checkpoint: str | None
     folder: Path
     teacher: str | None
+    sampled: bool = True
 
     @property
     def is_noise_floor(self) -> bool:
@@ -227,7 +229,8 @@ class _Run:
             if cached:
                 _replay(entry["curves"], run)
             history.append(entry)
-            subject = _Subject(self.plan.evaluation(step), step.key, folder, self.plan.teacher_evaluation)
+            key, teacher = self.plan.evaluation(step), self.plan.teacher_evaluation
+            subject = _Subject(key, step.key, folder, teacher, stage.declared.sampled)
             evaluation, _ = self._evaluated(stage.name, subject)
             run.finish(_numbers(evaluation), evaluation["grid"])
         kept = {name: entry[name] for name in KEPT if name in entry}
@@ -239,23 +242,31 @@ class _Run:
         """Computes a stage and puts its checkpoint into the store."""
         stage = step.stage
         begun, memory = time.perf_counter(), watch_memory(self.inputs.device)
-        if stage.module.DISTRIBUTED:
+        if stage.declared.distributed:
             processes.send((self.config.stages.index(stage), (step.key, step.parent, step.cached)))
         pipeline, report = _compute(self.inputs, step, history, run)
-        if not report.coverage.get("modules"):
+        artifact = _artifact(self.inputs, step)
+        if artifact is not None and not any(artifact.iterdir()):
+            raise UserError(f"stages.{stage.name} ({stage.kind}={stage.method}) left no files in context.artifact")
+        if artifact is None and not report.coverage.get("modules"):
             reasons = "; ".join(f"{name}: {why}" for name, why in report.coverage.get("skipped", {}).items())
             raise UserError(
                 f"stages.{stage.name} ({stage.kind}={stage.method}) changed nothing ({reasons or 'no reason'})"
             )
         entry = {
             "name": stage.name, "kind": stage.kind, "method": stage.method, "key": step.key,
-            "config": asdict(stage.config), "coverage": report.coverage, "details": report.details,
+            "config": asdict(stage.config), "declared": stage.declared.declared(),
+            "coverage": report.coverage, "details": report.details,
             "curves": report.curves, "seconds": time.perf_counter() - begun, **memory(),
         }  # fmt: skip
         model_file = checkpoint.model_file(pipeline)
         info = output.info(self.config, self.plan.teacher, self.plan.data, [*history, entry], model_file)
         card, folder = compress.report.model_card(info), self.store.path(step.key)
-        checkpoint.save_checkpoint(pipeline, folder, info, card, store=self.store.root)
+        exact, libraries = bool(declares(info["stages"], "exact")), declares(info["stages"], "libraries")
+        checkpoint.save_checkpoint(
+            pipeline, folder, info, card,
+            exact=exact, libraries=libraries, artifact=artifact, store=self.store.root,
+        )  # fmt: skip
         del pipeline
         gc.collect()
 
@@ -324,11 +335,12 @@ def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
     store = inputs.store
     pipeline = inputs.teacher if subject.checkpoint is None else inputs.student(subject.checkpoint)
     folder = store.work(subject.key)
+    settings = inputs.config.evaluate
     try:
         found = compress.evaluate.evaluate(
             pipeline,
             inputs.data,
-            inputs.config.evaluate,
+            settings if subject.sampled else replace(settings, images=0),
             folder,
             device=inputs.device,
             dtype=inputs.dtype,
@@ -365,7 +377,7 @@ def _compute(
     context = StageContext(
         load_teacher=lambda: inputs.teacher, data=inputs.data, folder=inputs.store.work(step.key), history=history,
         seed=config.seed, device=inputs.device, dtype=inputs.dtype, log=log,
-        before=output.stages_before(config.model),
+        before=output.stages_before(config.model), artifact=_artifact(inputs, step),
     )  # fmt: skip
     pipeline = inputs.student(step.parent)
     try:
@@ -373,6 +385,15 @@ def _compute(
     except UserError as error:
         raise stage.explain(error) from error
     return pipeline, StageReport(report.coverage, report.details, report.curves or curves)
+
+
+def _artifact(inputs: Inputs, step: Step) -> Path | None:
+    """The folder for the files of a stage that leaves some beside the pipeline."""
+    if step.stage.declared.leaves != "artifact":
+        return None
+    folder = inputs.store.work(step.key) / "artifact"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def _replay(curves: dict[str, list[list[float]]], run: StageRun) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 INFO = "compress.json"
 MANIFEST = "compress.sha256.json"
-TOLERANCE = 1e-5  # of the largest output, for float weights; quantized ones must agree bit for bit
+TOLERANCE = 1e-5  # of the largest output, where it need not agree bit for bit
 PROBE_SEED = 0
 
 
@@ -40,18 +40,25 @@ def save_checkpoint(
     card: str | None = None,
     *,
     store: Path | None = None,
+    exact: bool = False,
+    libraries: Sequence[str] = (),
+    artifact: Path | None = None,
 ) -> None:
     """Writes a pipeline beside ``folder``, proves that stock diffusers reads back the same, and renames it into place.
 
     A folder that is already there is replaced. On any error, ``folder`` holds what it held before.
 
     Args:
-        pipeline: Any pipeline with a denoiser, in float weights or in int8 ones of torchao.
+        pipeline: Any pipeline with a denoiser, in float weights or in others that diffusers can save.
         folder: Where to put the checkpoint.
         info: What to write into ``compress.json``, ready for JSON; ``"probe"`` and ``"versions"`` are added.
         card: Text of the model card, ``README.md``.
         store: A folder of checkpoints on the same disk. Files that one of them has with the same content, such as the
             VAE and the text encoder, become hard links to its files, so that they take no space again.
+        exact: Whether outputs have to read back bit for bit, as quantized weights allow; else within 1e-5 of the
+            largest.
+        libraries: Packages besides diffusers that loading needs; their versions are written down.
+        artifact: A folder of further files, such as an export; it is copied into the checkpoint as ``artifact``.
 
     Raises:
         UserError: If a weight or an output is not finite, or the disk is full or cannot be written.
@@ -64,9 +71,11 @@ def save_checkpoint(
         _check_space(pipeline, folder)
         with replace_folder_with(folder) as beside:
             _write_pipeline(pipeline, beside)
-            probe = _read_back(pipeline, beside)
-            full_info = {**info, "probe": probe, "versions": _versions(pipeline)}
+            probe = _read_back(pipeline, beside, exact)
+            full_info = {**info, "probe": probe, "versions": _versions(libraries)}
             (beside / INFO).write_text(json.dumps(full_info, indent=2) + "\n", encoding="utf-8")
+            if artifact is not None:
+                shutil.copytree(artifact, beside / "artifact")
             if card is not None:
                 (beside / "README.md").write_text(card, encoding="utf-8")
             manifest = {name: file_hash(beside / name) for name in _files(beside)}
@@ -141,7 +150,7 @@ def _write_pipeline(pipeline: "DiffusionPipeline", folder: Path) -> None:
             raise OSError(str(error)) from error
 
 
-def _read_back(pipeline: "DiffusionPipeline", folder: Path) -> dict[str, Any]:
+def _read_back(pipeline: "DiffusionPipeline", folder: Path, exact: bool) -> dict[str, Any]:
     """Loads what was written and compares weights and outputs; returns what was compared, for ``compress.json``."""
     import torch
 
@@ -162,7 +171,6 @@ def _read_back(pipeline: "DiffusionPipeline", folder: Path) -> dict[str, Any]:
         raise UserError(f"the denoiser gives NaN or infinite outputs in {ours.dtype}: use precision=fp32 or bf16")
     largest = expected.float().abs().max().item()
     difference = (output.float() - expected.float()).abs().max().item()
-    exact = getattr(ours, "hf_quantizer", None) is not None
     same = torch.equal(output, expected) if exact else difference <= TOLERANCE * largest
     if not same:
         raise RuntimeError(
@@ -239,9 +247,8 @@ def _write_error(folder: Path, error: OSError) -> UserError:
     )
 
 
-def _versions(pipeline: "DiffusionPipeline") -> dict[str, str]:
-    quantized = getattr(denoiser(pipeline), "hf_quantizer", None) is not None
-    names = ["torch", "diffusers", "transformers", *(["torchao"] if quantized else [])]
+def _versions(libraries: Sequence[str]) -> dict[str, str]:
+    names = ["torch", "diffusers", "transformers", *libraries]
     return {"compress": __version__, **{name: version(name) for name in names}}
 
 

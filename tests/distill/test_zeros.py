@@ -9,20 +9,22 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from compress.distill import features
 from compress.distill.features import distill
-from compress.distill.zeros import made_sparse
 from compress.errors import UserError
 from compress.models.sparsity import holds
+from compress.prune import sparse, width
 from compress.prune.sparse import Config, prune_sparse
 from compress.prune.width import Config as WidthConfig
 from compress.prune.width import prune_width
+from compress.quantize import int8
 from tests.distill.test_features import SCHEDULER, examples
 from tests.distill.test_resume import launch
 from tests.distill.worker import CONFIG, distilled
 from tests.tiny import tiny_pipeline, tiny_unet
 
 HARSH = replace(CONFIG, learning_rate=1e-2, weight_decay=0.5)
-SPARSE = [{"kind": "prune", "method": "sparse", "details": {}}]
+SPARSE = [{"kind": "prune", "method": "sparse", "declared": sparse.STAGE.declared(), "details": {}}]
 
 
 def zeros(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
@@ -96,8 +98,8 @@ def test_zeros_by_accident_are_trained() -> None:
 
 
 def test_only_a_stage_that_made_zeros_counts() -> None:
-    assert made_sparse([{"kind": "prune", "method": "width"}, *SPARSE, {"kind": "distill", "method": "features"}])
-    assert not made_sparse([{"kind": "prune", "method": "width"}, {"kind": "quantize", "method": "sparse"}, {}])
+    assert sparse.STAGE.zeros
+    assert not any(module.STAGE.zeros for module in (width, features, int8))
 
 
 @pytest.mark.parametrize("where", ["history", "before"])

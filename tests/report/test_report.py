@@ -15,6 +15,9 @@ from PIL import Image
 from rich.console import Console
 
 from compress import report
+from compress.distill import features
+from compress.prune import width
+from compress.quantize import int8
 
 HASH = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 SETTINGS = {
@@ -318,10 +321,17 @@ def test_row_names_make_no_paths(grids, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+DECLARED = {"prune": width.STAGE.declared(), "distill": features.STAGE.declared(), "quantize": int8.STAGE.declared()}
+
+
 def card_info(result):
     stages = [
         {name: stage[name] for name in ("name", "kind", "method", "coverage")}
-        | {"config": {"ratio": 0.25}, "details": {"widths": [48, 96, 144], "kept": list(range(500))}}
+        | {
+            "declared": DECLARED[stage["kind"]],
+            "config": {"ratio": 0.25},
+            "details": {"widths": [48, 96, 144], "kept": list(range(500))},
+        }
         for stage in result["stages"]
     ]
     rows = [{"name": "teacher", **result["teacher"]}, *result["stages"]]
@@ -343,6 +353,9 @@ def test_model_card(result):
     assert "41.0 % of the denoiser's parameters" in text and "ratio: 0.25" in text and "widths: [48, 96, 144]" in text
     assert "155.1 [150.1, 160.1]" in text and "| noise floor |" in text and str(list(range(500))) not in text
     assert "torch_dtype" in text and "mixed" in text
+    assert "It needs `torchao`." in text and "- distillation" in front and "int8 weights save memory" in text
+    pruned = report.model_card({"stages": card_info(result)["stages"][:1]})
+    assert "- pruned" in pruned and "torchao" not in pruned and "not trained afterwards" in pruned
 
 
 def test_usage_snippet_is_python_that_makes_the_example(result):

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from compress.prune import sparse, width
 from compress.report import markdown_table, model_card
 from compress.report.table import columns
 
@@ -32,7 +33,10 @@ def test_the_table_says_what_zeros_are_good_for() -> None:
 
 def test_the_card_names_the_limit() -> None:
     stage = {"name": "prune", "kind": "prune", "method": "sparse", "details": {"sparsity": 0.5, "zeros": {"a": [1, 2]}}}
+    stage["declared"] = sparse.STAGE.declared()
     card = model_card({"recipe": "r", "stages": [stage]})
     assert "- sparsity: 0.5" in card
     assert "Weights are zero, not gone" in card
-    assert "Weights are zero" not in model_card({"recipe": "r", "stages": [{**stage, "method": "width"}]})
+    assert "Weights are zero" not in model_card(
+        {"recipe": "r", "stages": [{**stage, "declared": width.STAGE.declared()}]}
+    )

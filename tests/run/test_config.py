@@ -1,3 +1,4 @@
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -5,10 +6,11 @@ from typing import Literal
 import pytest
 
 from compress.config.compose import compose, place_choices, sentence
-from compress.config.folders import default_out, recipe_files
+from compress.config.folders import conf_folder, default_out, known_kinds, known_methods, recipe_files
 from compress.config.values import build
 from compress.errors import UserError, bad_value
 from compress.run.config import RunConfig, to_run_config
+from compress.stage import Stage
 
 
 def run_config(*overrides: str) -> RunConfig:
@@ -175,3 +177,30 @@ def test_build_names_the_whole_key(values: dict[str, object], text: str) -> None
     with pytest.raises(UserError) as caught:
         build(Outer, values, "x")
     assert str(caught.value) == text
+
+
+def test_every_method_has_a_choice_of_its_name_and_every_choice_a_method() -> None:
+    from omegaconf import OmegaConf
+
+    for kind in known_kinds():
+        choices = {file.stem for file in (conf_folder() / kind).glob("*.yaml")}
+        assert set(known_methods(kind)) <= choices
+        for name in choices:
+            shown = compose(["recipe=int8", f"+{kind}@stages.chosen={name}"]).stages.chosen
+            assert (shown.kind, shown.method in known_methods(kind)) == (kind, True), name
+            config = run_config("~stages.prune", "~stages.distill", "~stages.quantize", f"+{kind}@stages.x={name}")
+            stage = config.stages[0]
+            keys = {"kind": kind, "method": stage.method, **dataclasses.asdict(stage.config)}
+            assert OmegaConf.to_container(shown).keys() == keys.keys(), name  # every key is shown and explained
+
+
+def test_nothing_follows_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.quantize.int8.STAGE", Stage(version=1, leaves="artifact"))
+    monkeypatch.setattr("compress.distill.features.STAGE", Stage(version=1, needs="any"))
+    assert "needs a model, but stages.quantize" in message("~stages.distill", "+distill@stages.again=features")
+    monkeypatch.setattr("compress.quantize.int8.STAGE", Stage(version=1, leaves="quantized"))
+    assert [stage.name for stage in run_config("~stages.distill", "+distill@stages.again=features").stages] == [
+        "prune",
+        "quantize",
+        "again",
+    ]
