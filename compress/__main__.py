@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import compress
-from compress.config.compose import explain, place_choices, quoted, register_recipes, sentence
-from compress.config.folders import NOT_STAGES, conf_folder, default_out, recipe_files
+from compress.config.compose import explain, place_choices, quoted, register_recipes, sentence, use_config_dir
+from compress.config.folders import NOT_STAGES, conf_folder, default_out, groups, options, recipe_files
 from compress.errors import UserError
 from compress.run import sweep
 
@@ -47,6 +47,7 @@ Examples
   python -m compress recipe=benchmark limit.psnr_db=30                 finds the fastest way to run a pipeline
 
 Options
+  --config-dir DIR  your own recipes (DIR/recipe/*.yaml) and choices (DIR/prune/*.yaml, ...); recipe=FILE.yaml works too
   --cfg job         prints the composed config with all keys and runs nothing
   --info defaults   prints where each part of it comes from
   --multirun, -m    runs every combination of values given as a,b,c, each in a folder named after its values
@@ -62,20 +63,23 @@ def usage() -> str:
     """The help text, with the recipes and config groups that are there."""
     recipes = recipe_files()
     width = max(map(len, recipes), default=0)
-    groups = sorted(group for group in conf_folder().iterdir() if group.is_dir() and group.name != "pretrain")
-    options = {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in groups}
+    choices = {name: options(name) for name in groups() if name != "pretrain"}
     # A stage's options are chosen under the name the recipe gives the stage.
-    names = {name: name if name in NOT_STAGES else f"{name}@stages.NAME" for name in options}
+    names = {name: name if name in NOT_STAGES else f"{name}@stages.NAME" for name in choices}
     room = max(map(len, names.values()), default=0)
     return USAGE.format(
         recipes="\n".join(f"  {name:{width}}  {sentence(file)}" for name, file in recipes.items()),
-        groups="\n".join(f"  {names[name]:{room}}  {', '.join(found)}" for name, found in options.items() if found),
+        groups="\n".join(f"  {names[name]:{room}}  {', '.join(found)}" for name, found in choices.items() if found),
     )
 
 
 def main() -> int:
     """Runs the command line; returns the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C, 1 for anything else."""
     arguments = sys.argv[1:]
+    try:
+        use_config_dir(_config_dir(arguments))
+    except UserError as error:
+        return _refuse(str(error))
     if not arguments or {"-h", "--help"} & set(arguments):
         print(usage(), end="")
         return 0
@@ -87,13 +91,17 @@ def main() -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     words = [word for word in arguments if not word.startswith("-") and ("=" in word or word.startswith("~"))]
-    overrides = place_choices(quoted(words))
+    try:
+        overrides = place_choices(quoted(words))
+    except UserError as error:
+        return _refuse(str(error))
     sys.argv[1:] = overrides + [word for word in arguments if word not in words]  # Hydra wants options last
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
     codes: list[int] = []
     keys, begun = sweep.swept(overrides), datetime.now()
 
     def job(cfg: "DictConfig") -> None:
+        sys.argv[1:] = arguments  # what a process starts with that does the same
         if keys:
             _name_job(cfg, keys, begun)
         codes.append(_guarded(cfg))
@@ -109,6 +117,15 @@ def main() -> int:
     except KeyboardInterrupt:
         return 130
     return max(codes, default=0)
+
+
+def _config_dir(arguments: list[str]) -> str | None:
+    """The folder that ``--config-dir`` names."""
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        name, equals, value = word.partition("=")
+        if name in ("--config-dir", "-cd"):
+            return value if equals else following
+    return None
 
 
 def _guarded(cfg: "DictConfig") -> int:

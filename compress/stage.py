@@ -28,6 +28,9 @@ class Stage:
         sampled: Whether images are sampled from what it leaves; else cost alone is measured.
         exact: Whether the checkpoint has to read back bit for bit; else within 1e-5 of the largest output.
         libraries: Packages, by their names on PyPI, that loading the checkpoint needs besides diffusers'.
+        keeps_names: Whether every layer keeps its name, though weights or examples decide how wide it becomes.
+        by_names: Whether ``check`` looks at the names and kinds of layers alone, so that it can be asked where their
+            widths are not known yet.
         zeros: Whether weights that are zero afterwards are zero on purpose, so that training leaves them so.
         tag: For the model card, such as ``"pruned"``.
         usage: A sentence for the model card on how to load the checkpoint.
@@ -41,6 +44,8 @@ class Stage:
     sampled: bool = True
     exact: bool = False
     libraries: tuple[str, ...] = ()
+    keeps_names: bool = False
+    by_names: bool = False
     zeros: bool = False
     tag: str = ""
     usage: str = ""

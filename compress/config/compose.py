@@ -1,15 +1,20 @@
 """Composition by Hydra: recipes as a group, and Hydra's errors in one sentence."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compress.config.folders import conf_folder, known_kinds, recipe_files
+from compress.config import folders
+from compress.config.folders import conf_folder, groups, options, recipe_files, stage_groups
 from compress.config.values import nearest, unknown_key
 from compress.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+RECIPE = "recipe@_global_"  # what Hydra calls the choice of a recipe
 
 
 def register_recipes() -> None:
@@ -18,14 +23,40 @@ def register_recipes() -> None:
     from omegaconf import OmegaConf
 
     for name, file in recipe_files().items():
-        ConfigStore.instance().store(group="recipe", name=name, node=OmegaConf.load(file), package="_global_")
+        if file.parent.name == "recipes":  # Hydra finds the user's by itself
+            ConfigStore.instance().store(group="recipe", name=name, node=OmegaConf.load(file))
 
 
-def compose(overrides: list[str]) -> "DictConfig":
+def use_config_dir(folder: str | None) -> None:
+    """Makes the groups and recipes in a folder of the user known, and forgets those of another.
+
+    Args:
+        folder: Holds ``recipe/*.yaml`` and groups such as ``prune/*.yaml``; None: there is none.
+
+    Raises:
+        UserError: There is no such folder, or an option in it has a name that comes with the package.
+    """
+    folders.config_dirs.clear()
+    if folder is None:
+        return
+    path = Path(folder).expanduser().absolute()
+    if not path.is_dir():
+        raise UserError(f"--config-dir {folder}: no such folder")
+    for file in conf_folder().rglob("*.yaml"):
+        name = file.relative_to(conf_folder())
+        if (path / name).is_file():
+            raise UserError(
+                f"{path / name}: compress has a {name.with_suffix('')} of its own, which would be taken: rename yours"
+            )
+    folders.config_dirs.append(path)
+
+
+def compose(overrides: list[str], config_dir: str | None = None) -> "DictConfig":
     """Composes a config in this process, as the command line would.
 
     Args:
         overrides: ``["recipe=prune", "stages.prune.ratio=0.4"]``.
+        config_dir: A folder of the user's own recipes and groups.
 
     Raises:
         UserError: An unknown recipe, option or key, or an override that cannot be read.
@@ -33,6 +64,7 @@ def compose(overrides: list[str]) -> "DictConfig":
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    use_config_dir(config_dir)
     overrides = place_choices(quoted(overrides))
     try:
         return _compose(overrides)
@@ -68,20 +100,50 @@ def place_choices(overrides: list[str]) -> list[str]:
     """Says for every choice of a stage's method that it is meant for the stage of that kind's name.
 
     ``prune=taylor`` becomes ``prune@stages.prune=taylor``, and ``prune/importance=l1`` becomes
-    ``prune/importance@stages.prune.importance=l1``; all else stays.
+    ``prune/importance@stages.prune.importance=l1``. ``recipe=prune`` becomes ``recipe@_global_=prune``, so that a
+    recipe is for the whole config whether it says so or not; a recipe given as a file is registered. All else stays.
 
     Args:
         overrides: As on the command line.
+
+    Raises:
+        UserError: A recipe's file is not there or cannot be read.
     """
     return [_placed(override) for override in overrides]
 
 
 def _placed(override: str) -> str:
     key, equals, value = override.partition("=")
+    if key == "recipe" and equals:
+        return f"{RECIPE}={','.join(_recipe(name) for name in value.split(','))}"
     kind = key.partition("/")[0]
-    if not equals or "@" in key or kind not in known_kinds() or not (conf_folder() / key).is_dir():
+    if not equals or "@" in key or kind not in stage_groups() or not options(key):
         return override
     return f"{key}@stages.{key.replace('/', '.')}={value}"
+
+
+def _recipe(value: str) -> str:
+    """The name of a recipe; one given as a file becomes a recipe of that file's name."""
+    text = value.strip("'\"")
+    if "/" not in text and not text.endswith((".yaml", ".yml")):
+        return value
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import DictConfig, OmegaConf
+
+    file = Path(text).expanduser().absolute()
+    if not file.is_file():
+        raise UserError(f"recipe={text}: no such file; a recipe is a file or one of {', '.join(recipe_files())}")
+    try:
+        node = OmegaConf.load(file)
+    except Exception as error:  # noqa: BLE001 - of YAML's parser, of the encoding, of OmegaConf
+        raise UserError(f"recipe={text}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(node, DictConfig):
+        raise UserError(f"recipe={text}: expected a file of keys and values, as the recipes of compress are")
+    name = re.sub(r"\W", "_", file.stem)
+    if name in recipe_files():
+        name += f"_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    ConfigStore.instance().store(group="recipe", name=name, node=node)
+    return name
 
 
 def explain(error: Exception, overrides: list[str]) -> str:
@@ -100,7 +162,7 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return _no_option(group, option, list(error.options))
-    if match := re.match(r"You must specify '(\w+)'", text):
+    if match := re.match(r"You must specify '(\w+)[@']", text):
         return f"{match[1]} is missing: give {match[1]}=NAME, one of {', '.join(recipe_files())}"
     if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
         return _no_key(match[1], overrides)
@@ -114,8 +176,10 @@ def _compose(overrides: list[str]) -> "DictConfig":
 
     register_recipes()
     GlobalHydra.instance().clear()
+    own = ",".join(f"'file://{folder}'" for folder in folders.config_dirs)
+    search = [f"hydra.searchpath=[{own}]"] if own else []
     with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3", job_name="compress"):
-        return hydra_compose("config", overrides=overrides)
+        return hydra_compose("config", overrides=[*overrides, *search])
 
 
 def _no_option(group: str, option: str, options: list[str]) -> str:
@@ -133,10 +197,10 @@ def _no_key(key: str, overrides: list[str]) -> str:
     from omegaconf.errors import OmegaConfBaseException
 
     key, _, place = key.partition("@")
-    groups = {path.name for path in conf_folder().iterdir() if path.is_dir()} | {"recipe"}
-    if key.partition("/")[0] in known_kinds():
+    if key.partition("/")[0] in stage_groups():
         return _no_stage(key, place, overrides)
-    choices = [override for override in overrides if override.partition("=")[0].partition("@")[0] in groups]
+    known = {*groups(), "recipe"}
+    choices = [override for override in overrides if override.partition("=")[0].partition("@")[0] in known]
     try:
         node = _compose(choices)
     except (HydraException, OmegaConfBaseException):
@@ -158,8 +222,9 @@ def _no_stage(key: str, place: str, overrides: list[str]) -> str:
     """Says that the recipe has no such stage, or the stage no such choice, and which there are."""
     kind, _, choice = key.partition("/")
     given = next((o for o in overrides if o.partition("=")[0].partition("@")[0].lstrip("+~") == key), key)
-    if not (conf_folder() / key).is_dir():
-        known = sorted(folder.name for folder in (conf_folder() / kind).iterdir() if folder.is_dir())
+    if not options(key):
+        inside = (folder / kind for folder in folders.conf_folders() if (folder / kind).is_dir())
+        known = sorted(path.name for folder in inside for path in folder.iterdir() if path.is_dir())
         return f"{given}: no such choice{nearest(choice, known)}; of {kind} there are {', '.join(known) or 'none'}"
     stages = _stages(kind, overrides)
     name = place.split(".")[1] if place.startswith("stages.") else kind
@@ -179,7 +244,7 @@ def _stages(kind: str, overrides: list[str]) -> "DictConfig":
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    recipe = [override for override in overrides if override.startswith("recipe=")]
+    recipe = [override for override in overrides if override.startswith(f"{RECIPE}=")]
     methods = [override for override in overrides if override.lstrip("+").startswith(f"{kind}@stages.")]
     for chosen in (recipe + methods, recipe):
         try:

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from compress.distill.alignment import Alignment
     from compress.distill.batches import Batches
     from compress.distill.objective import Teacher
+    from compress.models.outline import Outline
     from compress.models.schedule import Schedule
 
-STAGE = Stage(version=1, distributed=True, tag="distillation")
+STAGE = Stage(version=1, distributed=True, by_names=True, tag="distillation")
 
 
 LOSSES = {"noise": 1.0, "output": 1.0, "features": 0.1}
@@ -175,6 +176,23 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         folder=context.folder,
         log=context.log,
     )
+
+
+def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":
+    """Refuses a student that cannot follow its teacher, whatever their weights are; the student keeps its shape.
+
+    Raises:
+        UserError: See :func:`distill`.
+    """
+    from compress.distill.pair import check_pair
+    from compress.models.schedule import schedule_of
+
+    teacher, scheduler = outline.denoiser(), outline.scheduler()
+    if teacher is not None:
+        check_pair(denoiser, teacher)
+    if scheduler is not None:
+        schedule_of(scheduler, denoiser)
+    return denoiser
 
 
 def distill(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from compress.assets import PREFIX, resolve
 from compress.errors import UserError, bad_value
 from compress.models.folder import DENOISERS, check_folder
+from compress.models.outline import PATTERNS, Outline, read_outline
 from compress.models.quiet import hide_notices, no_progress_bars
 from compress.system.files import file_hash
 
@@ -117,6 +118,24 @@ def _hub_error(config: ModelConfig, error: Exception) -> UserError:
         f"model.path={config.path}: no such folder here, and the hub did not give a pipeline of that id{revision}: "
         f"check the id, the connection and, for a gated model, the login ({_first_line(error)})"
     )
+
+
+def outline(config: ModelConfig) -> Outline | None:
+    """What the model's configs say of it; of a model on the hub its configs alone are fetched.
+
+    Returns:
+        None where the hub cannot be reached, or the configs cannot be read: loading says what is wrong.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        folder = config.folder or Path(
+            snapshot_download(config.path, revision=config.revision, allow_patterns=PATTERNS)
+        )
+        return read_outline(folder)
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError):
+        return None
 
 
 def _first_line(error: Exception) -> str:

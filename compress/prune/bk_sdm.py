@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress.models.inputs import Inputs
+    from compress.models.outline import Outline
     from compress.prune.blocks.subject import DepthReport
     from compress.prune.blocks.unet import UNetBlocks
 
@@ -58,7 +59,7 @@ def prune_bk_sdm(
     return subject.report(left, skipped=skipped)
 
 
-def check(config: Config, denoiser: "nn.Module") -> "nn.Module":
+def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":
     """What would be left of a denoiser without weights, also without weights.
 
     Raises:

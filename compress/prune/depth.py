@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from compress.data.calls import Call
     from compress.models.inputs import Inputs
+    from compress.models.outline import Outline
     from compress.prune.blocks import Blocks
     from compress.prune.blocks.cost import Costs
     from compress.prune.blocks.subject import DepthReport, Subject
@@ -160,7 +161,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     return stage_report(report, config)
 
 
-def check(config: Config, denoiser: "nn.Module") -> None:
+def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
     """Refuses what no stock config reaches, from the architecture of a denoiser without weights.
 
     Raises:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress.models.inputs import Inputs
+    from compress.models.outline import Outline
     from compress.models.shapes import Shaped
     from compress.prune.layers.ranks import Matrix
 
@@ -168,7 +169,7 @@ def prune_low_rank(
     )
 
 
-def check(config: Config, denoiser: "nn.Module") -> None:
+def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
     """Refuses what cannot be done with a denoiser, whatever its weights are; what would be left of it they decide.
 
     Raises:

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from compress.data.calibration import Calibration
+    from compress.models.outline import Outline
     from compress.models.shapes import Shaped
 
-STAGE = Stage(version=1, tag="pruned")
+STAGE = Stage(version=1, keeps_names=True, tag="pruned")
 
 KINDS = ("resnet_inner", "ffn_inner", "attention", "residual")
 """Of widths: inside a resnet, inside a feed-forward, of attention, and of the streams between layers."""
@@ -179,7 +180,7 @@ def prune_per_layer(
     return subject.prune(checked_weights(unet), make_scorer(config.importance, calibration, seed))
 
 
-def check(config: Config, denoiser: "nn.Module") -> None:
+def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
     """Refuses what cannot be done with a denoiser, whatever its weights are; what would be left of it they decide.
 
     Raises:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from compress.models.inputs import Inputs
+    from compress.models.outline import Outline
 
 STAGE = Stage(
     version=1,
@@ -171,12 +172,13 @@ def prune_sparse(denoiser: "nn.Module", config: Config = Config(), *, inputs: "I
     )
 
 
-def check(config: Config, denoiser: "nn.Module") -> "nn.Module":
+def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":
     """Refuses patterns that fit no layer; every layer keeps its shape.
 
     Args:
         config: See :class:`Config`.
         denoiser: Needs no weights.
+        outline: Not looked at.
 
     Raises:
         UserError: See :func:`prune_sparse`.

@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
     from compress.data.calibration import Calibration
     from compress.models.inputs import Inputs
+    from compress.models.outline import Outline
     from compress.prune.importance.score import Scorer
     from compress.prune.sensitivity.plan import Plan, Planner
 
-STAGE = Stage(version=2, tag="pruned")
+STAGE = Stage(version=2, keeps_names=True, tag="pruned")
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def pruner(unet: "UNet2DConditionModel | UNet2DModel", config: Config, scorer: "
     return lambda ratio: narrower.prune(ratio, scorer)
 
 
-def check(config: Config, denoiser: "nn.Module") -> "nn.Module | None":
+def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module | None":
     """What would be left of a denoiser without weights, also without weights; None where examples decide that.
 
     Raises:
@@ -245,6 +246,7 @@ def check(config: Config, denoiser: "nn.Module") -> "nn.Module | None":
     """
     from compress.prune.channels import widths
     from compress.prune.channels.proxy import meta_model
+    from compress.prune.channels.rebuild import check_fixed
 
     unet: Any = _checked_class(denoiser)
     widths.check_blocks(unet.config)
@@ -253,7 +255,9 @@ def check(config: Config, denoiser: "nn.Module") -> "nn.Module | None":
     asked = widths.level_ratios(config.ratio, list(unet.config.block_out_channels))
     changes = widths.choose_shape(unet.config, asked, config.heads, config.multiple).changes
     time_embedding_dim = unet.time_embedding.linear_1.out_features
-    return meta_model(type(unet), {**unet.config, **changes, "time_embedding_dim": time_embedding_dim})
+    left = meta_model(type(unet), {**unet.config, **changes, "time_embedding_dim": time_embedding_dim})
+    check_fixed(unet, left)
+    return left
 
 
 def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditionModel | UNet2DModel":

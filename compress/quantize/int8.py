@@ -23,9 +23,12 @@ from compress.stage import Stage, StageContext, StageReport, one_line
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from compress.models.outline import Outline
+
 STAGE = Stage(
     version=1,
     leaves="quantized",
+    by_names=True,
     exact=True,
     libraries=("torchao",),
     tag="quantized",
@@ -137,18 +140,8 @@ def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs |
     """
     if getattr(unet, "hf_quantizer", None) is not None:
         raise UserError("the denoiser is quantized already: quantize it once, from float weights")
-    layers = {name: module for name, module in unet.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
-    for pattern in skip:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise bad_value("skip", pattern, "a pattern that matches the name of a Conv2d or Linear of the denoiser")
-    skipped = {}
-    for name in layers:
-        asked = next((pattern for pattern in skip if fnmatchcase(name, pattern)), None)
-        if asked is not None:
-            skipped[name] = f"asked for by skip: {asked}"
+    layers, skipped = _choose(unet, skip)
     chosen = {name: module for name, module in layers.items() if name not in skipped}
-    if not chosen:
-        raise bad_value("skip", list(skip), "patterns that leave a Conv2d or Linear to quantize")
     for name, module in chosen.items():
         if not torch.isfinite(module.weight).all():
             raise UserError(f"{name} has weights that are NaN or infinite: a stage before diverged; lower its rate")
@@ -181,6 +174,32 @@ def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs |
         rounding=rounding,
         zero_channels=zero_channels,
     )
+
+
+def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
+    """Refuses patterns that fit no layer; every layer keeps its shape.
+
+    Raises:
+        UserError: See :func:`quantize_weights`.
+    """
+    _choose(denoiser, config.skip)
+    return denoiser
+
+
+def _choose(unet: nn.Module, skip: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Every Conv2d and Linear by name, and those of them that stay in float with the reason."""
+    layers = {name: module for name, module in unet.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    for pattern in skip:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise bad_value("skip", pattern, "a pattern that matches the name of a Conv2d or Linear of the denoiser")
+    skipped = {}
+    for name in layers:
+        asked = next((pattern for pattern in skip if fnmatchcase(name, pattern)), None)
+        if asked is not None:
+            skipped[name] = f"asked for by skip: {asked}"
+    if len(skipped) == len(layers):
+        raise bad_value("skip", list(skip), "patterns that leave a Conv2d or Linear to quantize")
+    return layers, skipped
 
 
 def _int8(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:

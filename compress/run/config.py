@@ -2,6 +2,9 @@
 
 import dataclasses
 import importlib
+import os
+import re
+import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +30,8 @@ class StageConfig:
 
     Attributes:
         name: Its key under ``stages``.
-        kind: Folder of its method: ``prune``, ``distill``, ``quantize``, ...
-        method: Module in that folder.
+        kind: Folder of its method: ``prune``, ``distill``, ``quantize``, ...; a method of the user's may have another.
+        method: Module in that folder, or of the user's: ``my_package.my_stage``.
         config: The method's own ``Config``.
     """
 
@@ -40,7 +43,7 @@ class StageConfig:
     @property
     def module(self) -> types.ModuleType:
         """The module that holds the method."""
-        return importlib.import_module(f"compress.{self.kind}.{self.method}")
+        return importlib.import_module(module_name(self.kind, self.method))
 
     @property
     def declared(self) -> Stage:
@@ -194,20 +197,64 @@ def _stage(name: str, values: Any) -> StageConfig:
     path = f"stages.{name}"
     if not isinstance(values, dict):
         raise bad_value(path, values, "a stage: kind, method and the method's keys")
-    kinds = known_kinds()
-    kind = _choice(path, "kind", values.get("kind"), kinds)
-    method = _choice(path, "method", values.get("method"), known_methods(kind))
-    try:
-        module = importlib.import_module(f"compress.{kind}.{method}")
-    except ModuleNotFoundError as error:
-        raise UserError(f"{path}.method={method}: needs the package {error.name}, which is not installed") from error
+    kind, method = values.get("kind"), values.get("method")
+    if isinstance(method, str) and "." in method:
+        if not isinstance(kind, str) or not re.fullmatch(r"\w+", kind):
+            raise bad_value(f"{path}.kind", kind, "a word for what the stage does, such as prune")
+        module = _own_module(path, method)
+    else:
+        kind = _choice(path, "kind", kind, known_kinds())
+        method = _choice(path, "method", method, known_methods(kind))
+        try:
+            module = importlib.import_module(module_name(kind, method))
+        except ModuleNotFoundError as error:
+            raise UserError(f"{path}.method={method}: needs the package {error.name}, not installed") from error
     own = {key: value for key, value in values.items() if key not in ("kind", "method")}
     return StageConfig(name, kind, method, build(module.Config, own, path))
+
+
+def module_name(kind: str, method: str) -> str:
+    """The module of a method: one of ours by its kind, or one of the user's by its dotted name."""
+    return method if "." in method else f"compress.{kind}.{method}"
+
+
+def _own_module(path: str, method: str) -> types.ModuleType:
+    """A method of the user's, from the current folder or installed.
+
+    Raises:
+        UserError: It cannot be imported, or lacks something that a method has.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(method)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{method}.".startswith(f"{error.name}."):
+            raise UserError(f"{path}.method={method}: needs the package {error.name}, not installed") from error
+        raise UserError(
+            f"{path}.method={method}: there is no module {error.name}, neither in {os.getcwd()} nor installed"
+        ) from error
+    except Exception as error:  # noqa: BLE001 - whatever a module can raise while it is imported
+        raise UserError(f"{path}.method={method}: cannot be imported: {type(error).__name__}: {error}") from error
+    config = getattr(module, "Config", None)
+    missing = [
+        what
+        for what, there in (
+            ("STAGE (a compress.stage.Stage)", isinstance(getattr(module, "STAGE", None), Stage)),
+            ("Config (a dataclass)", isinstance(config, type) and dataclasses.is_dataclass(config)),
+            ("run(pipeline, config, context)", callable(getattr(module, "run", None))),
+        )
+        if not there
+    ]
+    if missing:
+        raise UserError(f"{path}.method={method}: {module.__file__} has no {', no '.join(missing)}")
+    return module
 
 
 def _choice(path: str, key: str, value: Any, known: list[str]) -> str:
     if value not in known:
         if value is None:
             raise UserError(f"{path}.{key} is missing: expected one of {', '.join(known)}")
-        raise UserError(f"{path}.{key}={value}: unknown{nearest(str(value), known)}; known: {', '.join(known)}")
+        own = "; one of your own is named with its package, my_package.my_stage" if key == "method" else ""
+        raise UserError(f"{path}.{key}={value}: unknown{nearest(str(value), known)}; known: {', '.join(known)}{own}")
     return str(value)

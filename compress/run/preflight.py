@@ -1,19 +1,21 @@
 """What a run needs around it, checked before any weight is loaded: model, data, device, folders, room on the disk."""
 
 import errno
-import json
+import importlib.util
 import os
 import shutil
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import compress.models
 from compress.errors import UserError, bad_value
-from compress.models.folder import DENOISERS
 from compress.run.config import RunConfig
 
 if TYPE_CHECKING:
     from compress.data import Verified
+    from compress.evaluate import EvaluateConfig
+    from compress.models.outline import Outline
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SPARE = 64 * 1024**2  # bytes wanted beyond the checkpoints: reports, images, logs
@@ -30,7 +32,6 @@ def check(config: RunConfig) -> "Verified | None":
     """
     import compress.data
     import compress.evaluate
-    import compress.models
     import compress.track
 
     compress.models.check(config.model)
@@ -47,47 +48,54 @@ def check(config: RunConfig) -> "Verified | None":
 def check_stages(config: RunConfig) -> None:
     """Asks the methods whether they can do with the model what is asked of them, before a weight is loaded.
 
-    A method's ``check(config, denoiser)`` gets a denoiser without weights and returns what the stage would leave of it,
-    or None where that cannot be told. A method without one leaves the shape as it is, unless it prunes. Later stages
-    are asked as long as the shape is known, and none about a model on the hub.
+    A method's ``check(config, denoiser, outline)`` gets the denoiser that the stages before will leave as a meta-device
+    model, and the :class:`compress.models.outline.Outline` of the teacher. It returns the denoiser that its stage would
+    leave; None where weights or examples decide that. Then the stages after it are asked if names of layers are all
+    that they look at (``Stage.by_names``), as long as no stage may have changed these.
 
     Raises:
         UserError: Naming the stage's key, its value and what would be right.
     """
-    if config.model.folder is None:
-        return
-    denoiser = _meta_model_denoiser(config.model.folder)
     for stage in config.stages:
-        if denoiser is None:
+        for library in stage.declared.libraries:
+            if importlib.util.find_spec(library.replace("-", "_")) is None:
+                raise UserError(
+                    f"stages.{stage.name}.method={stage.method}: needs the package {library}, which is not installed"
+                )
+    outline = compress.models.outline(config.model)
+    if outline is None:
+        return
+    check_size(config.evaluate, outline)
+    denoiser = outline.denoiser()
+    exact = True
+    for stage in config.stages:
+        check_method = getattr(stage.module, "check", None)
+        if denoiser is None or check_method is None or not (exact or stage.declared.by_names):
             return
-        method_check = getattr(stage.module, "check", None)
-        if method_check is not None:
-            try:
-                denoiser = method_check(stage.config, denoiser)
-            except UserError as error:
-                raise stage.explain(error) from error
-        elif stage.kind == "prune":
+        try:
+            left = check_method(stage.config, denoiser, outline)
+        except UserError as error:
+            raise stage.explain(error) from error
+        exact = exact and left is not None
+        if left is not None:
+            denoiser = left
+        elif not stage.declared.keeps_names:
             return
 
 
-def _meta_model_denoiser(folder: Path) -> Any:
-    """The denoiser that a pipeline's folder describes; None where its class is none of diffusers' and ours."""
-    import diffusers
+def check_size(config: "EvaluateConfig", outline: "Outline") -> None:
+    """Refuses an image size that the pipeline would refuse.
 
-    from compress.models.meta import meta_model
-
-    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    name = next(name for name in DENOISERS if name in index)
-    library, class_name = index[name]
-    owner = diffusers if library == "diffusers" else getattr(diffusers.pipelines, str(library), None)
-    model_class = getattr(owner, str(class_name), None)
-    if model_class is None:
-        return None
-    settings = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
-    try:
-        return meta_model(model_class, settings)
-    except (ValueError, TypeError, KeyError, NotImplementedError):
-        return None  # loading it will say what is wrong
+    Raises:
+        UserError: Naming the key, its value and the nearest that would do.
+    """
+    for key in ("height", "width"):
+        value, multiple = getattr(config, key), outline.multiple
+        if value is not None and value % multiple:
+            near = max(multiple, round(value / multiple) * multiple)
+            raise bad_value(
+                f"evaluate.{key}", value, f"a multiple of {multiple}, as {outline.kind} needs it, such as {near}"
+            )
 
 
 def check_device(device: str) -> None:

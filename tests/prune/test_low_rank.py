@@ -10,6 +10,7 @@ from torch import nn
 from compress.errors import UserError
 from compress.models.inputs import example_inputs, predict, small_inputs
 from compress.models.macs import count
+from compress.models.outline import Outline
 from compress.prune import depth, low_rank
 from compress.prune.bk_sdm import prune_bk_sdm
 from compress.prune.channels.target import Target
@@ -21,6 +22,8 @@ from compress.store.checkpoint import load_checkpoint, save_checkpoint
 from tests.models.test_shaped_unet import difference
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
 from tests.tiny import tiny_pipeline, tiny_unet
+
+OUTLINE = Outline("", {}, {})
 
 
 def plant(unet: UNet) -> dict[str, int]:
@@ -193,16 +196,16 @@ def test_what_cannot_be_done_is_refused_before_any_work(monkeypatch: pytest.Monk
 def test_a_check_needs_no_weights_and_methods_for_stock_unets_refuse_what_comes_out() -> None:
     with torch.device("meta"):
         empty = tiny_unet()
-    assert check(Config(target=Target(macs=0.5)), empty) is None
+    assert check(Config(target=Target(macs=0.5)), empty, OUTLINE) is None
     with pytest.raises(UserError, match=r"target\.macs=0\.01: expected at least"):
-        check(Config(target=Target(macs=0.01)), empty)
+        check(Config(target=Target(macs=0.01)), empty, OUTLINE)
     new = prune_low_rank(tiny_unet(), Config(target=Target(params=0.8))).unet
     with pytest.raises(UserError, match="its layers have shapes of their own"):
         prune_width(new)
     with pytest.raises(UserError, match="BK-SDM is an architecture of UNet2DConditionModel"):
         prune_bk_sdm(new, "small")
     with pytest.raises(UserError, match="blocks cannot be removed from ShapedUNet2DConditionModel"):
-        depth.check(depth.Config(), new)
+        depth.check(depth.Config(), new, OUTLINE)
 
 
 def test_a_target_between_two_ranks_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from compress.data.calibration import CalibrationConfig
 from compress.errors import UserError
 from compress.models.inputs import example_inputs, predict, small_inputs
 from compress.models.macs import count
+from compress.models.outline import Outline
 from compress.models.shapes import SHAPEABLE, shaped
 from compress.prune import per_layer
 from compress.prune.channels.groups import Group, Member
@@ -30,6 +31,8 @@ from compress.prune.layers.widths import find_widths
 from compress.prune.per_layer import KINDS, Config, prune_per_layer
 from tests.prune.architectures import ARCHITECTURES, random_unet
 from tests.prune.calibrated import calibration_of
+
+OUTLINE = Outline("", {}, {})
 
 
 def macs(unet: Any) -> int:
@@ -272,6 +275,6 @@ def test_models_that_cannot_be_pruned() -> None:
     with pytest.raises(UserError, match=r"1 of its layers are products of two \(the first: conv_in\)"):
         prune_per_layer(product)
     with pytest.raises(UserError, match="this one has Linear"):
-        per_layer.check(Config(), torch.nn.Linear(1, 1))
+        per_layer.check(Config(), torch.nn.Linear(1, 1), OUTLINE)
     with pytest.raises(UserError, match="UNet2DConditionModel or UNet2DModel; SimpleNamespace has no unet"):
         per_layer.run(SimpleNamespace(), Config(), SimpleNamespace())

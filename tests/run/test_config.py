@@ -118,7 +118,7 @@ def test_a_choice_is_for_the_stage_of_its_kind() -> None:
     )
     assert run_config("stages.prune.importance=l1").stages[0].config.importance.name == "l1"
     words = ["recipe=prune", "prune=a,b", "model=emoji", "~prune", "prune@stages.x=y", "stages.prune.ratio=1", "prune"]
-    assert place_choices(words) == [words[0], "prune@stages.prune=a,b", *words[2:]]
+    assert place_choices(words) == ["recipe@_global_=prune", "prune@stages.prune=a,b", *words[2:]]
 
 
 @pytest.mark.parametrize("name", ["b\u00fc", "it's", "p(1)", "a=b", 'x{y}"z', "with space", "back\\slash"])

@@ -1,6 +1,8 @@
 """What a model's config alone rules out is refused before its weights are loaded."""
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ from tiny import tiny_pipeline
 import compress.models
 from compress.__main__ import main
 from compress.config.compose import compose
+from compress.errors import UserError
+from compress.models.outline import Outline
 from compress.run import preflight
 from compress.run.config import RunConfig, to_run_config
+from compress.stage import Stage
 from tests.prune.architectures import random_unet
 
 
@@ -74,7 +79,7 @@ def test_a_later_stage_is_asked_about_what_the_first_leaves(
 ) -> None:
     seen: list[Any] = []
 
-    def check(config: Any, denoiser: Any) -> None:
+    def check(config: Any, denoiser: Any, outline: Any) -> None:
         seen.append(denoiser)
 
     monkeypatch.setattr("compress.distill.features.check", check, raising=False)
@@ -95,3 +100,89 @@ def test_what_diffusers_does_not_know_is_left_to_loading(folders: dict[str, Path
     index = (folders["sd"] / "model_index.json").read_text(encoding="utf-8")
     (tmp_path / "model_index.json").write_text(index.replace("UNet2DConditionModel", "Other"), encoding="utf-8")
     preflight.check_stages(config_of(tmp_path, "stages.prune.ratio=0.01"))
+
+
+LATE = [
+    (["~stages.distill", "stages.quantize.skip=[zzz]"], "stages.quantize.skip=zzz: expected a pattern"),
+    (["~stages.distill", "stages.prune.target.macs=0.6", "stages.quantize.skip=[zzz]"], "stages.quantize.skip=zzz"),
+    (["prune=per_layer", "stages.quantize.skip=['*']"], "stages.quantize.skip=.*leave a Conv2d or Linear"),
+    (["prune=sparse_2_4", "stages.prune.skip=[zzz]"], "stages.prune.skip=zzz"),
+    (["evaluate.height=65"], "evaluate.height=65: expected a multiple of 8, as StableDiffusionPipeline .* such as 64"),
+    (["evaluate.width=12"], "evaluate.width=12: expected a multiple of 8"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), LATE)
+def test_later_stages_and_the_image_size_are_checked_first(
+    folders: dict[str, Path], arguments: list[str], message: str
+) -> None:
+    common = ["recipe=prune_distill_int8", f"model.path={folders['sd']}", "evaluate=cost", "track=none"]
+    with pytest.raises(UserError, match=message):
+        preflight.check_stages(to_run_config(compose([*common, *arguments])))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"addition_embed_type": "text", "addition_embed_type_num_heads": 4}, "further inputs .addition_embed_type."),
+        ({"encoder_hid_dim": 16, "encoder_hid_dim_type": "text_proj"}, "further inputs .encoder_hid_dim_type."),
+        ({"time_cond_proj_dim": 16}, "further inputs .time_cond_proj_dim."),
+        (None, "stages.distill: method features distills UNet2DConditionModel; the student is a UNet2DModel"),
+    ],
+)
+def test_a_model_that_cannot_be_distilled_is_refused_before_it_is_pruned(
+    folders: dict[str, Path], tmp_path: Path, config: dict[str, Any] | None, message: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["sd" if config else "ddpm"], folder)
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | (config or {})))
+    common = ["recipe=prune_distill_int8", f"model.path={folder}", "evaluate=cost", "track=none"]
+    with pytest.raises(UserError, match=message):
+        preflight.check_stages(to_run_config(compose([*common, "stages.prune.ratio=[0,0.5]" if config else "seed=0"])))
+
+
+def test_widths_of_an_lcm_unet_are_refused_before_it_is_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["sd"], folder)
+    file = folder / "unet" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"time_cond_proj_dim": 16}))
+    with pytest.raises(UserError, match=r"stages[.]prune: .*time_embedding.cond_proj.weight would need shape"):
+        preflight.check_stages(config_of(folder, "stages.prune.ratio=0.5"))
+    preflight.check_stages(config_of(folder, "stages.prune.ratio=[0,0.5]"))
+
+
+def test_a_model_on_the_hub_is_checked_by_its_configs(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = "b" * 40
+    repository = tmp_path / "models--owner--name"
+    snapshot = repository / "snapshots" / commit
+    shutil.copytree(folders["sd"], snapshot, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer"))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    common = ["recipe=int8", "stages.quantize.skip=[zzz]", "evaluate=cost"]
+    with pytest.raises(UserError, match="stages.quantize.skip=zzz"):
+        preflight.check_stages(to_run_config(compose([*common, "model.path=owner/name"])))
+    preflight.check_stages(to_run_config(compose([*common, "model.path=owner/unknown"])))  # loading will say it
+
+
+def test_a_missing_library_is_named(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compress.quantize.int8.STAGE", Stage(version=1, libraries=("no-such-package",)))
+    with pytest.raises(UserError, match="stages.quantize.method=int8: needs the package no-such-package"):
+        preflight.check_stages(to_run_config(compose(["recipe=int8", f"model.path={folders['sd']}"])))
+
+
+@pytest.mark.parametrize(
+    ("vae", "transformer", "multiple"),
+    [
+        ({}, {}, 1),
+        ({"block_out_channels": [8, 16]}, {}, 8),
+        ({"block_out_channels": [1, 1, 1, 1]}, {"patch_size": 2}, 16),
+        ({"encoder_block_out_channels": [1] * 6}, {"patch_size": 1}, 32),
+    ],
+)
+def test_the_multiple_of_an_image_size(vae: dict[str, Any], transformer: dict[str, Any], multiple: int) -> None:
+    assert Outline("", {}, {"vae": vae, "transformer": transformer}).multiple == multiple

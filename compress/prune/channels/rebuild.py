@@ -202,14 +202,32 @@ def _refit_time(unet: UNet, pruned: UNet, weights: dict[str, Tensor]) -> float:
     return residual
 
 
-def _load(pruned: UNet, weights: dict[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Give the pruned UNet its weights, and copies of those that are still of the model given."""
+def check_fixed(unet: UNet, pruned: UNet) -> None:
+    """Refuses widths that would change a layer outside of the levels, of which no channels can be chosen.
+
+    Args:
+        unet: The one to prune; needs no weights.
+        pruned: One of the new config; needs none either.
+
+    Raises:
+        UserError: Naming the weight.
+    """
+    levels = plain_unet(type(unet), unet.config)[0].state_dict()
+    _check_shapes(pruned, {name: tensor for name, tensor in unet.state_dict().items() if name not in levels})
+
+
+def _check_shapes(pruned: UNet, weights: Mapping[str, Tensor]) -> None:
     for name, tensor in pruned.state_dict().items():
         if name in weights and weights[name].shape != tensor.shape:
             raise UserError(
                 f"this UNet cannot be pruned so: {name} would need shape {tuple(tensor.shape)} but has "
                 f"{tuple(weights[name].shape)}; leave the level it belongs to as it is (a ratio of 0 in the list)"
             )
+
+
+def _load(pruned: UNet, weights: dict[str, Tensor], given: Mapping[str, Tensor]) -> None:
+    """Give the pruned UNet its weights, and copies of those that are still of the model given."""
+    _check_shapes(pruned, weights)
     shared = {name for name, tensor in given.items() if weights[name] is tensor}
     own = {name: tensor.clone() if name in shared else tensor for name, tensor in weights.items()}
     pruned.load_state_dict(own, strict=True, assign=True)
