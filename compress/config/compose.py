@@ -22,9 +22,12 @@ def register_recipes() -> None:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
+    store = ConfigStore.instance()
     for name, file in recipe_files().items():
-        if file.parent.name == "recipes":  # Hydra finds the user's by itself
-            ConfigStore.instance().store(group="recipe", name=name, node=OmegaConf.load(file))
+        if file.parent.name == "recipes":
+            store.store(group="recipe", name=name, node=OmegaConf.load(file))
+        else:  # Hydra finds the user's by itself, and would take another of that name for its schema
+            store.repo.get("recipe", {}).pop(f"{name}.yaml", None)
 
 
 def use_config_dir(folder: str | None) -> None:
