@@ -98,13 +98,13 @@ def changed(config: EvaluateConfig) -> list[str]:
     """The keys that differ from the protocol's file, without the user's paths."""
     from omegaconf import OmegaConf
 
-    from compress.config.folders import conf_folder
+    from compress.config.folders import conf_folders
 
-    folder = conf_folder() / "evaluate"
+    files = {file.stem: file for folder in conf_folders() for file in (folder / "evaluate").glob("*.yaml")}
     expected: dict[Any, Any] = {}
     names = [config.protocol]
-    while names and (file := folder / f"{names[-1]}.yaml").is_file():
-        values = OmegaConf.to_container(OmegaConf.load(file))
+    while names and names[-1] in files:
+        values = OmegaConf.to_container(OmegaConf.load(files[names[-1]]))
         assert isinstance(values, dict)
         below = [name for name in values.pop("defaults", []) if name != "_self_"]
         expected = values | expected
