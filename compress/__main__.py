@@ -121,7 +121,7 @@ def main() -> int:
 
 def _config_dir(arguments: list[str]) -> str | None:
     """The folder that ``--config-dir`` names."""
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, following in zip(arguments, [*arguments, None][1:], strict=True):
         name, equals, value = word.partition("=")
         if name in ("--config-dir", "-cd"):
             return value if equals else following
