@@ -91,10 +91,12 @@ def evaluate(
 
     Raises:
         FloatingPointError: The model gives NaN.
-        UserError: A file is missing or does not match.
+        UserError: A file is missing or does not match, or the pipeline draws no images from prompts alone.
     """
+    from compress.models.call import check_draws
     from compress.system import processes
 
+    check_draws(type(pipeline), config.images)
     cost: dict[str, Any] = {}
     with processes.together():
         if cost_of is not None and processes.is_main():

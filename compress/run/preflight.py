@@ -65,6 +65,11 @@ def check_stages(config: RunConfig) -> None:
     outline = compress.models.outline(config.model)
     if outline is None:
         return
+    import diffusers
+
+    from compress.models.call import check_draws
+
+    check_draws(getattr(diffusers, outline.kind, None), config.evaluate.images)
     check_size(config.evaluate, outline)
     denoiser = outline.denoiser()
     exact = True

@@ -43,6 +43,7 @@ REFUSED = [
     ("sd", ["prune=bk_sdm_tiny"], "stages.prune.size=tiny: no stock config can express that"),
     ("sd", ["prune=depth", "stages.prune.ratio=0.99"], "stages.prune.ratio=0.99: expected at most 0[.][0-9]+"),
     ("sd", ["prune=depth", "stages.prune.target.macs=0.01"], "stages.prune.target.macs=0.01: expected at least 0[.]"),
+    ("ddpm", ["evaluate.images=5"], "evaluate.images=5: DDPMPipeline takes no prompt, .*: use evaluate=cost"),
     ("ddpm", ["stages.prune.heads=remove"], "stages.prune.ratio="),
     ("ddpm", ["prune=depth"], "stages.prune: blocks cannot be removed from UNet2DModel: known are UNet2DCond"),
     ("ddpm", ["prune=bk_sdm_small"], "stages.prune: BK-SDM is an architecture of UNet2DConditionModel; .* UNet2DModel"),
@@ -69,7 +70,7 @@ def test_the_impossible_is_refused_before_weights_are_loaded(
     monkeypatch.setattr(sys, "argv", ["compress", *common, *arguments])
     assert main() == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: stages.prune")
+    assert error.startswith(("error: stages.prune", "error: evaluate.images"))
     assert re.search(message, error), error
     assert list(tmp_path.iterdir()) == []
 

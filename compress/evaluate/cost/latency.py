@@ -10,6 +10,7 @@ import torch
 
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.sample import accepted, sampler, size
+from compress.models.call import needs
 from compress.models.inputs import Inputs
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ def image_latencies(
 ) -> list[float]:
     """Seconds of each of ``repeats`` images from prompt to pixels, one at a time, after one that is not timed.
 
-    Fewer of slow ones, see :func:`timed`, and none where an image's passes of the denoiser alone would take longer
-    than :data:`MOST_IMAGE_SECONDS`.
+    Fewer of slow ones, see :func:`timed`; none of a pipeline that needs more than a prompt, or where an image's passes
+    of the denoiser alone would take longer than :data:`MOST_IMAGE_SECONDS`.
 
     Args:
         pipeline: On ``device``.
@@ -78,6 +79,8 @@ def image_latencies(
         step: Seconds of one pass of the denoiser.
     """
     if step * config.steps * (2 if config.guidance > 1 else 1) > MOST_IMAGE_SECONDS:
+        return []
+    if needs(type(pipeline)):
         return []
     twin = sampler(pipeline, config)
 

@@ -1,0 +1,45 @@
+"""What a pipeline takes besides a prompt, as the signature of its class says before any weight is loaded."""
+
+import inspect
+import typing
+
+from compress.errors import UserError
+
+# Arguments that pipelines cannot do without, though their signature has a default; what may be None is optional.
+INPUTS = ("image", "control_image", "gligen_phrases", "gligen_boxes")
+ALWAYS = ("mask_image",)
+
+
+def needs(pipeline_class: type) -> list[str]:
+    """The arguments of a pipeline's call, besides the prompt, without which it draws nothing."""
+    return [
+        name
+        for name, parameter in inspect.signature(pipeline_class.__call__).parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and name not in ("self", "prompt")
+        and (
+            parameter.default is parameter.empty
+            or name in ALWAYS
+            or (name in INPUTS and type(None) not in typing.get_args(parameter.annotation))
+        )
+    ]
+
+
+def refusal(pipeline_class: type) -> str | None:
+    """Why a pipeline draws no images from prompts alone; None where it does."""
+    parameters = inspect.signature(pipeline_class.__call__).parameters
+    if missing := needs(pipeline_class):
+        return f"{pipeline_class.__name__} needs {' and '.join(missing)} besides the prompt"
+    if "prompt" not in parameters:
+        return f"{pipeline_class.__name__} takes no prompt"
+    return f"{pipeline_class.__name__} draws videos" if "num_frames" in parameters else None
+
+
+def check_draws(pipeline_class: type | None, images: int) -> None:
+    """Refuses to evaluate images of a pipeline that draws none from prompts alone; None is a class not known here.
+
+    Raises:
+        UserError: Images are asked for.
+    """
+    if images and pipeline_class is not None and (why := refusal(pipeline_class)):
+        raise UserError(f"evaluate.images={images}: {why}, so no images can be sampled: use evaluate=cost")
