@@ -36,7 +36,7 @@ def test_variant_files_and_a_folder_of_images(
     assert not (tmp_path / "out").exists()
     sys.argv.append("data.on_error=skip")
     assert main() == 0
-    assert "1 of 8 images are skipped (3.png: no image of a known format)" in capsys.readouterr().out
+    assert "1 of 8 images of the data are skipped (3.png: no image of a known format)" in capsys.readouterr().err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {key: report["data"][key] for key in ("path", "examples", "skipped")} == {
         "path": "images", "examples": 7, "skipped": 1,
