@@ -170,7 +170,7 @@ class ImageFiles:
         return UserError(f"{self.key}: {file} cannot be read as an image ({error}): repair it or remove it")
 
 
-class Part:
+class ImageSlice:
     """A contiguous part of a larger set of images.
 
     Args:

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from compress.errors import UserError
-from compress.evaluate.images import ImageFiles, Part, image_files
+from compress.evaluate.images import ImageFiles, ImageSlice, image_files
 
 
 def noise(seed: int, size: tuple[int, int] = (9, 12), channels: int = 3) -> Image.Image:
@@ -32,7 +32,7 @@ def test_images_are_found_in_folders_and_read_in_the_order_of_their_names(tmp_pa
     assert len(images) == 4
     assert torch.equal(images[:], expected)
     assert torch.equal(images[1:3], expected[1:3])
-    part = Part(images, range(1, 4))
+    part = ImageSlice(images, range(1, 4))
     assert len(part) == 3
     assert torch.equal(part[1:9], expected[2:])
 

@@ -10,7 +10,7 @@ from compress.config.values import build
 from compress.errors import UserError, bad_value
 from compress.evaluate.captions import some
 from compress.evaluate.config import EMBEDDED_CLIP, EvaluateConfig
-from compress.evaluate.images import ImageFiles, Part
+from compress.evaluate.images import ImageFiles, ImageSlice
 from compress.jobs.score.inputs import LEAST, inputs
 from compress.run.config import check_device_name
 from compress.system import processes
@@ -179,11 +179,11 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         name = Path(str(config.reference)).expanduser().resolve().name
         found = files_reference(reference, name, networks, Path(config.store) / "features")
     scores = score_images(
-        Part(images, mine),
+        ImageSlice(images, mine),
         evaluate,
         networks,
         reference=found,
-        teacher=Part(reference, mine) if config.paired and reference is not None else None,
+        teacher=ImageSlice(reference, mine) if config.paired and reference is not None else None,
         captions=captions[mine.start : mine.stop] if captions is not None else None,
     )
     result = {
