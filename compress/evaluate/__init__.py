@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.evaluate.config import EvaluateConfig, check
+from compress.system.callable import make_callable
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,7 @@ OTHER_SEEDS = 2**31
 FEATURES = "features.safetensors"
 
 logger = logging.getLogger(__name__)
+make_callable(__name__)  # compress.evaluate(pipeline, ...)
 
 Metrics = dict[str, dict[str, Any] | None]
 

@@ -1,1 +1,5 @@
 """Stages that remove channels from a denoiser."""
+
+from compress.system.callable import make_callable
+
+make_callable(__name__)  # compress.prune(pipeline, ...)

@@ -1,0 +1,330 @@
+"""The public API: what a recipe does, from Python.
+
+Every step takes a pipeline and gives a pipeline and a report; the one that was given stays as it was. A denoiser alone
+may stand for its pipeline where a method needs no data, no scheduler and no text::
+
+    import compress
+
+    teacher = compress.load("embedded:emoji/pipeline")
+    student, report = compress.prune(teacher, "magnitude", ratio=0.25)
+    student, report = compress.distill(student, "features", teacher=teacher, data="embedded:emoji/emoji.parquet")
+    student, report = compress.quantize(student, "int8")
+    student, report = compress.evaluate(student, "quick", teacher=teacher, data="embedded:emoji/emoji.parquet")
+    compress.save(student, "my-student")
+"""
+
+import copy
+import tempfile
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+
+    from compress.data import Data
+    from compress.evaluate import Evaluation
+    from compress.stage import StageReport
+
+    Images = str | Path | datasets.Dataset | Data
+
+Model = TypeVar("Model")
+"""A ``DiffusionPipeline``, or a denoiser of diffusers."""
+
+Log = Callable[[dict[str, float], int], None]
+
+_done: "weakref.WeakKeyDictionary[Any, list[dict[str, Any]]]" = weakref.WeakKeyDictionary()
+"""Pipeline to the entries of the stages that made it, as ``compress.json`` holds them."""
+
+
+def load(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    device: "torch.device | str" = "cpu",
+    dtype: "torch.dtype | None" = None,
+) -> Any:
+    """Loads a pipeline, frozen and in evaluation mode.
+
+    Args:
+        path: A folder in diffusers' layout, such as a checkpoint; a hub id; or ``embedded:emoji/pipeline``.
+        revision: Branch, tag or commit on the hub.
+        variant: Of the weight files, such as ``"fp16"``.
+        device: Where its weights go.
+        dtype: Of its weights; None: float32.
+
+    Raises:
+        UserError: There is no pipeline, or it cannot be loaded.
+    """
+    from compress.models import ModelConfig, load_teacher
+    from compress.store.checkpoint import INFO, load_checkpoint, read_info
+
+    config = ModelConfig(str(path), revision, variant)
+    if config.folder is not None and (config.folder / INFO).is_file():
+        pipeline = load_checkpoint(config.folder, device, dtype)
+        _done[pipeline] = list(read_info(config.folder).get("stages", []))
+        return pipeline
+    return load_teacher(config, device, dtype)
+
+
+def prune(
+    pipeline: Model, method: str = "magnitude", *, data: "Images | None" = None, seed: int = 0, **keys: Any
+) -> "tuple[Model, StageReport]":
+    """Removes channels, blocks, ranks or weights.
+
+    Args:
+        pipeline: A pipeline or a denoiser; stays as it was.
+        method: An option of ``conf/prune``, or a module of your own.
+        data: Images and captions, for methods that look at examples: a path, a hub id, or a dataset with the columns
+            ``image`` and ``text``.
+        seed: Of everything random.
+        keys: Keys of the method's YAML file.
+
+    Returns:
+        The pruned pipeline or denoiser, and what was done.
+
+    Raises:
+        UserError: An unknown method or key, a value out of range, or a model that cannot be pruned so.
+    """
+    return _stage("prune", pipeline, method, keys, data=data, seed=seed)
+
+
+def distill(
+    pipeline: Model,
+    method: str = "features",
+    *,
+    teacher: Any,
+    data: "Images",
+    seed: int = 0,
+    folder: str | Path | None = None,
+    log: Log | None = None,
+    **keys: Any,
+) -> "tuple[Model, StageReport]":
+    """Trains a pipeline's denoiser to do what its teacher's does.
+
+    Args:
+        pipeline: The student; stays as it was.
+        method: An option of ``conf/distill``, or a module of your own.
+        teacher: The uncompressed pipeline.
+        data: Images and captions, see :func:`prune`.
+        seed: Of everything random.
+        folder: Where training states go, from which the same call continues; None: nowhere.
+        log: Takes metrics and the number of steps done.
+        keys: Keys of the method's YAML file.
+
+    Returns:
+        The trained pipeline, and what was done.
+
+    Raises:
+        UserError: See :func:`prune`; or student, teacher and data do not fit each other, or the training diverged.
+    """
+    return _stage("distill", pipeline, method, keys, data=data, seed=seed, teacher=teacher, folder=folder, log=log)
+
+
+def quantize(
+    pipeline: Model, method: str = "int8", *, data: "Images | None" = None, seed: int = 0, **keys: Any
+) -> "tuple[Model, StageReport]":
+    """Stores the weights of the denoiser in fewer bits; see :func:`prune` for arguments, returns and errors."""
+    return _stage("quantize", pipeline, method, keys, data=data, seed=seed)
+
+
+def evaluate(
+    pipeline: Model,
+    protocol: str = "quick",
+    *,
+    data: "Images | None" = None,
+    teacher: Any = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    **keys: Any,
+) -> "tuple[Model, Evaluation]":
+    """Measures what a pipeline costs and what its images are worth.
+
+    Args:
+        pipeline: Stays as it was.
+        protocol: An option of ``conf/evaluate``.
+        data: Captions to sample from and real images to compare with, see :func:`prune`; not needed for cost alone.
+        teacher: The pipeline whose images it is compared with, of the same prompts and noise; measured first.
+        seed: Image i has the seed ``seed + i``.
+        folder: Where the images go, of the teacher in a folder ``teacher`` inside; finished batches that are there are
+            not sampled again. None: nowhere.
+        keys: Keys of the protocol's YAML file.
+
+    Returns:
+        The pipeline, and its costs and metrics.
+
+    Raises:
+        UserError: An unknown protocol or key, a value out of range, or a missing file.
+    """
+    from compress.config.compose import option
+    from compress.config.values import build
+    from compress.evaluate import EvaluateConfig, check
+    from compress.evaluate import evaluate as measure
+    from compress.evaluate.networks import Networks
+    from compress.models import denoiser
+
+    config = build(EvaluateConfig, {**option("evaluate", protocol), **keys}, "")
+    check(config)
+    loaded: Any = _load_data(_needed("data", data)) if config.images else None
+    model: Any = denoiser(pipeline)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch if folder is None else folder)
+        place: dict[str, Any] = {"device": model.device, "dtype": model.dtype, "seed": seed}
+        place["networks"] = Networks(config, model.device)
+        beside = None
+        if teacher is not None and config.images:
+            beside = root / "teacher"
+            measure(teacher, loaded, config, beside, **place)
+        model.save_pretrained(Path(scratch) / "cost" / _name(pipeline))
+        _write_index(pipeline, Path(scratch) / "cost")
+        report = measure(
+            pipeline, loaded, config, root, cost_of=Path(scratch) / "cost", teacher=beside, **place  # type: ignore
+        )
+    return pipeline, report
+
+
+def save(pipeline: Any, folder: str | Path) -> Path:
+    """Writes a pipeline as a checkpoint that stock diffusers loads, after it has been read back.
+
+    Args:
+        pipeline: As a step of this API gave it.
+        folder: Replaced where it exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: A weight or an output is not finite, or the disk is full or cannot be written.
+        RuntimeError: What was read back is not what was saved.
+    """
+    from compress.report import model_card
+    from compress.stage import declares
+    from compress.store.checkpoint import model_file, save_checkpoint
+
+    stages = _done.get(pipeline, [])
+    info = {"stages": stages, "model_file": model_file(pipeline)}
+    exact, libraries = any(declares(stages, "exact")), declares(stages, "libraries")
+    save_checkpoint(pipeline, Path(folder), info, model_card(info), exact=exact, libraries=libraries)
+    return Path(folder)
+
+
+def _stage(
+    kind: str,
+    pipeline: Any,
+    method: str,
+    keys: dict[str, Any],
+    *,
+    data: "Images | None",
+    seed: int,
+    teacher: Any = None,
+    folder: str | Path | None = None,
+    log: Log | None = None,
+) -> "tuple[Any, StageReport]":
+    """Runs a method on a copy of what was given."""
+    from accelerate.utils import set_seed
+
+    from compress.config.compose import option
+    from compress.models import denoiser
+    from compress.run.config import stage_config
+    from compress.stage import StageContext
+
+    stage = stage_config(kind, {**option(kind, method), **keys})
+    student, done = _copy(pipeline), _done.get(pipeline, [])
+    with tempfile.TemporaryDirectory() as scratch:
+        context = StageContext(
+            load_teacher=lambda: _needed("teacher", teacher), data=_Lazy(lambda: _load_data(_needed("data", data))),
+            folder=Path(scratch if folder is None else folder), history=done, seed=seed,
+            device=denoiser(student).device, dtype=denoiser(student).dtype, log=log or (lambda metrics, step: None),
+        )  # fmt: skip
+        set_seed(seed)
+        report = stage.module.run(student, stage.config, context)
+    result = denoiser(student) if isinstance(student, _Bare) else student
+    entry = {
+        "name": kind, "kind": kind, "method": stage.method, "config": asdict(stage.config),
+        "declared": stage.declared.declared(), "coverage": report.coverage, "details": report.details,
+        "curves": report.curves,
+    }  # fmt: skip
+    _done[result] = [*done, entry]
+    return result, report
+
+
+class _Bare:
+    """Stands for the pipeline of a denoiser alone."""
+
+    def __init__(self, model: Any) -> None:
+        name = "unet" if "UNet" in type(model).__name__ else "transformer"
+        self.register_modules(**{name: model})
+
+    def register_modules(self, **modules: Any) -> None:
+        vars(self).update(modules)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("scheduler", "vae", "text_encoder", "tokenizer"):
+            raise UserError(f"this needs the {name} of a pipeline: give the pipeline and not its denoiser alone")
+        raise AttributeError(name)
+
+
+class _Lazy:
+    """An object that is loaded when something of it is asked for."""
+
+    def __init__(self, load: Callable[[], Any]) -> None:
+        self._load, self._loaded = load, None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._loaded is None:
+            self._loaded = self._load()
+        return getattr(self._loaded, name)
+
+
+def _copy(pipeline: Any) -> Any:
+    """A pipeline of the same components and a denoiser of its own."""
+    from diffusers import DiffusionPipeline
+
+    from compress.models import denoiser, set_denoiser
+
+    if not isinstance(pipeline, DiffusionPipeline):
+        return _Bare(copy.deepcopy(pipeline))
+    twin = copy.copy(pipeline)  # shallow: a component that is set on it stays out of the original
+    set_denoiser(twin, copy.deepcopy(denoiser(pipeline)))
+    return twin
+
+
+def _needed(name: str, value: Any) -> Any:
+    if value is None:
+        raise UserError(f"{name} is missing: this method needs {name}=...")
+    return value
+
+
+def _load_data(value: "Images") -> "Data":
+    import datasets
+
+    from compress.data import Data, DataConfig, load_data
+
+    if isinstance(value, Data):
+        return value
+    if isinstance(value, datasets.Dataset):
+        return Data(train=value, text=list(value["text"]), fingerprint=str(value._fingerprint), reference=None)
+    return load_data(DataConfig(str(value)))
+
+
+def _name(pipeline: Any) -> str:
+    from compress.models import denoiser_name
+
+    return denoiser_name(pipeline)
+
+
+def _write_index(pipeline: Any, folder: Path) -> None:
+    """Names the class of the denoiser, as the measurement of memory looks it up."""
+    import json
+
+    name = _name(pipeline)
+    model = type(getattr(pipeline, name))
+    library = model.__module__.partition(".")[0]  # "diffusers", or the module of our own class
+    entry = {name: [library, model.__name__]}
+    (folder / "model_index.json").write_text(json.dumps(entry), encoding="utf-8")

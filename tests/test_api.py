@@ -1,0 +1,87 @@
+"""The public API: what a recipe does, from Python."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import compress
+from compress.errors import UserError
+from tests.tiny import tiny_pipeline
+
+ROOT = Path(compress.__file__).parents[1]
+COST = {"latency_repeats": 1}
+
+
+def weights(pipeline: Any) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+
+
+def test_a_recipe_in_ten_lines(tiny_model: Path, tiny_parquet: Path, tmp_path: Path) -> None:
+    teacher = compress.load(tiny_model)
+    before = weights(teacher)
+    pruned, report = compress.prune(teacher, "magnitude", ratio=0.25)
+    assert repr(report).startswith("StageReport(") and "\n" not in repr(report)
+    assert pruned.unet.config.block_out_channels == (24, 48)
+    narrow = weights(pruned)
+    trained, report = compress.distill(pruned, teacher=teacher, data=tiny_parquet, steps=2, batch_size=2, log_every=1)
+    assert report.details["features"]["mid_block"] == "kept"  # the pruned pipeline remembers which channels are left
+    assert len(report.curves["loss"]) == 2
+    small, report = compress.quantize(trained, "int8", skip=["conv_in"])
+    assert report.coverage["skipped"]["conv_in"]
+    same, numbers = compress.evaluate(small, "cost", **COST)
+    assert same is small
+    assert numbers.cost["params"] < 0.7 * sum(tensor.numel() for tensor in before.values())
+    folder = compress.save(small, tmp_path / "small")
+    again = compress.load(folder)
+    assert DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)("a cat", num_inference_steps=1).images
+    assert type(again.unet.mid_block.resnets[0].conv1.weight) is type(small.unet.mid_block.resnets[0].conv1.weight)
+    for pipeline, expected in ((teacher, before), (pruned, narrow)):
+        assert all(torch.equal(expected[name], tensor) for name, tensor in pipeline.unet.state_dict().items())
+
+
+def test_a_denoiser_alone() -> None:
+    unet = tiny_pipeline().unet
+    pruned, _ = compress.prune(unet, ratio=0.25)
+    assert type(pruned) is type(unet) and pruned.config.block_out_channels == (24, 48)
+    small, report = compress.quantize(pruned)
+    assert 0.5 < report.coverage["macs"] <= 1 and type(small) is type(unet)
+    with pytest.raises(UserError, match="give the pipeline and not its denoiser alone"):
+        compress.prune(unet, "taylor")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: compress.prune(p, "magnitud"), ["magnitud", "did you mean magnitude"]),
+        (lambda p: compress.prune(p, ratoi=0.5), ["ratoi", "did you mean ratio"]),
+        (lambda p: compress.prune(p, ratio=2), ["ratio=2", "a number in (0, 1)"]),
+        (lambda p: compress.prune(p, "taylor"), ["data is missing"]),
+        (lambda p: compress.quantize(p, skip=["zzz"]), ["skip=zzz"]),
+        (lambda p: compress.evaluate(p, "quick"), ["data is missing"]),
+        (lambda p: compress.load("/no/such/folder"), ["/no/such/folder"]),
+    ],
+)
+def test_mistakes_get_one_message(call: Any, words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        call(tiny_pipeline())
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_a_fresh_process_loads_nothing_before_it_is_asked() -> None:
+    code = (
+        "import sys, compress; assert 'torch' not in sys.modules; compress.prune; assert 'torch' not in sys.modules; "
+        "assert callable(compress.prune) and callable(compress.evaluate); import compress.prune.width as w; w.Config()"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd="/")
+
+
+def test_unknown_names_are_no_part_of_it() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'prunes'"):
+        _ = compress.prunes
