@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from compress.errors import UserError
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from compress.evaluate import Evaluation
     from compress.stage import StageReport
 
-    Images = str | Path | datasets.Dataset | Data
+    Images: TypeAlias = str | Path | datasets.Dataset | Data
 
 Model = TypeVar("Model")
 """A ``DiffusionPipeline``, or a denoiser of diffusers."""
@@ -184,7 +184,13 @@ def evaluate(
         model.save_pretrained(Path(scratch) / "cost" / _name(pipeline))
         _write_index(pipeline, Path(scratch) / "cost")
         report = measure(
-            pipeline, loaded, config, root, cost_of=Path(scratch) / "cost", teacher=beside, **place  # type: ignore
+            pipeline,
+            loaded,
+            config,
+            root,
+            cost_of=Path(scratch) / "cost",
+            teacher=beside,
+            **place,  # type: ignore
         )
     return pipeline, report
 
@@ -234,11 +240,12 @@ def _stage(
     from compress.run.config import stage_config
     from compress.stage import StageContext
 
-    stage = stage_config(kind, {**option(kind, method), **keys})
+    stage = stage_config(kind, {**option(kind, method), **keys}, kind)
     student, done = _copy(pipeline), _done.get(pipeline, [])
     with tempfile.TemporaryDirectory() as scratch:
+        later: Any = _Lazy(lambda: _load_data(_needed("data", data)))
         context = StageContext(
-            load_teacher=lambda: _needed("teacher", teacher), data=_Lazy(lambda: _load_data(_needed("data", data))),
+            load_teacher=lambda: _needed("teacher", teacher), data=later,
             folder=Path(scratch if folder is None else folder), history=done, seed=seed,
             device=denoiser(student).device, dtype=denoiser(student).dtype, log=log or (lambda metrics, step: None),
         )  # fmt: skip

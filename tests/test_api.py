@@ -45,14 +45,14 @@ def test_a_recipe_in_ten_lines(tiny_model: Path, tiny_parquet: Path, tmp_path: P
         assert all(torch.equal(expected[name], tensor) for name, tensor in pipeline.unet.state_dict().items())
 
 
-def test_a_denoiser_alone() -> None:
+def test_a_denoiser_alone(tiny_parquet: Path) -> None:
     unet = tiny_pipeline().unet
     pruned, _ = compress.prune(unet, ratio=0.25)
     assert type(pruned) is type(unet) and pruned.config.block_out_channels == (24, 48)
     small, report = compress.quantize(pruned)
     assert 0.5 < report.coverage["macs"] <= 1 and type(small) is type(unet)
     with pytest.raises(UserError, match="give the pipeline and not its denoiser alone"):
-        compress.prune(unet, "taylor")
+        compress.prune(unet, "taylor", data=tiny_parquet)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.config import folders
 from compress.config.folders import conf_folder, groups, options, recipe_files, stage_groups
@@ -73,6 +73,24 @@ def compose(overrides: list[str], config_dir: str | None = None) -> "DictConfig"
         return _compose(overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, overrides)) from error
+
+
+def option(group: str, name: str) -> dict[str, Any]:
+    """The values of one option of a config group, such as ``prune`` and ``magnitude``.
+
+    A name with a dot is a method of the user's own: a module, which has no file of values.
+
+    Raises:
+        UserError: There is no such option.
+    """
+    from omegaconf import OmegaConf
+
+    if "." in name:
+        return {"kind": group, "method": name}
+    if name not in options(group):
+        raise UserError(_no_option(group, name, options(group)))
+    chosen: Any = OmegaConf.to_container(compose([f"+{group}@chosen={name}", "recipe=prune"]).chosen, resolve=True)
+    return chosen
 
 
 def quoted(overrides: list[str]) -> list[str]:

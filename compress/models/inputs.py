@@ -161,6 +161,8 @@ def captured_inputs(pipeline: "DiffusionPipeline", prompts: Sequence[str] = ("",
     Raises:
         UserError: The pipeline needs more than a prompt.
     """
+    if not callable(pipeline):  # it stands for a denoiser alone
+        return example_inputs(denoiser(pipeline), len(prompts))
     found: list[Inputs] = []
 
     def see(inputs: Inputs) -> None:

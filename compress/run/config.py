@@ -190,11 +190,20 @@ def _stages(tree: Any) -> tuple[StageConfig, ...]:
         raise bad_value("stages", tree, "a mapping of names to stages")
     if not tree:
         raise UserError("stages: a recipe needs at least one stage, and this one has none")
-    return tuple(_stage(str(name), values) for name, values in tree.items())
+    return tuple(stage_config(str(name), values, f"stages.{name}") for name, values in tree.items())
 
 
-def _stage(name: str, values: Any) -> StageConfig:
-    path = f"stages.{name}"
+def stage_config(name: str, values: Any, path: str) -> StageConfig:
+    """Checks a stage's values and makes them its config.
+
+    Args:
+        name: Of the stage.
+        values: ``kind``, ``method`` and the method's keys.
+        path: Of the values, for messages.
+
+    Raises:
+        UserError: An unknown kind, method or key, or a value of the wrong type or range.
+    """
     if not isinstance(values, dict):
         raise bad_value(path, values, "a stage: kind, method and the method's keys")
     kind, method = values.get("kind"), values.get("method")

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import compress.data
-import compress.evaluate
 import compress.models
 from compress.assets import resolve
 from compress.errors import UserError
+from compress.evaluate import IMAGES_VERSION, VERSION, EvaluateConfig
 from compress.run.config import RunConfig, StageConfig
 from compress.store import Store, checkpoint
 
@@ -59,7 +59,7 @@ class Plan:
         self.data = compress.data.fingerprint(config.data)
         self._shared: dict[str, Any] = {
             "evaluate": _of_evaluation(config.evaluate),
-            "version": compress.evaluate.VERSION,
+            "version": VERSION,
             "files": _hashes(config),
             "data": self.data,
             "seed": config.seed,
@@ -68,7 +68,7 @@ class Plan:
         }
         self._of_images = {
             "evaluate": config.evaluate.of_images,
-            "version": compress.evaluate.IMAGES_VERSION,
+            "version": IMAGES_VERSION,
             "prompts": self._shared["files"].get("prompts", self.data),
             **{key: self._shared[key] for key in ("seed", "precision", "hardware")},
         }
@@ -171,7 +171,7 @@ def _flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
     return found
 
 
-def _of_evaluation(config: compress.evaluate.EvaluateConfig) -> dict[str, Any]:
+def _of_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """The settings that decide what an evaluation holds; ``keep_images`` only where it is set."""
     values = asdict(config)
     return {key: values[key] for key in values if key != "noise_floor" and (key != "keep_images" or values[key])}

@@ -31,12 +31,12 @@ def check(config: RunConfig) -> "Verified | None":
         UserError: Naming the config key, its value and what would be right.
     """
     import compress.data
-    import compress.evaluate
     import compress.track
+    from compress.evaluate import check as check_evaluation
 
     compress.models.check(config.model)
     compress.data.check(config.data)
-    compress.evaluate.check(config.evaluate)
+    check_evaluation(config.evaluate)
     compress.track.check(config.track)
     check_device(config.device)
     check_stages(config)

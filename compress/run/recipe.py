@@ -11,13 +11,13 @@ import torch
 from rich.console import Console
 
 import compress.data
-import compress.evaluate
 import compress.models
 import compress.report
 import compress.run.preflight
 import compress.track
 from compress.config.values import PRECISIONS
 from compress.errors import UserError
+from compress.evaluate import evaluate
 from compress.evaluate.cost.memory import watch_memory
 from compress.run import estimate, output
 from compress.run.config import RunConfig
@@ -337,7 +337,7 @@ def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
     folder = store.work(subject.key)
     settings = inputs.config.evaluate
     try:
-        found = compress.evaluate.evaluate(
+        found = evaluate(
             pipeline,
             inputs.data,
             settings if subject.sampled else replace(settings, images=0),

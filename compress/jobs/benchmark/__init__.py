@@ -64,7 +64,7 @@ def benchmark(job: "Job") -> dict[str, Any]:
 def _check(job: "Job") -> None:
     """Checks everything that needs no weights."""
     import compress.data
-    import compress.evaluate
+    from compress.evaluate import check as check_evaluation
     from compress.jobs.benchmark.model import check_model
     from compress.run import preflight
     from compress.system import processes
@@ -73,7 +73,7 @@ def _check(job: "Job") -> None:
         raise UserError("job=benchmark: a benchmark runs in one process: start it without accelerate launch")
     check_model(job.model)
     compress.data.check(job.data)
-    compress.evaluate.check(job.evaluate)
+    check_evaluation(job.evaluate)
     preflight.check_device(job.device)
     for key, folder in (("out", job.out), ("store", job.store)):
         preflight.check_writable(key, folder)
