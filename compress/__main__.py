@@ -63,7 +63,7 @@ def usage() -> str:
     """The help text, with the recipes and config groups that are there."""
     recipes = recipe_files()
     width = max(map(len, recipes), default=0)
-    choices = {name: options(name) for name in groups() if name != "pretrain"}
+    choices = {name: options(name) for name in groups()}
     # A stage's options are chosen under the name the recipe gives the stage.
     names = {name: name if name in NOT_STAGES else f"{name}@stages.NAME" for name in choices}
     room = max(map(len, names.values()), default=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from compress.assets import resolve
-from compress.pretrain.images import STYLES, load_images
+from tools.emoji.images import STYLES, load_images
 
 ASSETS = Path(resolve("embedded:emoji"))
 
@@ -56,7 +56,7 @@ def test_text_encoder_is_the_text_tower_of_emoji_clip():
 
 
 def test_teacher_draws_something_like_its_caption():
-    """A few images only: the bars themselves are measured by the recipe ``train_emoji_bars``."""
+    """A few images only: the bars themselves are measured by ``python -m tools.emoji bars``."""
     from diffusers import StableDiffusionPipeline
 
     from compress.evaluate.config import EvaluateConfig

@@ -4,7 +4,7 @@ from datetime import datetime
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-NOT_STAGES = ("model", "data", "evaluate", "track", "pretrain", "benchmark")  # groups of conf/ that hold no stage
+NOT_STAGES = ("model", "data", "evaluate", "track", "benchmark")  # groups of conf/ that hold no stage
 config_dirs: list[Path] = []  # the user's, of --config-dir; see compress.config.compose.use_config_dir
 
 

@@ -55,12 +55,16 @@ class Batches:
         times = torch.randint(self.timesteps, (self.size,), generator=source)
         noise = torch.randn(self.size, *self.examples.latents.shape[1:], generator=source)
         dropped = torch.rand(self.size, generator=source) < self.prompt_dropout
-        count, first = len(self.examples.latents), step * self.size
-        places = [_order(count, self.seed, i // count)[i % count] for i in range(first, first + self.size)]
-        index = torch.stack(places)[part]
+        index = drawn(len(self.examples.latents), self.size, self.seed, step)[part]
         captions = self.examples.captions[index].masked_fill(dropped[part], 0)
         conditions = self.examples.conditions.rows_of(captions)
         return Batch(self.examples.latents[index], noise[part], times[part], conditions)
+
+
+def drawn(count: int, size: int, seed: int, step: int) -> Tensor:
+    """The examples of a step's batch, ``(size,)`` of ``count``: each comes once before any comes again."""
+    first = step * size
+    return torch.stack([_order(count, seed, i // count)[i % count] for i in range(first, first + size)])
 
 
 @lru_cache(maxsize=2)

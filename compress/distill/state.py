@@ -28,11 +28,13 @@ class Record:
         step: Steps done.
         curves: Name -> ``[[step, value], ...]``.
         window: The losses of each step since the last point of the curves.
+        figures: What an evaluation of the averaged weights gave, each with its ``step``.
     """
 
     step: int = 0
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     window: list[list[float]] = field(default_factory=list)
+    figures: list[dict[str, float]] = field(default_factory=list)
 
 
 def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], record: Record) -> None:

@@ -38,6 +38,7 @@ class TrainerSettings:
         ema_decay: Largest decay of the averaged weights.
         save_every: Steps between two training states.
         log_every: Steps between two points of the curves.
+        schedule_steps: Length of the schedule where it is longer than ``steps``; 0: the same.
     """
 
     steps: int
@@ -52,13 +53,15 @@ class TrainerSettings:
     ema_decay: float = 0.99
     save_every: int = 50
     log_every: int = 10
+    schedule_steps: int = 0
 
     def rate(self, step: int) -> float:
         """The learning rate of a step counted from 0: a linear rise over the warm-up, then the schedule."""
-        warm = round(self.warmup * self.steps)
+        steps = self.schedule_steps or self.steps
+        warm = round(self.warmup * steps)
         if step < warm:
             return self.learning_rate * (step + 1) / warm
-        done = (step - warm) / (self.steps - warm)
+        done = (step - warm) / (steps - warm)
         shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
         return self.learning_rate * shape[self.schedule]
 
@@ -76,6 +79,8 @@ class Trainer:
         mask: Called between the backward pass and the optimizer's step.
         folder: Where training states go and where one is continued from; None: nowhere.
         log: Takes metrics and the number of steps done; called in the first process.
+        evaluate: Called at every save in the first process, with the averaged weights in place; what it returns joins
+            the record's figures.
         title: Of the progress bar.
     """
 
@@ -91,10 +96,12 @@ class Trainer:
         mask: Callable[[], None] | None = None,
         folder: Path | None = None,
         log: Log | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
         title: str = "training",
     ) -> None:
         self.objective, self.batches, self.settings, self.names = objective, batches, settings, list(names)
         self.accelerator, self.folder, self.title, self.mask = accelerator, folder, title, mask
+        self.evaluate = evaluate
         self.parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.averaged = self.parameters if averaged is None else list(averaged)
         self.parts = _parts(settings, accelerator)
@@ -136,6 +143,7 @@ class Trainer:
                     self.log(self._point(self.settings.rate(step)), record.step)
                 shown.update(task, completed=record.step, loss=f"{figures[0]:.4f}")
                 if record.step % self.settings.save_every == 0 or record.step == steps or stop:
+                    self._evaluate()
                     self._save()
                 if stop:
                     raise KeyboardInterrupt(f"stopped after step {record.step} of {steps}")
@@ -173,6 +181,15 @@ class Trainer:
         if self.ema is not None:
             self.ema.step(self.averaged)
         return figures, bool(stop)
+
+    def _evaluate(self) -> None:
+        if self.evaluate is None or self.ema is None:
+            return
+        self.ema.store(self.averaged)
+        self.ema.copy_to(self.averaged)
+        with torch.no_grad():
+            self.record.figures.append({"step": self.record.step, **self.evaluate()})
+        self.ema.restore(self.averaged)
 
     def _resume(self) -> Record:
         found = load_state(self.folder) if self.folder is not None else None

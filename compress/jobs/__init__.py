@@ -1,8 +1,7 @@
 """The jobs that a recipe can be for: its key ``job`` names one."""
 
 import importlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from compress.config.values import nearest
 from compress.errors import UserError
@@ -18,7 +17,6 @@ JOBS = {
     "score": "compress.jobs.score:run_job",
     "benchmark": "compress.jobs.benchmark:run_job",
     "prune_sensitivity": "compress.jobs.sensitivity:run_job",
-    "pretrain": "compress.jobs:pretrain",
 }
 
 
@@ -47,20 +45,3 @@ def run_stages(cfg: "DictConfig") -> None:
 
     run_recipe(config)
     processes.leave()
-
-
-def pretrain(cfg: "DictConfig") -> None:
-    """Trains or makes a part of the embedded default.
-
-    Raises:
-        UserError: The recipe says nothing about what to train.
-    """
-    from omegaconf import OmegaConf
-
-    import compress.pretrain
-    from compress.config.folders import default_out
-
-    if "pretrain" not in cfg:
-        raise UserError("job=pretrain: this recipe has nothing to train; a recipe train_... has")
-    values: Any = OmegaConf.to_container(cfg.pretrain, resolve=True)
-    compress.pretrain.run(values, Path(cfg.out or default_out(cfg.recipe_name)))

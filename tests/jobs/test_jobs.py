@@ -1,7 +1,6 @@
 """A recipe says what it is for, and that is what is done."""
 
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +17,6 @@ from compress.errors import UserError
 def test_every_recipe_names_a_job_that_is_there(recipe: str) -> None:
     cfg = compose([f"recipe={recipe}"])
     assert cfg.job in jobs.JOBS
-    assert (cfg.job == "pretrain") == ("pretrain" in cfg)
     assert cfg.stages or cfg.job != "run"
 
 
@@ -30,20 +28,10 @@ def test_the_named_module_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert done == [cfg]
 
 
-def test_pretraining_gets_its_own_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    import compress.pretrain
-
-    done: list[Any] = []
-    monkeypatch.setattr(compress.pretrain, "run", lambda values, out: done.append((values["method"], out)))
-    jobs.run_job(compose(["recipe=train_emoji_clip", "out=somewhere"]))
-    assert done == [("clip", Path("somewhere"))]
-
-
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["recipe=prune", "job=scor"], r"job=scor: no such job \(did you mean score\?\); known: run, score"),
-        (["recipe=prune", "job=pretrain"], "job=pretrain: this recipe has nothing to train"),
         (["recipe=score", "job=run", "images=a"], "images: no such key"),
         (["recipe=prune", "job=score"], "images is missing"),
     ],

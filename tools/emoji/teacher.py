@@ -9,8 +9,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import compute_snr
 from transformers import CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from compress.pretrain.images import load_images
-from compress.pretrain.loop import LoopConfig, train
+from tools.emoji.images import load_images
+from tools.emoji.loop import LoopConfig, train
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class TeacherConfig:
         norm_groups: Groups of every GroupNorm.
         prompt_dropout: Share of captions replaced by the empty one, for classifier-free guidance (Ho & Salimans 2022).
         min_snr_gamma: Gamma of the loss weights of Hang et al. 2023.
-        loop: See :class:`compress.pretrain.loop.LoopConfig`.
+        loop: See :class:`tools.emoji.loop.LoopConfig`.
     """
 
     images: str = "embedded:emoji/emoji.parquet"

@@ -24,7 +24,7 @@ class Space:
         standard = (features - mean) / std
         values, vectors = torch.linalg.eigh(standard.T @ standard)
         components = vectors[:, -size:].flip(1)
-        return cls(mean, std, components, (standard @ components).std(0).sqrt())
+        return cls(mean, std, components, (standard @ components).std(0).sqrt().clamp(min=1e-3))
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """From features ``(n, d)`` to coordinates ``(n, size)``."""

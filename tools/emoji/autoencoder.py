@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from compress.pretrain.images import load_images
-from compress.pretrain.loop import LoopConfig, train
+from tools.emoji.images import load_images
+from tools.emoji.loop import LoopConfig, train
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class AutoencoderConfig:
         latent_channels: Channels of the latents.
         kl_weight: Weight of the Kullback-Leibler term beside the mean squared error.
         shift: Images are shifted by up to this many pixels, and mirrored half of the time.
-        loop: See :class:`compress.pretrain.loop.LoopConfig`.
+        loop: See :class:`tools.emoji.loop.LoopConfig`.
     """
 
     images: str = "embedded:emoji/emoji.parquet"

@@ -1,4 +1,5 @@
 import json
+import sys
 
 import datasets
 import numpy as np
@@ -6,25 +7,23 @@ import pytest
 import torch
 from PIL import Image
 
-import compress.pretrain
-from compress.errors import UserError
-from compress.pretrain import autoencoder, clip, teacher
-from compress.pretrain.imagenet import Space
-from compress.pretrain.images import ImagesConfig, _on_white, _splits, caption, load_images
-from compress.pretrain.loop import LoopConfig, train
-
-STYLES = ("fluent", "noto", "twemoji")
+from tools.emoji import autoencoder, clip, images, run, teacher
+from tools.emoji.__main__ import main
+from tools.emoji.imagenet import Space
+from tools.emoji.images import LABELS, STYLES, ImagesConfig, _on_white, _splits, caption, load_images
+from tools.emoji.loop import LoopConfig, train
 
 
 @pytest.fixture
 def parquet(tmp_path):
-    """Twelve concepts in three styles as colored squares; the last pair of every fourth concept is held out."""
+    """Twelve concepts in three styles as colored squares; the last pair of every fourth concept is held out, and concept 0."""
     rows = []
     for concept in range(12):
         for number, style in enumerate(STYLES):
             pixels = np.full((64, 64, 3), 255, np.uint8)
             pixels[16:48, 16:48] = (20 * concept, 80 * number, 120)
-            split = "held_out_pair" if concept % 4 == 3 and number == 2 else "train"
+            split = "held_out_concept" if concept == 0 else "train"
+            split = "held_out_pair" if concept % 4 == 3 and number == 2 else split
             name = f"thing {concept}"
             image = Image.fromarray(pixels)
             rows.append({"image": image, "text": caption(name, style), "concept": name, "style": style, "split": split})
@@ -51,16 +50,26 @@ def test_interrupted_training_ends_with_the_same_weights(tmp_path):
             noise = 0.1 * torch.randn(len(index), 4, generator=generator)
             return (model(data[index] + noise) - data[index]).pow(2).mean()
 
-        record = train(model, loss, 32, LoopConfig(20, 8, 1e-2, bf16=False, save_every=5), folder)
-        return model.state_dict(), record
+        def evaluate():
+            seen.append(model.weight.clone())
+            return {"largest": model.weight.max().item()}
 
-    whole, record = run(tmp_path / "whole")
+        seen = []
+        config = LoopConfig(20, 8, 1e-2, bf16=False, save_every=5, schedule_steps=30)
+        record = train(model, loss, 32, config, folder, evaluate)
+        return model, record, seen
+
+    model, record, seen = run(tmp_path / "whole")
+    assert torch.equal(seen[-1], model.weight)  # evaluated, and left, with averaged weights
+    assert [figures["step"] for figures in record["figures"]] == [5, 10, 15, 20]
+    assert record["curves"]["learning_rate"][-1][1] > 1e-3  # the schedule goes on for ten more steps
+    assert json.loads((tmp_path / "whole" / "curve.json").read_text()) == record
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", stop_at=13)
-    resumed, _ = run(tmp_path / "broken")
-    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
-    assert record["seconds"] > 0
-    assert json.loads((tmp_path / "whole" / "curve.json").read_text())["curve"] == record["curve"]
+    resumed, again, seen = run(tmp_path / "broken")
+    assert len(seen) == 2
+    assert again == record
+    assert torch.equal(resumed.weight, model.weight)
 
 
 def test_space_keeps_the_directions_that_vary_most():
@@ -125,7 +134,9 @@ def test_autoencoder_and_teacher_train_into_a_stock_pipeline(parquet, tmp_path, 
     record = autoencoder.train_autoencoder(ae, tmp_path / "ae")
     assert 0 < record["figures"][-1]["held_out_psnr"] < 40
 
-    monkeypatch.setattr(clip, "imagenet_features", lambda p: p.float().mean((2, 3)).repeat(1, 100) + torch.arange(300))
+    projection = torch.randn(192, 100, generator=torch.Generator().manual_seed(0))
+    coarse = torch.nn.AvgPool2d(8)
+    monkeypatch.setattr(clip, "imagenet_features", lambda p: torch.sin(coarse(p / 255).flatten(1) @ projection))
     monkeypatch.setattr(clip, "_sentences", lambda texts: torch.ones(len(texts), 384))
     small = clip.ClipConfig(
         parquet, vocabulary=600, text_width=64, text_layers=1, vision_width=32, vision_layers=1, views=2, mixed=1,
@@ -162,10 +173,44 @@ def test_mixtures_take_pixels_of_two_images():
     assert torch.equal(mixed, clip._mix(images, torch.Generator().manual_seed(0)))
 
 
-def test_unknown_method_and_key_are_named(tmp_path):
-    with pytest.raises(UserError, match="pretrain.method=cilp: unknown .did you mean clip"):
-        compress.pretrain.run({"method": "cilp"}, tmp_path)
-    with pytest.raises(UserError, match="pretrain.vocabluary"):
-        compress.pretrain.run({"method": "clip", "vocabluary": 3}, tmp_path)
-    with pytest.raises(UserError, match="pretrain.mixed=40: expected a whole number below views=40"):
-        compress.pretrain.run({"method": "clip", "mixed": 40}, tmp_path)
+def test_images_are_made_from_unpacked_packages(tmp_path, monkeypatch):
+    entries = [{"label": f"thing {i}", "hexcode": f"1F60{i}", "group": 0} for i in range(6)]
+    folders = {name: tmp_path / name.replace("/", "_") for name in (LABELS, *STYLES.values())}
+    for name, folder in folders.items():
+        inside = {LABELS: "en", STYLES["fluent"]: "assets", STYLES["noto"]: "img/google/64"}.get(name, "img/twitter/64")
+        (folder / inside).mkdir(parents=True)
+        for entry in entries:
+            if name != LABELS:
+                Image.new("RGBA", (64, 64), "red").save(folder / inside / f"{entry['hexcode'].lower()}.png")
+    (folders[LABELS] / "en" / "data.json").write_text(json.dumps(entries))
+    monkeypatch.setattr(images, "_unpack", lambda folder, name: folders[name])
+    counts = run("images", [f"out={tmp_path / 'out'}", "held_out_pairs=2", "held_out_concepts=1"])
+    assert counts.pop("seconds") > 0
+    assert counts == {"train": 13, "held_out_pair": 2, "held_out_concept": 3}
+    assert load_images(str(tmp_path / "out" / "emoji.parquet"))[0].shape == (18, 3, 64, 64)
+
+
+def test_bars_measure_the_embedded_default(parquet, tmp_path):
+    curve = tmp_path / "curve.json"
+    curve.write_text(json.dumps({"curves": {"loss": [[50, 1.0], [100, 0.5]]}}))
+    found = run(
+        "bars", [f"images={parquet}", f"out={tmp_path / 'bars'}", "samples=2", "steps=1", f"curves.teacher={curve}"]
+    )
+    assert 0 < found["autoencoder_held_out_psnr"] < 40
+    assert {"emoji_clip_train", "teacher_found_held_out_pair"} <= set(found)
+    assert {file.name for file in (tmp_path / "bars").iterdir()} == {
+        "curves.png", "record.json", "sheet_held_out_pair.png", "sheet_train.png",
+    }  # fmt: skip
+
+
+def test_a_mistake_on_the_command_line_is_named(monkeypatch, capsys, tmp_path):
+    for arguments, message in (
+        (["cilp"], "cilp: no such part (did you mean clip?)"),
+        (["clip", "vocabluary=3"], "vocabluary: no such key (did you mean vocabulary?)"),
+        (["teacher", "loop.stepps=3"], "loop.stepps: no such key (did you mean steps?)"),
+        (["clip", "mixed=40"], "mixed=40: expected a whole number below views=40"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["tools.emoji", *arguments, f"out={tmp_path / 'nothing'}"])
+        assert main() == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "nothing").exists()

@@ -11,9 +11,16 @@ from compress.assets import resolve
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.networks.clip import Clip, load_clip
 from compress.evaluate.sample import sample, to_pil
-from compress.pretrain.autoencoder import held_out_psnr
-from compress.pretrain.clip import embed_images, embed_text, found_among
-from compress.pretrain.images import load_images
+from tools.emoji.autoencoder import held_out_psnr
+from tools.emoji.clip import embed_images, embed_text, found_among
+from tools.emoji.images import load_images
+
+CURVES = {
+    "autoencoder": "build/emoji/autoencoder/curve.json",
+    "emoji-clip, captions": "build/emoji/clip/text_training/curve.json",
+    "emoji-clip, images": "build/emoji/clip/vision_training/curve.json",
+    "teacher": "build/emoji/teacher/curve.json",
+}
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class BarsConfig:
     steps: int = 20
     guidance: float = 4.0
     seed: int = 0
-    curves: dict[str, str] = field(default_factory=dict)
+    curves: dict[str, str] = field(default_factory=lambda: dict(CURVES))
 
 
 def measure_bars(config: BarsConfig, out: Path) -> dict[str, Any]:
@@ -102,10 +109,10 @@ def _draw_curves(files: dict[str, Path], target: Path) -> None:
         return
     figure = Figure(figsize=(4 * len(files), 3))
     for place, (name, file) in enumerate(files.items()):
-        record = json.loads(file.read_text())
+        points = json.loads(file.read_text())["curves"]["loss"]
         axes = figure.add_subplot(1, len(files), place + 1)
-        axes.plot([point[0] for point in record["curve"]], [point[1] for point in record["curve"]])
-        axes.set(title=f"{name}, {record['seconds'] / 60:.0f} min", xlabel="step", yscale="log")
+        axes.plot(*zip(*points, strict=True))
+        axes.set(title=name, xlabel="step", yscale="log")
         if place == 0:
             axes.set_ylabel("loss")
     figure.tight_layout()

@@ -1,6 +1,6 @@
 """Builds ``emoji.parquet``: images at 64 px with captions, from four npm packages.
 
-Run again with ``python -m compress recipe=train_emoji_images``, which fetches the packages with ``npm pack``.
+Run again with ``python -m tools.emoji images``, which fetches the packages with ``npm pack``.
 """
 
 import io

@@ -15,9 +15,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from compress.errors import bad_value
-from compress.pretrain.imagenet import Space, imagenet_features
-from compress.pretrain.images import load_images
-from compress.pretrain.loop import LoopConfig, train
+from tools.emoji.imagenet import Space, imagenet_features
+from tools.emoji.images import load_images
+from tools.emoji.loop import LoopConfig, train
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -42,7 +42,7 @@ class ClipConfig:
         sentences: Weight of the loss that pulls captions towards the sentence embeddings of all-MiniLM-L6-v2.
         views: Views of every training image that the image tower learns from: itself and augmented ones.
         mixed: How many of the views are mixtures of two images, for which only the features are a target.
-        text: The loop of the text tower, see :class:`compress.pretrain.loop.LoopConfig`.
+        text: The loop of the text tower, see :class:`tools.emoji.loop.LoopConfig`.
         vision: The loop of the image tower.
     """
 
@@ -75,7 +75,7 @@ class ClipConfig:
 
 
 @dataclass
-class Examples:
+class TowerData:
     """What both towers are trained on: images, tokenized captions and the space they meet in."""
 
     images: torch.Tensor
@@ -174,23 +174,23 @@ def _tokenizer(config: ClipConfig, folder: Path) -> CLIPTokenizer:
     return make_tokenizer(captions, config, folder)
 
 
-def _examples(config: ClipConfig, tokenizer: CLIPTokenizer, out: Path) -> Examples:
+def _examples(config: ClipConfig, tokenizer: CLIPTokenizer, out: Path) -> TowerData:
     images, rows = load_images(config.images)
     chosen = torch.tensor([i for i, row in enumerate(rows) if row["split"] == "train"])
     captions = [row["text"] for row in rows]
     ids = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     features = imagenet_features(images)
     space = Space.fit(features[chosen], config.text_width)
-    return Examples(images, rows, chosen, ids, space, space(features))
+    return TowerData(images, rows, chosen, ids, space, space(features))
 
 
-def _figures(images: torch.Tensor, model: CLIPModel, examples: Examples) -> dict[str, float]:
+def _figures(images: torch.Tensor, model: CLIPModel, examples: TowerData) -> dict[str, float]:
     texts = torch.cat([embed_text(model, batch) for batch in examples.ids.split(256)])
     splits = sorted({row["split"] for row in examples.rows})
     return {split: found_among(images, texts, examples.rows, split) for split in splits}
 
 
-def _views(config: ClipConfig, examples: Examples, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
+def _views(config: ClipConfig, examples: TowerData, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """Views of the training images ``(n, views, 3, h, w)`` in uint8 and their targets ``(n, views, d)``.
 
     The first are the images as they are, the last ``mixed`` of them mixtures. What a network shows on images that
