@@ -16,7 +16,7 @@ from tools.emoji.loop import LoopConfig, train
 
 @pytest.fixture
 def parquet(tmp_path):
-    """Twelve concepts in three styles as colored squares; the last pair of every fourth concept is held out, and concept 0."""
+    """Twelve concepts in three styles as colored squares; concept 0 and one pair of every fourth are held out."""
     rows = []
     for concept in range(12):
         for number, style in enumerate(STYLES):
