@@ -4,11 +4,11 @@ from tiny import tiny_unet
 
 from compress.prune.bk_sdm import prune_bk_sdm
 from compress.prune.low_rank import prune_low_rank
-from compress.prune.magnitude import prune_channels
 from compress.prune.per_layer import prune_per_layer
 from compress.prune.sparse import prune_sparse
 from compress.quantize.int8 import quantize_weights
 from compress.stage import StageReport
+from tests.prune.by_magnitude import prune_channels
 
 
 def test_the_repr_of_a_stage_report_is_one_short_line() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from compress.prune.magnitude import prune_channels
+from tests.prune.by_magnitude import prune_channels
 from tests.prune.widen import randomize, widen
 
 PLAIN_LAST = {

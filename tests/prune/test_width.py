@@ -17,8 +17,8 @@ from compress.errors import UserError
 from compress.prune import width
 from compress.prune.channels.time_embedding import refit
 from compress.prune.channels.widths import choose_shape, level_steps
-from compress.prune.magnitude import prune_channels
 from compress.prune.width import Config
+from tests.prune.by_magnitude import prune_channels
 
 Change = dict[str, object]
 
