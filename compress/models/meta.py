@@ -1,6 +1,6 @@
 """The weights of a denoiser that is to be pruned, and models without any."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +17,21 @@ def meta_model(model_class: type[Model], config: Mapping[str, Any]) -> Model:
     public = {key: value for key, value in config.items() if not key.startswith("_")}
     with torch.device("meta"):
         return model_class.from_config(public)  # type: ignore[attr-defined]
+
+
+def filled(model: Any, weight: Callable[[str], Tensor]) -> Any:
+    """A meta-device model with weights, in evaluation mode; it shares their memory.
+
+    Args:
+        model: Becomes that model.
+        weight: From the name of a parameter or buffer, saved or not, to its values.
+    """
+    model.load_state_dict({key: weight(key) for key in model.state_dict()}, strict=True, assign=True)
+    for key, buffer in list(model.named_buffers()):
+        if buffer.is_meta:  # one that is not saved
+            owner, _, name = key.rpartition(".")
+            setattr(model.get_submodule(owner), name, weight(key))
+    return model.eval().requires_grad_(False)
 
 
 def checked_weights(model: Any) -> dict[str, Tensor]:

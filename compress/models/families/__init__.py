@@ -71,6 +71,8 @@ class Family:
             that are not known.
         features: From a denoiser to the modules whose outputs a distillation compares, in their order.
         blocks: Module list to the config key of its length, where the blocks do not depend on their place.
+        widths: Width inside of blocks to the config key that sets it while what the blocks add to keeps its width:
+            ``feed_forward`` (a key that holds hidden channels over the block's own) and ``heads`` (of cross-attention).
         packed: Whether latents are a sequence ``(b, n, c)`` and not an image ``(b, c, h, w)``.
         side: Latents' side at the model's own size, where the config does not say.
     """
@@ -80,6 +82,7 @@ class Family:
     example: Callable[[Any, Draw], dict[str, Any] | None]
     features: "Callable[[nn.Module], list[str]]"
     blocks: Mapping[str, str] = field(default_factory=dict)
+    widths: Mapping[str, str] = field(default_factory=dict)
     packed: bool = False
 
 

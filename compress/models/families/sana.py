@@ -27,4 +27,5 @@ FAMILY = Family(
     example=example,
     features=lambda model: spread_blocks(model, ["transformer_blocks"]),
     blocks={"transformer_blocks": "num_layers"},
+    widths={"feed_forward": "mlp_ratio", "heads": "num_cross_attention_heads"},
 )

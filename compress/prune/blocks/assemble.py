@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from compress.models.meta import meta_model
+from compress.models.meta import filled, meta_model
 from compress.prune.blocks import Blocks
 
 
@@ -17,13 +17,8 @@ def assemble(model_class: Any, blocks: Blocks, weights: Mapping[str, Tensor]) ->
         blocks: What is left of it.
         weights: Its parameters and buffers.
     """
-    model, names = meta_model(model_class, blocks.config()), blocks.names()
-    model.load_state_dict({key: weights[source(key, names)] for key in model.state_dict()}, strict=True, assign=True)
-    for key, buffer in list(model.named_buffers()):
-        if buffer.is_meta:  # one that is not saved
-            owner, _, name = key.rpartition(".")
-            setattr(model.get_submodule(owner), name, weights[source(key, names)])
-    return model.eval().requires_grad_(False)
+    names = blocks.names()
+    return filled(meta_model(model_class, blocks.config()), lambda key: weights[source(key, names)])
 
 
 def source(key: str, names: Mapping[str, str]) -> str:
