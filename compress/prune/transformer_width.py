@@ -12,18 +12,16 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
-from compress.stage import StageContext, StageReport, one_line
+from compress.stage import Stage, StageContext, StageReport, one_line
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import Tensor, nn
 
     from compress.models.inputs import Inputs
+    from compress.models.outline import Outline
 
-VERSION = 1
-NEEDS_FLOAT = True
-LEAVES_FLOAT = True
-DISTRIBUTED = False
+STAGE = Stage(version=1, tag="pruned")
 
 ALIGNED = 64  # what fused kernels want a width to be a multiple of
 
@@ -144,7 +142,7 @@ def prune_transformer_width(
     )
 
 
-def check(config: Config, denoiser: "nn.Module") -> "nn.Module":
+def check(config: Config, denoiser: "nn.Module", outline: "Outline | None" = None) -> "nn.Module":
     """What would be left of a meta-device model, also on the meta device.
 
     Raises:
