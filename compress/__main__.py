@@ -34,7 +34,7 @@ Any other key is set by its path
   prune=taylor  prune=bk_sdm_small                  another choice for the stage of that name
   ~stages.distill                                   leaves a stage out
   model.path=/some/pipeline  model.path=owner/name  another model: a local folder or a hub id
-  data.path=/some/images                          other images with captions
+  data.path=/some/images                            other images with captions
   seed=1  device=cuda  precision=bf16               device: auto, cpu, cuda, cuda:N, mps; precision: fp32, bf16, fp16
   out=DIR  store=DIR                                the folder of this run; checkpoints shared by runs
 
