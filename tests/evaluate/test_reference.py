@@ -166,7 +166,7 @@ EMBEDDED = Path(resolve("embedded:emoji/inception.safetensors"))
 
 
 def test_embedded_reference_is_what_the_network_gives():
-    data = load_data(DataConfig("embedded:emoji/emoji.parquet", split_column="split", reference=str(EMBEDDED)))
+    data = load_data(DataConfig("embedded:emoji/emoji.parquet"))
     config = EvaluateConfig(clip=None)
     found = data_reference(data, config, (64, 64), Networks(config))
     assert found.name == "the training images (inception.safetensors)"
