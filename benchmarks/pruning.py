@@ -25,7 +25,7 @@ from compress.models.inputs import example_inputs
 from compress.models.macs import count
 from compress.prune.channels.rebuild import prune_unet
 from compress.prune.importance import FAMILIES, make_scorer, parse
-from compress.prune.sensitivity.error import Reference
+from compress.prune.sensitivity.error import UnchangedPrediction
 
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # of Student, two-sided, by the number of values
 HELD_OUT = 10_000  # added to the seed of the examples that judge
@@ -79,7 +79,7 @@ def main() -> int:
     unet: Any = denoiser(pipeline)
     narrow: dict[float, Any] = {0.0: unet}
     judges = calibrate(pipeline, data.train, CalibrationConfig(options.examples), HELD_OUT)
-    reference = Reference(judges)
+    reference = UnchangedPrediction(judges)
     found: dict[str, dict[float, dict[str, list[float]]]] = {}
     for name in options.importances:
         drawn = options.seeds if name not in ("l1", "l2") else 1

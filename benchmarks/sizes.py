@@ -92,7 +92,7 @@ def prune_depth(unet: UNet2DConditionModel, unit: str, share: float) -> Any:
     from compress.data.calls import Call
     from compress.prune import depth
 
-    config = depth.Config(target=depth.Target(**{unit: share}))
+    config = depth.Config(target=depth.DepthTarget(**{unit: share}))
     sampled = config.calibration
     sample, conditions = random_inputs(unet, sampled.examples, 0)
     side = (sampled.side or 8 * unet.config.sample_size) // 8

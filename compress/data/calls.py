@@ -13,7 +13,7 @@ from compress.models.inputs import Inputs, call, smaller, watch
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from compress.prune.depth import Calibration
+    from compress.prune.depth import DepthCalibration
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Call:
 
 
 def record_calls(
-    pipeline: "DiffusionPipeline", captions: Sequence[str], config: "Calibration", seed: int
+    pipeline: "DiffusionPipeline", captions: Sequence[str], config: "DepthCalibration", seed: int
 ) -> list[Call]:
     """Draws images with few steps and records every call of the denoiser.
 
@@ -39,7 +39,7 @@ def record_calls(
     Args:
         pipeline: Stays as it is; its parts are on one device.
         captions: To choose from.
-        config: See :class:`compress.prune.depth.Calibration`.
+        config: See :class:`compress.prune.depth.DepthCalibration`.
         seed: The run's.
 
     Raises:

@@ -1,18 +1,13 @@
 """Latents after the first denoising step: a cheap measure of a student's distance to its teacher."""
 
 import functools
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from compress.evaluate.config import EvaluateConfig
 from compress.system.files import write_tensors
-
-if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
 
 KEPT = 1024
 """Number of images whose latents are stored: enough for a mean to 0.1 dB; 64 MB for Stable Diffusion."""
@@ -56,37 +51,6 @@ class FirstStep:
             raise RuntimeError("the pipeline made no denoising step")
         found, self._latents = self._latents, None
         return found
-
-
-def first_step(
-    pipeline: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], config: EvaluateConfig
-) -> torch.Tensor:
-    """The latents after one denoising step, from the noise that :func:`compress.evaluate.sample.sample` starts with.
-
-    It costs one pass of the denoiser instead of ``config.steps`` and no decoding: for analyses that compare many
-    changes of a model.
-
-    Args:
-        pipeline: On its device, in its precision; not changed.
-        prompts: n captions, at least one.
-        seeds: n seeds.
-        config: Steps (they set the size of the first step), guidance, scheduler, size and batch size.
-
-    Returns:
-        float32 on the CPU, ``(n, channels, height, width)`` or the shape of the model's latents.
-    """
-    from compress.evaluate.sample import call, sampler
-
-    twin = sampler(pipeline, config)
-    first = FirstStep(twin.scheduler, stop=True)
-    found = []
-    for start in range(0, len(prompts), config.batch_size):
-        chosen = slice(start, start + config.batch_size)
-        try:
-            call(twin, prompts[chosen], seeds[chosen], config)
-        except Stopped:
-            found.append(first.take())
-    return torch.cat(found)
 
 
 def write_latents(folder: Path, start: int, latents: torch.Tensor) -> None:

@@ -98,7 +98,7 @@ def holds(weight: "Tensor", keep: int, size: int) -> bool:
 
 
 @dataclass(frozen=True)
-class Layer:
+class SparseLayer:
     """What became of a layer.
 
     Attributes:
@@ -119,7 +119,7 @@ class Layer:
         return self.zeros / self.weights
 
 
-def set_zero(weight: "Tensor", mask: "Tensor") -> Layer:
+def set_zero(weight: "Tensor", mask: "Tensor") -> SparseLayer:
     """Sets a weight to zero, in place, where the mask is true."""
     before = weight.float()
     gone = before.masked_fill(~mask, 0)
@@ -127,4 +127,4 @@ def set_zero(weight: "Tensor", mask: "Tensor") -> Layer:
     changed = int(gone.count_nonzero())
     weight.masked_fill_(mask, 0)
     zeros = weight.numel() - int(weight.count_nonzero())
-    return Layer(weight.numel(), zeros, changed, (float(gone.square().sum()) / square) ** 0.5 if square else 0.0)
+    return SparseLayer(weight.numel(), zeros, changed, (float(gone.square().sum()) / square) ** 0.5 if square else 0.0)

@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from compress.models.inputs import Inputs
     from compress.models.outline import Outline
     from compress.prune.blocks import Blocks
-    from compress.prune.blocks.cost import Costs
+    from compress.prune.blocks.cost import BlockCosts
     from compress.prune.blocks.subject import DepthReport, Subject
 
 STAGE = Stage(version=2, tag="pruned")
 
 
 @dataclass(frozen=True)
-class Target:
+class DepthTarget:
     """How much is to be left at most, as shares in (0, 1); None: it does not matter.
 
     Attributes:
@@ -56,7 +56,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class DepthCalibration:
     """Which calls of the denoiser the effect of a removal is measured on: those of the pipeline drawing images.
 
     Attributes:
@@ -103,9 +103,9 @@ class Config:
     """
 
     ratio: float = 0.25
-    target: Target = field(default_factory=Target)
+    target: DepthTarget = field(default_factory=DepthTarget)
     remove: tuple[str, ...] = KINDS
-    calibration: Calibration = field(default_factory=Calibration)
+    calibration: DepthCalibration = field(default_factory=DepthCalibration)
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -178,7 +178,7 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
     _check(blocks, count_costs(denoiser, blocks, example_inputs(denoiser) if counted else None), config)
 
 
-def _check(blocks: "Blocks", costs: "Costs", config: Config) -> None:
+def _check(blocks: "Blocks", costs: "BlockCosts", config: Config) -> None:
     """Refuses what no stock config reaches, with the nearest that one does."""
     from compress.prune.blocks.greedy import least_shares
 

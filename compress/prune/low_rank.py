@@ -69,7 +69,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Layer:
+class LowRankLayer:
     """What became of a layer.
 
     Attributes:
@@ -101,7 +101,7 @@ class LowRankReport:
     """
 
     unet: "Shaped"
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, LowRankLayer]
     skipped: Mapping[str, str]
     params_before: int
     params_after: int
@@ -151,7 +151,7 @@ def prune_low_rank(
         shapes[name] = {"in": weight.shape[1], "out": weight.shape[0], "rank": rank}
         matrix = matrices[name]
         after = rank * (matrix.inputs + matrix.outputs)
-        layers[name] = Layer(rank, matrix.full, 1 - float(lost[name][rank]), (weight.numel(), after))
+        layers[name] = LowRankLayer(rank, matrix.full, 1 - float(lost[name][rank]), (weight.numel(), after))
     new = shaped(unet, shapes, {name: weight.clone() for name, weight in weights.items()})
     left = None
     if saving is not None:

@@ -12,7 +12,8 @@ from compress.errors import UserError, bad_value
 from compress.models import set_denoiser
 from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, needs_calibration, parse
-from compress.stage import Stage, StageContext, StageReport, one_line
+from compress.prune.layers.report import PerLayerReport
+from compress.stage import Stage, StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, UNet2DConditionModel, UNet2DModel
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from compress.data.calibration import Calibration
     from compress.models.outline import Outline
-    from compress.models.shapes import Shaped
 
 STAGE = Stage(version=1, keeps_names=True, tag="pruned")
 
@@ -29,8 +29,6 @@ KINDS = ("resnet_inner", "ffn_inner", "attention", "residual")
 
 NORMALIZE = ("auto", "none", "mean", "max")
 PER = ("channel", "cost")
-LOSS = ("taylor", "diff_pruning", "hessian")
-"""Importances whose scores are rises of the same loss, whatever the layer."""
 
 
 @dataclass(frozen=True)
@@ -93,66 +91,13 @@ class Config:
         return self.target.goal or ("params", 1 - self.ratio)
 
 
-@dataclass(frozen=True)
-class Narrowed:
-    """A width that may change.
-
-    Attributes:
-        name: The module inside which it is; of a stream, the layer that the stream starts from.
-        kind: One of :data:`KINDS`.
-        before: Channels of the UNet given.
-        after: Channels of the new one.
-    """
-
-    name: str
-    kind: str
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
-class FreeReport:
-    """A pruned UNet and what was done to get it.
-
-    Attributes:
-        unet: The new, smaller model; the one given is left as it was.
-        kept: Output of a block (``"down_blocks.0"``, ``"mid_block"``, ``"up_blocks.1"``) to the indices of the
-            channels that are left of it, ascending.
-        widths: Every width in scope, in the order of the model.
-        left: Share that is left of ``params`` and ``macs``.
-        ranked: Whether the ranking decided the widths. It cannot where they are so few and coarse that following it
-            does not meet the target; then costs alone decide them, and importance which channels go.
-        params_before: Number of parameters of the model given.
-        params_after: Number of parameters of the new one.
-        modules: Number of layers that lost channels.
-        share_params: Share of the old parameters that sit in such layers, in [0, 1].
-        share_macs: Share of the old multiply-accumulates done in such layers (and in the attention between them).
-        skipped: Width in scope to the reason why it stayed.
-    """
-
-    unet: "Shaped"
-    kept: dict[str, list[int]]
-    widths: list[Narrowed]
-    left: dict[str, float]
-    ranked: bool
-    params_before: int
-    params_after: int
-    modules: int
-    share_params: float
-    share_macs: float
-    skipped: dict[str, str]
-
-    def __repr__(self) -> str:
-        return one_line(self, self.modules, **{name: f"{share:.2f}x" for name, share in self.left.items()})
-
-
 def prune_per_layer(
     unet: "UNet2DConditionModel | UNet2DModel",
     config: Config = Config(),
     *,
     calibration: "Calibration | None" = None,
     seed: int = 0,
-) -> FreeReport:
+) -> PerLayerReport:
     """Remove the channels that matter least anywhere; the result is a UNet with shapes of its own.
 
     What leaves at once is the smallest slice that keeps norm groups and heads whole: one channel of every norm group
@@ -172,12 +117,12 @@ def prune_per_layer(
             or examples that are missing.
     """
     from compress.models.meta import checked_weights
-    from compress.prune.layers.remove import Subject
+    from compress.prune.layers.remove import PerLayerPruner
 
     if calibration is None and needs_calibration(config.importance):
         raise UserError(f"importance={config.importance.name}: examples are needed: give calibration=calibrate(...)")
-    subject = Subject(unet, config)
-    return subject.prune(checked_weights(unet), make_scorer(config.importance, calibration, seed))
+    pruner = PerLayerPruner(unet, config)
+    return pruner.prune(checked_weights(unet), make_scorer(config.importance, calibration, seed))
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
@@ -186,24 +131,24 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
     Raises:
         UserError: See :func:`prune_per_layer`.
     """
-    from compress.prune.layers.remove import Subject
+    from compress.prune.layers.remove import PerLayerPruner
 
-    Subject(_checked_class(denoiser), config)
+    PerLayerPruner(_checked_class(denoiser), config)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_per_layer`."""
     from compress.models.inputs import captured_inputs
     from compress.models.meta import checked_weights
-    from compress.prune.layers.remove import Subject
+    from compress.prune.layers.remove import PerLayerPruner
 
     unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
-    subject = Subject(unet, config, captured_inputs(pipeline))  # before examples are encoded: it may refuse
+    pruner = PerLayerPruner(unet, config, captured_inputs(pipeline))  # before examples are encoded: it may refuse
     weights = checked_weights(unet)
     calibration = None
     if needs_calibration(config.importance):
         calibration = calibrate(pipeline, context.data.train, config.calibration, context.seed)
-    report = subject.prune(weights, make_scorer(config.importance, calibration, context.seed))
+    report = pruner.prune(weights, make_scorer(config.importance, calibration, context.seed))
     set_denoiser(pipeline, report.unet)
     details = {key: value for key, value in vars(report).items() if key not in ("unet", "skipped", "widths")}
     details["widths"] = [asdict(width) for width in report.widths]

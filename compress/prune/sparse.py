@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compress.errors import UserError, bad_value
-from compress.models.sparsity import Layer, least_of_groups, set_zero, smallest
+from compress.models.sparsity import SparseLayer, least_of_groups, set_zero, smallest
 from compress.prune.layers.patterns import check_finite, check_patterns, choose_layers
 from compress.stage import Stage, StageContext, StageReport, one_line
 
@@ -111,7 +111,7 @@ class SparseReport:
             :func:`compress.evaluate.cost.sparsity.packed_bytes`.
     """
 
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, SparseLayer]
     skipped: Mapping[str, str]
     params: float
     macs: float | None

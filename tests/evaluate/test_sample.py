@@ -12,9 +12,9 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from PIL import Image
 
 from compress.evaluate import EvaluateConfig
-from compress.evaluate.latents import first_step, read_latents
+from compress.evaluate.latents import read_latents
 from compress.evaluate.manifest import settings
-from compress.evaluate.sample import alone, blank, image_paths, sample, sampler, scheduler_used
+from compress.evaluate.sample import alone, blank, first_step, image_paths, sample, sampler, scheduler_used
 from compress.models.schedulers import SCHEDULERS
 from tests.tiny import tiny_pipeline
 

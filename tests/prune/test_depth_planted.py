@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from compress.prune.blocks.effect import prediction_error
-from compress.prune.depth import Config, Target, prune_depth
+from compress.prune.depth import Config, DepthTarget, prune_depth
 from tests.prune.blocks_models import (
     calls_of,
     flux,
@@ -108,7 +108,7 @@ def test_identities_are_found_and_the_output_stays(case: str) -> None:
     calls = calls_of(model, inputs)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
-    report = prune_depth(model, calls, Config(target=Target(params=costs_of(model, idle) + 1e-6)))
+    report = prune_depth(model, calls, Config(target=DepthTarget(params=costs_of(model, idle) + 1e-6)))
 
     assert sorted(step["name"] for step in report.removed) == sorted(removed)
     assert report.config_after == change
@@ -128,7 +128,7 @@ def test_a_level_that_nothing_reads_goes_with_its_mid_block() -> None:
     first.conv1.weight[:, :16] = 0
     first.conv_shortcut.weight[:, :16] = 0
     calls = calls_of(unet, unet_inputs(unet))
-    report = prune_depth(unet, calls, Config(target=Target(params=0.65), remove=("levels",)))
+    report = prune_depth(unet, calls, Config(target=DepthTarget(params=0.65), remove=("levels",)))
     assert [step["name"] for step in report.removed] == ["level 2"]
     assert report.config_after["block_out_channels"] == (8, 16)
     assert report.config_after["mid_block_type"] is None

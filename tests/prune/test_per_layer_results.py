@@ -15,7 +15,7 @@ from compress.models.inputs import predict, small_inputs
 from compress.models.meta import checked_weights
 from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, parse
-from compress.prune.layers.remove import Subject
+from compress.prune.layers.remove import PerLayerPruner
 from compress.prune.per_layer import KINDS, Config, prune_per_layer
 from compress.quantize.int8 import quantize_weights
 from tests.prune.architectures import ARCHITECTURES, random_unet
@@ -82,7 +82,7 @@ def test_any_config_and_any_ratio(data: st.DataObject, tmp_path_factory: pytest.
         multiple=data.draw(st.sampled_from([None, 1, 2, 8])),
     )
     try:
-        subject = Subject(unet, wanted)
+        subject = PerLayerPruner(unet, wanted)
     except UserError as error:
         event("refused")
         check_nearest(str(error), unet, wanted, unit)
@@ -105,4 +105,4 @@ def check_nearest(message: str, unet: Any, wanted: Config, unit: str) -> None:
     nearest = re.search(r"nearest found: ([\d.e-]+)", message)
     assert nearest is not None, message
     if 0 < float(nearest[1]) < 1:
-        Subject(unet, replace(wanted, target=Target(**{unit: float(nearest[1])})))
+        PerLayerPruner(unet, replace(wanted, target=Target(**{unit: float(nearest[1])})))

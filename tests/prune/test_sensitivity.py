@@ -15,7 +15,7 @@ from compress.errors import UserError
 from compress.jobs.sensitivity import run_job
 from compress.prune.importance import make_scorer, parse
 from compress.prune.sensitivity.blocks import inner_groups, measure_blocks, measure_heads, unread
-from compress.prune.sensitivity.error import MOST, Reference
+from compress.prune.sensitivity.error import MOST, UnchangedPrediction
 from compress.prune.sensitivity.levels import narrow_levels
 from compress.prune.width import Config, pruner
 
@@ -29,7 +29,7 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_error_of_a_known_change() -> None:
     unet = tiny_unet(widths=(16, 32))
-    reference = Reference(calibration_of(unet, 4, 3))
+    reference = UnchangedPrediction(calibration_of(unet, 4, 3))
     assert reference.error(unet).relative == 0
     assert reference.error(unet).psnr == MOST
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_error_of_a_known_change() -> None:
 def test_twins_are_worth_nothing() -> None:
     torch.manual_seed(1)
     wide, _ = widen(small_unet())
-    reference = Reference(calibration_of(wide, 2, 2))
+    reference = UnchangedPrediction(calibration_of(wide, 2, 2))
     before = {name: tensor.clone() for name, tensor in wide.state_dict().items()}
     groups = inner_groups(wide)
     assert "mid_block.attentions.0" in groups
@@ -58,7 +58,7 @@ def test_a_dead_head_is_found() -> None:
     name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
     with torch.no_grad():
         unet.get_submodule(name).to_out[0].weight[:, 8:12] = 0  # the third of four
-    reference = Reference(calibration_of(unet, 2, 2))
+    reference = UnchangedPrediction(calibration_of(unet, 2, 2))
     found = measure_heads(unet, inner_groups(unet), L2, reference, [0.1, 0.25, 0.5])
     assert found[name][0.25].psnr == MOST
     assert found[name][0.5].psnr < 100
@@ -81,7 +81,7 @@ def test_readers_are_deaf_inside_and_hear_again_even_after_errors() -> None:
 
 def test_levels_are_narrowed_one_by_one() -> None:
     unet = tiny_unet(widths=(16, 32))
-    reference = Reference(calibration_of(unet, 2, 2))
+    reference = UnchangedPrediction(calibration_of(unet, 2, 2))
     found = narrow_levels((16, 32), pruner(unet, Config(), L2), reference, [0.25, 0.5, 0.01])
     # 16 channels in 8 groups can lose a half alone; a quarter of them is nearest to none.
     assert [(one.level, one.width) for one in found] == [(0, 8), (1, 24)]

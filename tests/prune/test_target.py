@@ -7,9 +7,9 @@ from tiny import tiny_unet
 from compress.errors import UserError
 from compress.models.inputs import example_inputs
 from compress.models.macs import count
-from compress.prune.channels.target import Costs, Target, choices_of
+from compress.prune.channels.target import Target, WidthCosts, choices_of
 from compress.prune.sensitivity.error import Error
-from compress.prune.sensitivity.levels import Narrowed, predicted_error
+from compress.prune.sensitivity.levels import NarrowedLevel, predicted_error
 from compress.prune.sensitivity.plan import Planner
 from compress.prune.width import Config, SensitivityConfig, prune_width
 from tests.prune.architectures import ARCHITECTURES, random_unet
@@ -24,7 +24,7 @@ def few_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_costs_are_a_polynomial(unit: str) -> None:
     unet = tiny_unet(widths=(32, 48, 64))
     choices = choices_of(unet.config)
-    costs = Costs(unet, example_inputs(unet), unit)
+    costs = WidthCosts(unet, example_inputs(unet), unit)
     estimated = costs.estimate(choices)
     for index in (0, 7, len(choices) // 2, len(choices) - 1):
         if len(set(choices[index])) == 3:
@@ -40,7 +40,7 @@ def test_what_is_planned_is_what_pruning_leaves(name: str) -> None:
     counts = [count(model, example_inputs(unet)) for model in (unet, report.unet)]
     for unit in ("params", "macs"):
         before, after = (getattr(one, unit) for one in counts)
-        planned = Costs(unet, example_inputs(unet), unit, heads).exact(tuple(report.widths_after))
+        planned = WidthCosts(unet, example_inputs(unet), unit, heads).exact(tuple(report.widths_after))
         assert planned < 0.5
         assert planned == pytest.approx(after / before, rel=1e-9)
 
@@ -70,7 +70,7 @@ def test_what_is_felt_least_goes_first() -> None:
     planner = Planner(tiny_unet(widths=full), Target(params=0.75))
     for fragile in (1, 2):
         errors = [9.0 if level == fragile else 0.1 for level in range(3)]
-        plan = planner.choose([Narrowed(i, full[i] // 2, 0.5, Error(errors[i], 0)) for i in range(3)])
+        plan = planner.choose([NarrowedLevel(i, full[i] // 2, 0.5, Error(errors[i], 0)) for i in range(3)])
         assert plan.left == pytest.approx(0.75, rel=0.02)
         assert plan.ratios[fragile] < plan.ratios[3 - fragile]
         # No other widths that leave as much are predicted to be better.
@@ -80,9 +80,9 @@ def test_what_is_felt_least_goes_first() -> None:
 
 def test_predicted_errors_add_up_and_never_fall() -> None:
     found = [
-        Narrowed(0, 16, 0.5, Error(0.3, 0)),
-        Narrowed(0, 8, 0.75, Error(0.2, 0)),
-        Narrowed(1, 32, 0.5, Error(0.4, 0)),
+        NarrowedLevel(0, 16, 0.5, Error(0.3, 0)),
+        NarrowedLevel(0, 8, 0.75, Error(0.2, 0)),
+        NarrowedLevel(1, 32, 0.5, Error(0.4, 0)),
     ]
     assert predicted_error(found, (32, 64), (32, 64)) == 0
     assert predicted_error(found, (32, 64), (16, 32)) == pytest.approx(0.5)

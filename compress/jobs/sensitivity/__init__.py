@@ -71,7 +71,7 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     from compress.models.inputs import captured_inputs
     from compress.prune.importance import make_scorer
     from compress.prune.sensitivity.blocks import inner_groups, measure_blocks, measure_heads
-    from compress.prune.sensitivity.error import Reference
+    from compress.prune.sensitivity.error import UnchangedPrediction
     from compress.prune.sensitivity.plan import Planner
     from compress.prune.width import pruner
     from compress.system import processes
@@ -86,7 +86,7 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     data = compress.data.load_data(config.data)
     calibration = calibrate(pipeline, data.train, wanted.calibration, config.seed)
     scorer = make_scorer(wanted.importance, calibration, config.seed)
-    reference = Reference(calibration)
+    reference = UnchangedPrediction(calibration)
     ratios = wanted.sensitivity.ratios
     groups = inner_groups(unet)
     prune = pruner(unet, wanted, scorer)

@@ -13,7 +13,7 @@ from compress.prune.blocks.assemble import owner
 
 
 @dataclass(frozen=True)
-class Costs:
+class BlockCosts:
     """Parameters and multiply-accumulates of a denoiser, by block.
 
     Leaving blocks out changes the cost of no other, so those of what is left add up.
@@ -34,7 +34,7 @@ class Costs:
 
 
 @torch.no_grad()
-def count_costs(model: Any, blocks: Blocks, inputs: Inputs | None) -> Costs:
+def count_costs(model: Any, blocks: Blocks, inputs: Inputs | None) -> BlockCosts:
     """Counts on the meta device.
 
     Args:
@@ -47,10 +47,10 @@ def count_costs(model: Any, blocks: Blocks, inputs: Inputs | None) -> Costs:
     for name, parameter in model.named_parameters():
         params[owner(name, parts)] += parameter.numel()
     if inputs is None:
-        return Costs({"params": params})
+        return BlockCosts({"params": params})
     found = count_macs(model, inputs).by_module
     macs = {part: found.get(part, 0) for part in ("", *parts)}
     for part in sorted(parts, key=len, reverse=True):
         outer = owner(part.rpartition(".")[0], parts)
         macs[outer] -= found.get(part, 0)
-    return Costs({"params": params, "macs": macs})
+    return BlockCosts({"params": params, "macs": macs})

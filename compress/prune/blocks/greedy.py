@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from compress.data.calls import Call
 from compress.errors import UserError
 from compress.prune.blocks import Blocks
-from compress.prune.blocks.cost import Costs
+from compress.prune.blocks.cost import BlockCosts
 from compress.prune.blocks.effect import Effect
 from compress.prune.blocks.subject import Subject
 from compress.system.progress import bar
@@ -47,7 +47,7 @@ class Found:
     skipped: dict[str, str]
 
 
-def least_shares(blocks: Blocks, costs: Costs, kinds: Collection[str], unit: str) -> dict[str, float]:
+def least_shares(blocks: Blocks, costs: BlockCosts, kinds: Collection[str], unit: str) -> dict[str, float]:
     """What is left where everything goes that can, as shares of ``params`` and ``macs``.
 
     Args:

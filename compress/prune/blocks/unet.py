@@ -27,7 +27,7 @@ PER_LEVEL = (
 
 
 @dataclass(frozen=True)
-class Layer:
+class UNetLayer:
     """A resnet with its attention, by the names that they have in the model given.
 
     Attributes:
@@ -43,7 +43,7 @@ class Layer:
     transformer: tuple[int, ...] = ()
 
 
-Layers = tuple[Layer, ...]
+Layers = tuple[UNetLayer, ...]
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class UNetBlocks:
                 }
                 yield f"transformer layers of {layer.attention}", " and ".join(names), self._replaced(shorter)
 
-    def _replaced(self, new: Mapping[Layer, Layer]) -> "UNetBlocks":
+    def _replaced(self, new: Mapping[UNetLayer, UNetLayer]) -> "UNetBlocks":
         def changed(layers: Layers) -> Layers:
             return tuple(new.get(layer, layer) for layer in layers)
 
@@ -240,7 +240,7 @@ def read_unet(config: Mapping[str, Any]) -> UNetBlocks:
 def _block(name: str, block_type: str, reads: list[tuple[int, int]], depths: Any) -> Layers:
     layers = []
     for i, read in enumerate(reads):
-        layer = Layer(f"{name}.resnets.{i}", read)
+        layer = UNetLayer(f"{name}.resnets.{i}", read)
         if "CrossAttn" in block_type:
             depth = depths if isinstance(depths, int) else depths[i]
             layer = replace(layer, attention=f"{name}.attentions.{i}", transformer=tuple(range(depth)))
@@ -251,11 +251,11 @@ def _block(name: str, block_type: str, reads: list[tuple[int, int]], depths: Any
 def _mid(block_type: str | None, width: int, depths: Any) -> Layers:
     if block_type is None:
         return ()
-    first = Layer("mid_block.resnets.0", (width, 0))
+    first = UNetLayer("mid_block.resnets.0", (width, 0))
     if "CrossAttn" not in block_type:
         return (first,)
     depth = depths if isinstance(depths, int) else depths[0]
-    second = Layer("mid_block.resnets.1", (width, 0), "mid_block.attentions.0", tuple(range(depth)))
+    second = UNetLayer("mid_block.resnets.1", (width, 0), "mid_block.attentions.0", tuple(range(depth)))
     return (first, second)
 
 
@@ -302,7 +302,7 @@ def _plain(layers: Layers) -> Layers:
     return tuple(replace(layer, attention=None, transformer=()) for layer in layers)
 
 
-def _last(layers: Layers) -> Layer | None:
+def _last(layers: Layers) -> UNetLayer | None:
     return layers[-1] if layers else None
 
 

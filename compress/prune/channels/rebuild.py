@@ -18,8 +18,8 @@ from compress.prune.channels import groups as channels
 from compress.prune.channels import time_embedding, widths
 from compress.prune.channels.groups import Axis
 from compress.prune.channels.proxy import UNet, add_shortcuts, meta_model
+from compress.prune.channels.report import PruneReport
 from compress.prune.importance.score import Scorer
-from compress.prune.width import PruneReport
 
 # What adds to the embedding or projects the text has no part in the levels' widths; without it, one set of inputs fits
 # every UNet.

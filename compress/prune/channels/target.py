@@ -51,7 +51,7 @@ class Target:
         return next(((key, share) for key, share in asdict(self).items() if share is not None), None)
 
 
-class Costs:
+class WidthCosts:
     """What a UNet costs at other widths, as a share of what it costs now.
 
     Every layer's cost is a product of two widths at most, so the cost of the whole is a polynomial of second degree. It
@@ -189,7 +189,7 @@ def choices_of(config: Mapping[str, Any], heads: str = "auto", multiple: int | N
     return [choice for choice in itertools.product(*each) if keeps_shortcuts(config["block_out_channels"], choice)]
 
 
-def meeting(target: Target, costs: Costs, choices: Sequence[Widths]) -> list[Widths]:
+def meeting(target: Target, costs: WidthCosts, choices: Sequence[Widths]) -> list[Widths]:
     """The choices that leave the share that is asked for.
 
     Args:
@@ -213,7 +213,7 @@ def meeting(target: Target, costs: Costs, choices: Sequence[Widths]) -> list[Wid
 
 
 def best(
-    target: Target, costs: Costs, choices: Sequence[Widths], predicted: Callable[[Widths], float]
+    target: Target, costs: WidthCosts, choices: Sequence[Widths], predicted: Callable[[Widths], float]
 ) -> tuple[Widths, float]:
     """Of the choices that meet a target the one of least predicted error, and the share that it leaves.
 

@@ -15,14 +15,14 @@ UNITS = {"params": 0, "bytes": 0, "macs": 1}  # which of them; in one precision,
 
 
 @dataclass(frozen=True)
-class Layer:
+class LayerCost:
     """``product * inputs * outputs + output * outputs``."""
 
     product: Cost
     output: Cost
 
 
-class Costs:
+class LayerCosts:
     """Counts exactly, from one pass over the UNet as it is: a step costs no more than the layers it changes.
 
     Args:
@@ -38,7 +38,7 @@ class Costs:
     def __init__(self, unet: nn.Module, macs: Mapping[str, float], widths: Sequence[Width]) -> None:
         self.left = [width.steps for width in widths]
         self.total: Cost = (float(sum(p.numel() for p in unet.parameters())), macs[""])
-        self._layers: dict[str, Layer] = {}
+        self._layers: dict[str, LayerCost] = {}
         self._sizes: dict[Axis, int] = {}
         self._changes: list[dict[Axis, int]] = []  # channels of each axis in one step of a width
         for width in widths:
@@ -56,7 +56,7 @@ class Costs:
         outputs = self._sizes[name, "out"] = axis_size(unet, (name, "out"))
         bias = layer.bias is not None
         if isinstance(layer, (nn.GroupNorm, nn.LayerNorm)):
-            self._layers[name] = Layer((0, 0), (1 + bias, 0))
+            self._layers[name] = LayerCost((0, 0), (1 + bias, 0))
             return
         inputs = self._sizes[name, "in"] = axis_size(unet, (name, "in"))
         product = layer.weight[0, 0].numel(), macs.get(name, 0) / (inputs * outputs)
@@ -64,7 +64,7 @@ class Costs:
         between = 0.0
         if name.endswith(".to_q") and isinstance(module := unet.get_submodule(owner), Attention):
             between = attention_macs(owner, module, macs)
-        self._layers[name] = Layer(product, (bias, between / outputs))
+        self._layers[name] = LayerCost(product, (bias, between / outputs))
 
     def _of(self, name: str) -> Cost:
         layer, outputs, inputs = self._layers[name], self._sizes[name, "out"], self._sizes.get((name, "in"), 0)

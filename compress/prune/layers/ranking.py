@@ -9,7 +9,7 @@ from torch import Tensor
 from compress.errors import UserError
 from compress.prune.channels.groups import Group
 from compress.prune.channels.target import TOLERANCE
-from compress.prune.layers.costs import UNITS, Costs
+from compress.prune.layers.costs import UNITS, LayerCosts
 from compress.prune.layers.widths import Width
 
 
@@ -64,7 +64,7 @@ def _lost(width: Width, group: Group, scores: Tensor) -> Tensor:
     return total
 
 
-def follow(order: Sequence[Slice], costs: Costs, unit: str, share: float) -> list[float]:
+def follow(order: Sequence[Slice], costs: LayerCosts, unit: str, share: float) -> list[float]:
     """Removes slices in order until a share is met; see ``costs`` for the widths that are left then.
 
     A slice that would leave too little stays, and so does what is left of its width. Where only such slices remain, one
@@ -122,7 +122,7 @@ def _even(widths: Sequence[Width]) -> list[Slice]:
     return sorted(found, key=lambda piece: (piece.score, piece.width))
 
 
-def _coarse_first(widths: Sequence[Width], costs: Costs, unit: str) -> list[Slice]:
+def _coarse_first(widths: Sequence[Width], costs: LayerCosts, unit: str) -> list[Slice]:
     """All slices, those of the widths with the costliest first: finer ones fill up what these leave."""
     found = []
     for index, width in enumerate(widths):
@@ -133,7 +133,7 @@ def _coarse_first(widths: Sequence[Width], costs: Costs, unit: str) -> list[Slic
     return sorted(found, key=lambda piece: (piece.score, piece.width, -piece.left))
 
 
-def check_reachable(widths: Sequence[Width], costs: Costs, unit: str, share: float, key: str) -> list[int]:
+def check_reachable(widths: Sequence[Width], costs: LayerCosts, unit: str, share: float, key: str) -> list[int]:
     """Steps of each width that leave the share, chosen without looking at any weight.
 
     Args:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
@@ -15,15 +16,21 @@ from compress.prune.channels.proxy import UNet, meta_model
 from compress.prune.channels.rebuild import kept_outputs, mark, narrow, share_of_macs
 from compress.prune.channels.target import TOLERANCE
 from compress.prune.importance.score import Scorer
-from compress.prune.layers.costs import UNITS, Costs
+from compress.prune.layers.costs import UNITS, LayerCosts
 from compress.prune.layers.ranking import Slice, check_reachable, follow, rank
+from compress.prune.layers.report import NarrowedWidth, PerLayerReport
 from compress.prune.layers.widths import find_widths, group_name
-from compress.prune.per_layer import LOSS, Config, FreeReport, Narrowed
+
+if TYPE_CHECKING:
+    from compress.prune.per_layer import Config
+
+LOSS = ("taylor", "diff_pruning", "hessian")
+"""Importances whose scores are rises of the same loss, whatever the layer."""
 
 UNFIT = "no smaller width fits norm groups, heads, multiple and min_share"
 
 
-class Subject:
+class PerLayerPruner:
     """A UNet whose widths are to become smaller.
 
     Args:
@@ -35,20 +42,20 @@ class Subject:
         UserError: It cannot be pruned, or no widths meet the target.
     """
 
-    def __init__(self, unet: UNet, config: Config, inputs: Inputs | None = None) -> None:
+    def __init__(self, unet: UNet, config: "Config", inputs: Inputs | None = None) -> None:
         self.unet, self.config = unet, config
         found = find_widths(unet, config.heads, config.multiple, config.min_share)
         self.in_scope = [width for width in found if width.kind in config.scope]
         self.widths = [width for width in self.in_scope if len(width.allowed) > 1]
         self.empty = meta_model(type(unet), unet.config)
         self.macs = count_macs(self.empty, inputs or example_inputs(unet)).by_module
-        self.costs = Costs(self.empty, self.macs, self.widths)
+        self.costs = LayerCosts(self.empty, self.macs, self.widths)
         self.full = self.costs.total
         unit, share = config.goal
         key = f"target.{unit}={share:g}" if config.target.goal else f"ratio={config.ratio:g}"
         self.fallback = check_reachable(self.widths, self.costs, unit, share, key)
 
-    def prune(self, weights: Mapping[str, Tensor], scorer: Scorer) -> FreeReport:
+    def prune(self, weights: Mapping[str, Tensor], scorer: Scorer) -> PerLayerReport:
         """Removes what an importance ranks lowest.
 
         Args:
@@ -99,7 +106,7 @@ class Subject:
     def _left(self, unit: str) -> float:
         return self.costs.total[UNITS[unit]] / self.full[UNITS[unit]]
 
-    def _report(self, keep: dict[Axis, Tensor], given: Mapping[str, Tensor], ranked: bool) -> FreeReport:
+    def _report(self, keep: dict[Axis, Tensor], given: Mapping[str, Tensor], ranked: bool) -> PerLayerReport:
         weights = dict(given)
         narrow(weights, keep)
         layers = {name: _shape(self.unet.get_submodule(name), weights[f"{name}.weight"]) for name, _ in keep}
@@ -110,7 +117,7 @@ class Subject:
         pruned = shaped(self.unet, layers, own)
         touched = {name: self.unet.get_submodule(name) for name, _ in keep}
         params = sum(p.numel() for p in self.unet.parameters())
-        return FreeReport(
+        return PerLayerReport(
             unet=pruned,
             kept=kept_outputs(pruned, keep),
             widths=self._widths(),
@@ -136,13 +143,13 @@ class Subject:
                 weights[key] = weights[key] * math.sqrt(new / attention.inner_dim)
         return {}
 
-    def _widths(self) -> list[Narrowed]:
-        found: dict[str, Narrowed] = {}
+    def _widths(self) -> list[NarrowedWidth]:
+        found: dict[str, NarrowedWidth] = {}
         left = dict(zip(map(id, self.widths), self.costs.left, strict=True))
         for width in self.in_scope:
             for group in width.groups:
                 name, after = group_name(group, width.kind), width.size(group, left.get(id(width), width.steps))
-                found[name] = Narrowed(name, width.kind, group.size, after)
+                found[name] = NarrowedWidth(name, width.kind, group.size, after)
         return list(found.values())
 
 

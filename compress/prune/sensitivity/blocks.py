@@ -12,7 +12,7 @@ from compress.models.inputs import example_inputs
 from compress.prune.channels import groups as channels
 from compress.prune.channels.groups import Group
 from compress.prune.importance.score import Scorer
-from compress.prune.sensitivity.error import Error, Reference
+from compress.prune.sensitivity.error import Error, UnchangedPrediction
 from compress.system.progress import track
 
 Measured = dict[str, dict[float, Error]]
@@ -44,7 +44,11 @@ def _block_of(layer: str, blocks: Sequence[str]) -> str | None:
 
 
 def measure_blocks(
-    unet: nn.Module, groups: dict[str, list[Group]], scorer: Scorer, reference: Reference, ratios: Sequence[float]
+    unet: nn.Module,
+    groups: dict[str, list[Group]],
+    scorer: Scorer,
+    reference: UnchangedPrediction,
+    ratios: Sequence[float],
 ) -> Measured:
     """Takes the least important inner channels from one block at a time.
 
@@ -70,7 +74,11 @@ def measure_blocks(
 
 
 def measure_heads(
-    unet: nn.Module, groups: dict[str, list[Group]], scorer: Scorer, reference: Reference, ratios: Sequence[float]
+    unet: nn.Module,
+    groups: dict[str, list[Group]],
+    scorer: Scorer,
+    reference: UnchangedPrediction,
+    ratios: Sequence[float],
 ) -> Measured:
     """Takes the least important heads from one attention at a time.
 

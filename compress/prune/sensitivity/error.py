@@ -29,7 +29,7 @@ class Error:
     psnr: float
 
 
-class Reference:
+class UnchangedPrediction:
     """The predictions of the denoiser as it is.
 
     Args:

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 from compress.errors import UserError
 from compress.prune.channels.target import Widths
-from compress.prune.sensitivity.error import Error, Reference
+from compress.prune.sensitivity.error import Error, UnchangedPrediction
 from compress.system.progress import track
 
 if TYPE_CHECKING:
-    from compress.prune.width import Pruner
+    from compress.prune.channels.report import Pruner
 
 
 @dataclass(frozen=True)
-class Narrowed:
+class NarrowedLevel:
     """One level alone made narrower.
 
     Attributes:
@@ -31,8 +31,8 @@ class Narrowed:
 
 
 def narrow_levels(
-    widths: Sequence[int], prune: "Pruner", reference: Reference, ratios: Sequence[float]
-) -> list[Narrowed]:
+    widths: Sequence[int], prune: "Pruner", reference: UnchangedPrediction, ratios: Sequence[float]
+) -> list[NarrowedLevel]:
     """Prunes one level at a time and looks at the prediction.
 
     Args:
@@ -48,7 +48,7 @@ def narrow_levels(
         UserError: No level can lose any of them, or the UNet cannot be pruned at all.
     """
     tried = [(level, ratio) for level in range(len(widths)) for ratio in sorted(ratios)]
-    found: dict[tuple[int, int], Narrowed] = {}
+    found: dict[tuple[int, int], NarrowedLevel] = {}
     refused: UserError | None = None
     for level, ratio in track(tried, "sensitivity of levels"):
         try:
@@ -58,13 +58,13 @@ def narrow_levels(
             continue
         width = report.widths_after[level]
         if (level, width) not in found:
-            found[level, width] = Narrowed(level, width, 1 - width / widths[level], reference.error(report.unet))
+            found[level, width] = NarrowedLevel(level, width, 1 - width / widths[level], reference.error(report.unet))
     if not found and refused is not None:
         raise refused
     return list(found.values())
 
 
-def predicted_error(found: Sequence[Narrowed], full: Sequence[int], widths: Widths) -> float:
+def predicted_error(found: Sequence[NarrowedLevel], full: Sequence[int], widths: Widths) -> float:
     """Relative error of the prediction with all levels narrowed, had each its error alone and independently.
 
     Between two measured widths a level's squared error is interpolated linearly, and beyond them extrapolated; it never

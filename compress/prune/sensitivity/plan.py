@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from compress.prune.channels.target import Costs, Target, Widths, best, choices_of, meeting
+from compress.prune.channels.target import Target, WidthCosts, Widths, best, choices_of, meeting
 
 if TYPE_CHECKING:
     from compress.models.inputs import Inputs
-    from compress.prune.sensitivity.error import Reference
-    from compress.prune.sensitivity.levels import Narrowed
-    from compress.prune.width import Pruner
+    from compress.prune.channels.report import Pruner
+    from compress.prune.sensitivity.error import UnchangedPrediction
+    from compress.prune.sensitivity.levels import NarrowedLevel
 
 
 @dataclass(frozen=True)
-class Plan:
+class WidthPlan:
     """Which widths to prune to, and why.
 
     Attributes:
@@ -29,7 +29,7 @@ class Plan:
     ratios: list[float]
     left: float
     predicted: float
-    measured: "list[Narrowed]"
+    measured: "list[NarrowedLevel]"
 
 
 class Planner:
@@ -60,10 +60,10 @@ class Planner:
         assert target.goal is not None
         widths.check_blocks(unet.config)
         self.target = target
-        self.costs = Costs(unet, inputs or example_inputs(unet), target.goal[0], heads, multiple)
+        self.costs = WidthCosts(unet, inputs or example_inputs(unet), target.goal[0], heads, multiple)
         self.choices = meeting(target, self.costs, choices_of(unet.config, heads, multiple))
 
-    def plan(self, prune: "Pruner", reference: "Reference", ratios: Sequence[float]) -> Plan:
+    def plan(self, prune: "Pruner", reference: "UnchangedPrediction", ratios: Sequence[float]) -> WidthPlan:
         """Measures every level and chooses.
 
         Args:
@@ -78,7 +78,7 @@ class Planner:
 
         return self.choose(narrow_levels(self.costs.widths, prune, reference, ratios))
 
-    def choose(self, measured: "list[Narrowed]") -> Plan:
+    def choose(self, measured: "list[NarrowedLevel]") -> WidthPlan:
         """The plan from what was measured.
 
         Raises:
@@ -93,4 +93,4 @@ class Planner:
 
         chosen, left = best(self.target, self.costs, self.choices, predicted)
         ratios = [1 - new / old for new, old in zip(chosen, full, strict=True)]
-        return Plan(list(chosen), ratios, left, predicted(chosen), measured)
+        return WidthPlan(list(chosen), ratios, left, predicted(chosen), measured)
