@@ -243,7 +243,7 @@ def _stage(
     stage = stage_config(kind, {**option(kind, method), **keys}, kind)
     student, done = _copy(pipeline), _done.get(pipeline, [])
     with tempfile.TemporaryDirectory() as scratch:
-        later: Any = _Lazy(lambda: _load_data(_needed("data", data)))
+        later: Any = _LazyData(lambda: _load_data(_needed("data", data)))
         context = StageContext(
             load_teacher=lambda: _needed("teacher", teacher), data=later,
             folder=Path(scratch if folder is None else folder), history=done, seed=seed,
@@ -277,7 +277,7 @@ class _Bare:
         raise AttributeError(name)
 
 
-class _Lazy:
+class _LazyData:
     """An object that is loaded when something of it is asked for."""
 
     def __init__(self, load: Callable[[], Any]) -> None:
