@@ -61,4 +61,5 @@ def run(name: str, overrides: list[str]) -> dict[str, Any]:
         raise UserError(f"{name} needs the package {error.name}: pip install -e '.[pretrain]'") from error
     record = {**record, "seconds": time.monotonic() - begun}
     (out / "record.json").write_text(json.dumps(record, indent=1))
+    print(f"written to {out}")
     return record

@@ -3,6 +3,8 @@
 import sys
 
 from compress.errors import UserError
+from compress.models.quiet import hide_notices
+from compress.system.allocator import keep_freed_memory
 from tools.emoji import PARTS, run
 
 
@@ -12,6 +14,8 @@ def main() -> int:
     if not arguments or {"-h", "--help"} & set(arguments):
         print(f"python -m tools.emoji NAME [KEY=VALUE ...]\n\nNAME is one of {', '.join(PARTS)}; see README.md.")
         return 0
+    keep_freed_memory()
+    hide_notices()  # before a part loads the libraries that say them
     try:
         run(arguments[0], arguments[1:])
     except UserError as error:
