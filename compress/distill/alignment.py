@@ -88,10 +88,11 @@ def tapped(model: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, torch.
 
 
 def _feature(output: Any) -> Tensor:
-    """The image's features: a down block gives those of skip connections too, a joint block the text's before."""
+    """The image's features: a down block gives those of skip connections too, a joint block the text's, if any, first."""
     if not isinstance(output, tuple):
         return output
-    return output[0] if output[0].ndim == 4 else output[-1]
+    first = output[0]
+    return first if first is not None and first.ndim == 4 else output[-1]
 
 
 class Alignment(nn.Module):

@@ -185,14 +185,28 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
         UserError: See :func:`distill`.
     """
     from compress.distill.pair import check_pair
+
+    teacher = outline.denoiser()
+    if teacher is not None:
+        check_pair(denoiser, teacher)
+    return denoiser
+
+
+def check_teacher(config: Config, outline: "Outline") -> None:
+    """Refuses a teacher whose schedule is not known, or whose latents images cannot be encoded to.
+
+    Raises:
+        UserError: See :func:`compress.models.schedule.schedule_of` and
+            :func:`compress.models.latents.check_latents`.
+    """
+    from compress.models.latents import check_channels
     from compress.models.schedule import schedule_of
 
     teacher, scheduler = outline.denoiser(), outline.scheduler()
-    if teacher is not None:
-        check_pair(denoiser, teacher)
     if scheduler is not None:
-        schedule_of(scheduler, denoiser)
-    return denoiser
+        schedule_of(scheduler, teacher)
+    if teacher is not None and "latent_channels" in outline.configs.get("vae", {}):
+        check_channels(outline.kind, outline.configs["vae"], teacher)
 
 
 def distill(

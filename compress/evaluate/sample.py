@@ -184,6 +184,8 @@ def call(
         guidance_scale=config.guidance,
         output_type="np",
         **size(config),
+        # PixArt and SANA would draw the nearest size of a list, and know none for some models.
+        **accepted(pipeline, {"use_resolution_binning": False}),
     ).images
 
 

@@ -43,3 +43,25 @@ def check_draws(pipeline_class: type | None, images: int) -> None:
     """
     if images and pipeline_class is not None and (why := refusal(pipeline_class)):
         raise UserError(f"evaluate.images={images}: {why}, so no images can be sampled: use evaluate=cost")
+
+
+def check_call(pipeline_class: type | None, path: str) -> None:
+    """Refuses a pipeline that cannot be called, so that nothing shows what it gives its denoiser.
+
+    Args:
+        pipeline_class: None is a class not known here.
+        path: ``model.path``, for the message.
+
+    Raises:
+        UserError: It needs more than a prompt, or an image and a mask.
+    """
+    if pipeline_class is None:
+        return
+    missing = needs(pipeline_class)
+    if "mask_image" in missing:
+        missing = [name for name in missing if name not in ("image", "mask_image")]
+    if missing:
+        raise UserError(
+            f"model.path={path}: {pipeline_class.__name__} needs {' and '.join(missing)} besides the prompt: expected "
+            "a pipeline that draws from a prompt alone, from nothing, or from an image with a mask"
+        )

@@ -1,6 +1,6 @@
 """Images into a model's latents."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,15 +20,25 @@ def check_latents(pipeline: Any) -> None:
     Raises:
         UserError: They are not, as of an inpainting model, which takes a mask and an image besides.
     """
-    vae, model = getattr(pipeline, "vae", None), denoiser(pipeline)
-    if vae is None:
-        return
+    if getattr(pipeline, "vae", None) is not None:
+        check_channels(type(pipeline).__name__, pipeline.vae.config, denoiser(pipeline))
+
+
+def check_channels(kind: str, vae: Mapping[str, Any], model: Any) -> None:
+    """What :func:`check_latents` checks, from configs alone.
+
+    Args:
+        kind: Class of the pipeline, for the message.
+        vae: Config of its autoencoder.
+        model: Its denoiser, which may be on the meta device.
+
+    Raises:
+        UserError: See :func:`check_latents`.
+    """
     packed = getattr(family_of(model), "packed", False)
-    given, taken = vae.config.latent_channels * (4 if packed else 1), model.config["in_channels"]
+    given, taken = vae["latent_channels"] * (4 if packed else 1), model.config["in_channels"]
     if given != taken:
-        raise UserError(
-            f"{type(pipeline).__name__}: the denoiser takes {taken} channels and its autoencoder gives {given}"
-        )
+        raise UserError(f"{kind}: the denoiser takes {taken} channels and its autoencoder gives {given}")
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from compress.errors import UserError
+from compress.models.families import family_of
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -73,10 +74,9 @@ def schedule_of(scheduler: Any, denoiser: Any = None) -> Schedule:
 
 def _time_scale(denoiser: Any) -> float:
     """What flow-matching models multiply the timestep by before it reaches the denoiser."""
-    if type(denoiser).__name__ == "FluxTransformer2DModel":
-        return 1e-3
+    family = family_of(denoiser)
     config: Mapping[str, Any] = getattr(denoiser, "config", {})
-    return config.get("timestep_scale") or 1.0
+    return config.get("timestep_scale") or (family.time_scale if family else 1.0)
 
 
 class Diffusion:

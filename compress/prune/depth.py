@@ -130,7 +130,7 @@ def prune_depth(
 
     Args:
         denoiser: Any float weights; stays unchanged. A ``UNet2DConditionModel`` of Stable Diffusion's blocks (1.x, 2.x,
-            XL), or the transformer of PixArt, Stable Diffusion 3 or Flux.
+            XL), or the transformer of PixArt, SANA, Stable Diffusion 3 or Flux.
         calls: Inputs and the predictions from them; see :func:`compress.data.calls.record_calls`.
         config: See :class:`Config`; its ``calibration`` has been used to get the calls.
         inputs: Arguments of the pass whose multiply-accumulates count; None: those of the first call.
@@ -167,15 +167,13 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
     Raises:
         UserError: See :func:`prune_depth`.
     """
-    from diffusers import UNet2DConditionModel
-
-    from compress.models.inputs import example_inputs
+    from compress.models.inputs import known_inputs
     from compress.prune.blocks import read_blocks
     from compress.prune.blocks.cost import count_costs
 
-    blocks = read_blocks(type(denoiser).__name__, dict(denoiser.config))  # type: ignore[arg-type]
-    counted = "macs" in config.shares() and isinstance(denoiser, UNet2DConditionModel)
-    _check(blocks, count_costs(denoiser, blocks, example_inputs(denoiser) if counted else None), config)
+    blocks = read_blocks(denoiser)
+    inputs = known_inputs(denoiser) if "macs" in config.shares() else None
+    _check(blocks, count_costs(denoiser, blocks, inputs), config)
 
 
 def _check(blocks: "Blocks", costs: "BlockCosts", config: Config) -> None:

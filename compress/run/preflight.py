@@ -53,6 +53,8 @@ def check_stages(config: RunConfig) -> None:
     leave; None where weights or examples decide that. Then the stages after it are asked if names of layers are all
     that they look at (``Stage.by_names``), as long as no stage may have changed these.
 
+    A method's ``check_teacher(config, outline)`` is asked before that, whatever the stages before it leave.
+
     Raises:
         UserError: Naming the stage's key, its value and what would be right.
     """
@@ -67,10 +69,18 @@ def check_stages(config: RunConfig) -> None:
         return
     import diffusers
 
-    from compress.models.call import check_draws
+    from compress.models.call import check_call, check_draws
 
-    check_draws(getattr(diffusers, outline.kind, None), config.evaluate.images)
+    kind = getattr(diffusers, outline.kind, None)
+    check_call(kind, config.model.path)
+    check_draws(kind, config.evaluate.images)
     check_size(config.evaluate, outline)
+    for stage in config.stages:
+        try:
+            if check_teacher := getattr(stage.module, "check_teacher", None):
+                check_teacher(stage.config, outline)
+        except UserError as error:
+            raise stage.explain(error) from error
     denoiser = outline.denoiser()
     exact = True
     for stage in config.stages:

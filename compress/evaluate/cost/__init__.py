@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from compress.errors import UserError
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.cost.latency import compiled_latencies, image_latencies, latencies, spread
 from compress.evaluate.cost.memory import peak_memory
@@ -71,7 +72,7 @@ def measure_cost(
         every other model, ``bytes_by_dtype``, ``settings``, and ``conventions``: what each number is of.
 
     Raises:
-        UserError: ``folder`` holds no weights of the denoiser.
+        UserError: ``folder`` holds no weights of the denoiser, or the pipeline does not pass all that it takes.
         RuntimeError: The denoiser has a shape that its config does not describe.
     """
     model, component = denoiser(pipeline), denoiser_name(pipeline)
@@ -81,7 +82,10 @@ def measure_cost(
     images = min(config.latency_repeats, IMAGES)
     with bar() as progress:
         task = progress.add_task("measuring cost", total=4 + config.compiled)
-        counted = count(model, inputs)
+        try:
+            counted = count(model, inputs)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{type(pipeline).__name__} does not give its denoiser all it needs: {error}") from error
         progress.advance(task)
         passes = latencies(model, inputs, config.latency_repeats, device)
         seconds = spread("latency", passes)

@@ -88,6 +88,7 @@ def image_latencies(
         wanted = {
             "prompt": "an image", "generator": torch.Generator("cpu").manual_seed(0), "output_type": "np",
             "num_inference_steps": config.steps, "guidance_scale": config.guidance, **size(config),
+            "use_resolution_binning": False,
         }  # fmt: skip
         twin(**accepted(twin, wanted))
 

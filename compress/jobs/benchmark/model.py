@@ -1,12 +1,12 @@
 """The pipeline of a benchmark: any model, or a checkpoint of a run, which may be quantized."""
 
-import inspect
 import json
 from typing import TYPE_CHECKING, Any
 
 import compress.models
 from compress.errors import UserError, bad_value
 from compress.models import ModelConfig
+from compress.models.call import refusal
 from compress.models.folder import DENOISERS
 from compress.run.output import model_folder
 from compress.store import checkpoint
@@ -33,13 +33,10 @@ def check_text(model: ModelConfig) -> None:
     """Checks that the pipeline needs text only; of a model on the hub only the index is downloaded.
 
     Raises:
-        UserError: It takes no text, or an image too.
+        UserError: It takes no text, or needs more.
     """
-    kind = pipeline_class(model)
-    taken = inspect.signature(kind.__call__).parameters
-    if "prompt" not in taken or "strength" in taken:
-        what = "takes no text" if "prompt" not in taken else "needs an input image"
-        raise bad_value("model.path", model.path, f"a text-to-image pipeline; a {kind.__name__} {what}")
+    if why := refusal(pipeline_class(model)):
+        raise bad_value("model.path", model.path, f"a text-to-image pipeline; {why}")
 
 
 def load_model(model: ModelConfig, dtype: "torch.dtype") -> "DiffusionPipeline":

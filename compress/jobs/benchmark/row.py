@@ -16,6 +16,7 @@ from compress.jobs.benchmark.config import Choices
 from compress.jobs.benchmark.model import load_model
 from compress.jobs.benchmark.prompt import embedding_names
 from compress.models import ModelConfig
+from compress.models.inputs import own_size
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -130,9 +131,8 @@ def _load(task: Task) -> "DiffusionPipeline":
 
 def _size(pipeline: "DiffusionPipeline", task: Task) -> tuple[int, int]:
     """Height and width of the images in pixels."""
-    side = pipeline.unet.config.sample_size if hasattr(pipeline, "unet") else pipeline.default_sample_size
-    sides = side if isinstance(side, list | tuple) else (side, side)
-    return (task.height or sides[0] * pipeline.vae_scale_factor, task.width or sides[1] * pipeline.vae_scale_factor)
+    height, width = own_size(pipeline)
+    return task.height or height, task.width or width
 
 
 def _cost(task: Task, seconds: list[float], baseline: int) -> dict[str, Any]:

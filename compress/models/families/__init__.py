@@ -73,8 +73,10 @@ class Family:
         blocks: Module list to the config key of its length, where the blocks do not depend on their place.
         widths: Width inside of blocks to the config key that sets it while what the blocks add to keeps its width:
             ``feed_forward`` (a key that holds hidden channels over the block's own) and ``heads`` (of cross-attention).
+        places: Config keys that list the places of those of ``transformer_blocks`` that have something more.
+        keep_last: Whether the last block of a list differs from all others, so that it has to stay.
         packed: Whether latents are a sequence ``(b, n, c)`` and not an image ``(b, c, h, w)``.
-        side: Latents' side at the model's own size, where the config does not say.
+        time_scale: What the pipeline multiplies timesteps by before the denoiser gets them.
     """
 
     classes: tuple[str, ...]
@@ -83,17 +85,21 @@ class Family:
     features: "Callable[[nn.Module], list[str]]"
     blocks: Mapping[str, str] = field(default_factory=dict)
     widths: Mapping[str, str] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
+    keep_last: bool = False
     packed: bool = False
+    time_scale: float = 1.0
+
+
+def families() -> list[Family]:
+    """All that are known."""
+    return [importlib.import_module(f"compress.models.families.{module}").FAMILY for module in FAMILIES]
 
 
 def family_of(denoiser: object) -> Family | None:
     """The family of a denoiser, by its class; None where it is not known."""
     name = type(denoiser).__name__
-    for module in FAMILIES:
-        family: Family = importlib.import_module(f"compress.models.families.{module}").FAMILY
-        if name in family.classes:
-            return family
-    return None
+    return next((family for family in families() if name in family.classes), None)
 
 
 def spread_blocks(model: "nn.Module", lists: Sequence[str], most: int = 4) -> list[str]:

@@ -32,4 +32,5 @@ FAMILY = Family(
     features=lambda model: spread_blocks(model, ["transformer_blocks", "single_transformer_blocks"]),
     blocks={"transformer_blocks": "num_layers", "single_transformer_blocks": "num_single_layers"},
     packed=True,
+    time_scale=1e-3,
 )

@@ -23,4 +23,6 @@ FAMILY = Family(
     example=example,
     features=lambda model: spread_blocks(model, ["transformer_blocks"]),
     blocks={"transformer_blocks": "num_layers"},
+    places=("dual_attention_layers",),
+    keep_last=True,  # it gives no text features, which only the last block may
 )

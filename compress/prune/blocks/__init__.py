@@ -3,7 +3,7 @@
 Every architecture has a class that holds what is left of a model of it (:class:`Blocks`); the rest works on any.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any, Protocol
 
 from compress.errors import UserError
@@ -30,22 +30,21 @@ class Blocks(Protocol):
         """What could be removed next: what it is part of, its name, and what would be left, expressible or not."""
 
 
-def read_blocks(model_class: str, config: Mapping[str, Any]) -> Blocks:
-    """All blocks of a denoiser.
-
-    Args:
-        model_class: Name of its class.
-        config: Its config.
+def read_blocks(denoiser: Any) -> Blocks:
+    """All blocks of a denoiser, which may be on the meta device.
 
     Raises:
         UserError: No block can be removed from a model of this class or architecture.
     """
-    from compress.prune.blocks.transformer import LISTS, read_transformer
+    from compress.models.families import families, family_of
+    from compress.prune.blocks.transformer import read_transformer
     from compress.prune.blocks.unet import read_unet
 
-    if model_class == "UNet2DConditionModel":
-        return read_unet(config)
-    if model_class in LISTS:
-        return read_transformer(model_class, config)
-    known = ", ".join(["UNet2DConditionModel", *LISTS])
-    raise UserError(f"blocks cannot be removed from {model_class}: known are {known}")
+    name = type(denoiser).__name__
+    if name == "UNet2DConditionModel":
+        return read_unet(dict(denoiser.config))
+    family = family_of(denoiser)
+    if family is not None and family.blocks:
+        return read_transformer(family, dict(denoiser.config))
+    known = ", ".join(["UNet2DConditionModel", *(name for one in families() if one.blocks for name in one.classes)])
+    raise UserError(f"blocks cannot be removed from {name}: known are {known}")

@@ -68,7 +68,7 @@ class Subject:
     def __init__(self, denoiser: Any, inputs: Inputs) -> None:
         self.denoiser = denoiser
         self.model_class = type(denoiser)
-        self.blocks = read_blocks(self.model_class.__name__, dict(denoiser.config))
+        self.blocks = read_blocks(denoiser)
         self.weights = {**dict(denoiser.named_buffers()), **checked_weights(denoiser)}
         self.costs = count_costs(denoiser, self.blocks, inputs)
 

@@ -194,8 +194,8 @@ def test_the_command_refuses_a_mistake_before_any_row(
 @pytest.mark.parametrize(
     ("kind", "why"),
     [
-        ("DDPMPipeline", "takes no text"),
-        ("StableDiffusionInpaintPipeline", "needs an input image"),
+        ("DDPMPipeline", "takes no prompt"),
+        ("StableDiffusionInpaintPipeline", "needs image and mask_image"),
         ("NoSuchPipeline", "which diffusers"),
     ],
 )
