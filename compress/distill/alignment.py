@@ -88,7 +88,7 @@ def tapped(model: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, torch.
 
 
 def _feature(output: Any) -> Tensor:
-    """The image's features: a down block gives those of skip connections too, a joint block the text's, if any, first."""
+    """The image's features: a down block gives those of skip connections too, a joint block the text's before."""
     if not isinstance(output, tuple):
         return output
     first = output[0]
