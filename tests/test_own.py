@@ -161,7 +161,7 @@ def test_groups_of_a_config_dir_are_choices(own: Path) -> None:
             "bare.py has no STAGE (a compress.stage.Stage), no Config (a dataclass), no run(pipeline",
         ),
         (["recipe=mine", "stages.rescale.kind=[1]"], "stages.rescale.kind=[1]: expected a word"),
-        (["recipe=mine", "stages.prune.method=halve"], "one of your own is named with its package"),
+        (["recipe=mine", "stages.prune.method=halve"], "your own method is named with its package"),
     ],
 )
 def test_mistakes_are_one_message(own: Path, overrides: list[str], part: str) -> None:
@@ -250,4 +250,4 @@ def test_an_artifact_travels_with_the_checkpoint(
     assert cli(monkeypatch, *usual, "stages.rescale.method=own_package.export", "out=out") == 0
     assert (own / "out" / "checkpoint" / "artifact" / "weights.txt").read_text() == "0.5"
     assert cli(monkeypatch, *usual, "stages.rescale.method=own_package.empty", "out=other") == 2
-    assert "left no files in context.artifact" in capsys.readouterr().err
+    assert "wrote no files to context.artifact" in capsys.readouterr().err

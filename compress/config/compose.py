@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-RECIPE = "recipe@_global_"  # what Hydra calls the choice of a recipe
+RECIPE = "recipe@_global_"  # Hydra's name for the choice of a recipe
 
 
 def register_recipes() -> None:
-    """Makes every file in ``recipes/`` an option of Hydra's group ``recipe``."""
+    """Registers every file in ``recipes/`` as an option of Hydra's group ``recipe``."""
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
@@ -26,18 +26,18 @@ def register_recipes() -> None:
     for name, file in recipe_files().items():
         if file.parent.name == "recipes":
             store.store(group="recipe", name=name, node=OmegaConf.load(file))
-        else:  # Hydra finds the user's by itself, and would take another of that name for its schema
+        else:  # Hydra finds the user's recipe itself and would treat a registered one of that name as its schema
             store.repo.get("recipe", {}).pop(f"{name}.yaml", None)
 
 
 def use_config_dir(folder: str | None) -> None:
-    """Makes the groups and recipes in a folder of the user known, and forgets those of another.
+    """Uses the groups and recipes in a user's folder, in place of an earlier one.
 
     Args:
-        folder: Holds ``recipe/*.yaml`` and groups such as ``prune/*.yaml``; None: there is none.
+        folder: Holds ``recipe/*.yaml`` and groups such as ``prune/*.yaml``; None: no folder.
 
     Raises:
-        UserError: There is no such folder, or an option in it has a name that comes with the package.
+        UserError: The folder does not exist, or one of its options has a name that the package uses.
     """
     folders.config_dirs.clear()
     if folder is None:
@@ -49,7 +49,7 @@ def use_config_dir(folder: str | None) -> None:
         name = file.relative_to(conf_folder())
         if (path / name).is_file():
             raise UserError(
-                f"{path / name}: compress has a {name.with_suffix('')} of its own, which would be taken: rename yours"
+                f"{path / name}: the package already has {name.with_suffix('')} and would use that one: rename yours"
             )
     folders.config_dirs.append(path)
 
@@ -59,7 +59,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> "DictConfig"
 
     Args:
         overrides: ``["recipe=prune", "stages.prune.ratio=0.4"]``.
-        config_dir: A folder of the user's own recipes and groups.
+        config_dir: A folder with the user's recipes and groups.
 
     Raises:
         UserError: An unknown recipe, option or key, or an override that cannot be read.
@@ -78,7 +78,7 @@ def compose(overrides: list[str], config_dir: str | None = None) -> "DictConfig"
 def option(group: str, name: str) -> dict[str, Any]:
     """The values of one option of a config group, such as ``prune`` and ``magnitude``.
 
-    A name with a dot is a method of the user's own: a module, which has no file of values.
+    A name with a dot is a user's method: a module without a file of values.
 
     Raises:
         UserError: There is no such option.
@@ -94,9 +94,9 @@ def option(group: str, name: str) -> dict[str, Any]:
 
 
 def quoted(overrides: list[str]) -> list[str]:
-    """Puts quotes around values that Hydra cannot read without, such as names of folders with an umlaut or a bracket.
+    """Quotes values that Hydra cannot read unquoted, such as folder names with an umlaut or a bracket.
 
-    Values that begin as a list, a dictionary or a quoted text stay, so that a mistake in one is named.
+    Values that begin like a list, a dictionary or a quoted text stay, so that a mistake in one is reported.
 
     Args:
         overrides: As on the command line.
@@ -118,17 +118,17 @@ def quoted(overrides: list[str]) -> list[str]:
 
 
 def place_choices(overrides: list[str]) -> list[str]:
-    """Says for every choice of a stage's method that it is meant for the stage of that kind's name.
+    """Adds Hydra's package to choices of a stage's method and of the recipe.
 
     ``prune=taylor`` becomes ``prune@stages.prune=taylor``, and ``prune/importance=l1`` becomes
     ``prune/importance@stages.prune.importance=l1``. ``recipe=prune`` becomes ``recipe@_global_=prune``, so that a
-    recipe is for the whole config whether it says so or not; a recipe given as a file is registered. All else stays.
+    recipe needs no ``# @package _global_``; a recipe given as a file is registered. All else stays.
 
     Args:
         overrides: As on the command line.
 
     Raises:
-        UserError: A recipe's file is not there or cannot be read.
+        UserError: A recipe's file is missing or cannot be read.
     """
     return [_placed(override) for override in overrides]
 
@@ -144,7 +144,7 @@ def _placed(override: str) -> str:
 
 
 def _recipe(value: str) -> str:
-    """The name of a recipe; one given as a file becomes a recipe of that file's name."""
+    """The name of a recipe; a file is registered under its name."""
     text = value.strip("'\"")
     if "/" not in text and not text.endswith((".yaml", ".yml")):
         return value
@@ -156,10 +156,10 @@ def _recipe(value: str) -> str:
         raise UserError(f"recipe={text}: no such file; a recipe is a file or one of {', '.join(recipe_files())}")
     try:
         node = OmegaConf.load(file)
-    except Exception as error:  # noqa: BLE001 - of YAML's parser, of the encoding, of OmegaConf
+    except Exception as error:  # noqa: BLE001 - from YAML's parser, the encoding or OmegaConf
         raise UserError(f"recipe={text}: cannot be read as YAML ({' '.join(str(error).split())})") from error
     if not isinstance(node, DictConfig):
-        raise UserError(f"recipe={text}: expected a file of keys and values, as the recipes of compress are")
+        raise UserError(f"recipe={text}: expected a YAML file of keys and values")
     name = re.sub(r"\W", "_", file.stem)
     if name in recipe_files():
         name += f"_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
@@ -168,11 +168,11 @@ def _recipe(value: str) -> str:
 
 
 def explain(error: Exception, overrides: list[str]) -> str:
-    """One of Hydra's or OmegaConf's errors in a sentence that names the key and what would be right.
+    """An error of Hydra or OmegaConf as one sentence that names the key and what would be right.
 
     Args:
-        error: What Hydra raised for ``overrides``.
-        overrides: Used to find the keys there are.
+        error: Raised by Hydra for ``overrides``.
+        overrides: Used to find the existing keys.
     """
     from hydra.errors import MissingConfigException, OverrideParseException
 
@@ -212,7 +212,7 @@ def _no_option(group: str, option: str, options: list[str]) -> str:
 
 
 def _no_key(key: str, overrides: list[str]) -> str:
-    """Names the keys there are where ``key`` was looked for."""
+    """The message for an unknown key, with the known keys at its place."""
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -240,7 +240,7 @@ def _no_key(key: str, overrides: list[str]) -> str:
 
 
 def _no_stage(key: str, place: str, overrides: list[str]) -> str:
-    """Says that the recipe has no such stage, or the stage no such choice, and which there are."""
+    """The message for an unknown stage or choice, with the known ones."""
     kind, _, choice = key.partition("/")
     given = next((o for o in overrides if o.partition("=")[0].partition("@")[0].lstrip("+~") == key), key)
     if not options(key):
@@ -260,7 +260,7 @@ def _no_stage(key: str, place: str, overrides: list[str]) -> str:
 
 
 def _stages(kind: str, overrides: list[str]) -> "DictConfig":
-    """The stages of the recipe, with methods of ``kind`` as they were chosen where that is possible."""
+    """The stages of the recipe, with the chosen methods of ``kind`` where possible."""
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -276,6 +276,6 @@ def _stages(kind: str, overrides: list[str]) -> "DictConfig":
 
 
 def sentence(recipe: Path) -> str:
-    """What a recipe says about itself: the comment in its first line."""
+    """A recipe's description: the comment in its first line."""
     with recipe.open(encoding="utf-8") as stream:
         return stream.readline().lstrip("# ").strip()

@@ -1,15 +1,15 @@
-"""Where configs, recipes and methods are, and the folders that runs write to."""
+"""Folders of configs, recipes and methods, and the default folder of a run."""
 
 from datetime import datetime
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
-NOT_STAGES = ("model", "data", "evaluate", "track", "benchmark")  # groups of conf/ that hold no stage
-config_dirs: list[Path] = []  # the user's, of --config-dir; see compress.config.compose.use_config_dir
+NOT_STAGES = ("model", "data", "evaluate", "track", "benchmark")  # groups of conf/ without stages
+config_dirs: list[Path] = []  # the user's --config-dir; see compress.config.compose.use_config_dir
 
 
 def default_out(recipe_name: str, begun: datetime | None = None) -> Path:
-    """``runs/<recipe>/<time stamp with microseconds>``, of now where no time is given."""
+    """``runs/<recipe>/<time stamp with microseconds>``; ``begun`` is now by default."""
     return Path("runs") / recipe_name / f"{begun or datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
 
 
@@ -25,18 +25,18 @@ def known_methods(kind: str) -> list[str]:
 
 
 def groups() -> list[str]:
-    """Config groups, those of the user among them, without recipes."""
+    """Config groups of the package and the user, without recipes."""
     found = {file.parent.name for folder in conf_folders() for file in folder.glob("*/*.yaml")}
     return sorted(found - {"recipe", "hydra"})
 
 
 def stage_groups() -> list[str]:
-    """Config groups that hold methods of stages: the package's, and those that the user added."""
+    """Config groups of stages, of the package and the user."""
     return [name for name in groups() if name not in NOT_STAGES]
 
 
 def options(group: str) -> list[str]:
-    """The options of a group, or of a group in a group such as ``prune/importance``; empty where there is none."""
+    """The options of a group, perhaps nested such as ``prune/importance``; empty for an unknown group."""
     return sorted({file.stem for folder in conf_folders() for file in (folder / group).glob("*.yaml")})
 
 
@@ -51,7 +51,7 @@ def conf_folders() -> list[Path]:
 
 
 def recipe_files() -> dict[str, Path]:
-    """The recipes by name: those that come with the package, and the user's, which count where both have a name."""
+    """The recipes by name; a user's recipe takes precedence over the package's of that name."""
     own = [file for folder in config_dirs for file in sorted((folder / "recipe").glob("*.yaml"))]
     return {file.stem: file for file in [*sorted(_folder("recipes").glob("*.yaml")), *own]}
 

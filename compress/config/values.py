@@ -1,4 +1,4 @@
-"""Plain values into config dataclasses: names, types and messages that name the whole key."""
+"""Builds config dataclasses from plain values, with messages that name the full key."""
 
 import dataclasses
 import difflib
@@ -11,21 +11,21 @@ from compress.errors import UserError, bad_value
 T = TypeVar("T")
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""The values of ``precision``, and what torch calls the dtype."""
+"""Values of ``precision`` and torch's name of the dtype."""
 
 EXPECTED = {float: "a number", int: "a whole number", bool: "true or false", str: "text"}
 
 
 def build(cls: type[T], values: Any, path: str) -> T:
-    """Makes a config dataclass from plain values, checking names and types; ranges are the dataclass's own business.
+    """Makes a config dataclass from plain values and checks names and types; the dataclass checks its ranges.
 
     Args:
         cls: A dataclass, perhaps with dataclasses as fields.
-        values: The mapping found in the recipe.
-        path: Its key, ``"stages.prune"``; ``""`` at the top.
+        values: The mapping in the recipe.
+        path: Its key, such as ``"stages.prune"``; ``""`` at the top.
 
     Raises:
-        UserError: With the whole key.
+        UserError: With the full key.
     """
     if not isinstance(values, dict):
         raise bad_value(path, values, "keys and values")
@@ -46,14 +46,14 @@ def build(cls: type[T], values: Any, path: str) -> T:
 
 
 def unknown_key(path: str, key: str, known: list[str]) -> str:
-    """The message for a key that does not exist, with the nearest that does."""
+    """The message for an unknown key, with the nearest known one."""
     if not known:
         return f"{_join(path, key)}: no such key, and {path} is empty; a key is added with + before it"
     return f"{_join(path, key)}: no such key{nearest(key, known)}; known: {', '.join(known)}"
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """``" (did you mean ratio?)"`` where one is near, else nothing."""
+    """``" (did you mean ratio?)"``, or empty if no known word is near."""
     near = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
@@ -63,7 +63,7 @@ def _join(path: str, key: str) -> str:
 
 
 def _typed(hint: Any, value: Any, key: str) -> Any:
-    """``value`` as the type ``hint`` asks for, converted as OmegaConf does (``"3"`` to 3, 1 to 1.0)."""
+    """``value`` converted to the type ``hint`` as OmegaConf does (``"3"`` to 3, 1 to 1.0)."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -78,13 +78,13 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
     try:
         schema = OmegaConf.structured(dataclasses.make_dataclass("Field", [("value", hint)]))
     except OmegaConfBaseException:
-        return value  # a union OmegaConf cannot express: the dataclass that has it checks it itself
+        return value  # a union that OmegaConf cannot express: its dataclass checks it
     try:
         schema.value = value
         converted = typing.cast(dict[str, Any], OmegaConf.to_container(schema))["value"]
     except OmegaConfBaseException as error:
         if typing.get_origin(hint) is dict and isinstance(value, dict):
-            for name, part in value.items():  # say which of them it is
+            for name, part in value.items():  # name the wrong one
                 _typed(typing.get_args(hint)[1], part, _join(key, str(name)))
         such = f", such as [{value}]" if isinstance(value, str | int | float) and _holds_list(hint) else ""
         raise bad_value(key, value, _describe(hint) + such) from error
@@ -92,7 +92,7 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
 
 
 def _holds_list(hint: Any) -> bool:
-    """Whether a type is a list, perhaps or null."""
+    """Whether a type is a list, or a list or null."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return any(typing.get_origin(part) in (list, tuple) for part in (typing.get_args(hint) if union else (hint,)))
 

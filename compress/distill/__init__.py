@@ -1,4 +1,4 @@
-"""Distillation: a compressed denoiser is trained to do what its teacher does."""
+"""Distillation: trains a compressed denoiser to follow its teacher."""
 
 from compress.system.callable import make_callable
 

@@ -1,4 +1,4 @@
-"""Which features of student and teacher belong together, and how they become comparable."""
+"""Pairs the features of student and teacher and makes them comparable."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ from compress.system.random import generator
 
 
 def kept_channels(history: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """The teacher's channels that are left in each block after all stages before.
+    """The teacher's channels that remain in each block after all earlier stages.
 
     Args:
-        history: Entries whose ``details`` may hold ``kept``, block -> indices into what the stage before left, and
-            ``blocks``, block -> the block of the stage before that it is, or None where it gives something else.
+        history: Entries whose ``details`` may hold ``kept``, block -> indices into the channels that the stage before
+            left, and ``blocks``, block -> its block in the stage before, or None where its output changed.
 
     Returns:
         Block -> indices into the teacher's channels.
@@ -32,7 +32,7 @@ def kept_channels(history: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
             elif not now or max(now) < len(before):
                 kept[block] = [before[i] for i in now]
             else:
-                # Something in between changed the block; nobody knows any more which channels these are.
+                # Another stage changed the block, so the channels' origin is unknown.
                 kept[block] = []
     return {block: indices for block, indices in kept.items() if indices}
 
@@ -40,16 +40,16 @@ def kept_channels(history: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
 def matching_blocks(
     student: nn.Module, teacher: nn.Module, history: Iterable[Mapping[str, Any]] = ()
 ) -> dict[str, str]:
-    """Pairs the student's blocks with the teacher's, as far as there are pairs.
+    """Pairs the student's blocks with the teacher's where possible.
 
-    A UNet's down blocks are paired from the first and its up blocks from the last, so that a student without the
-    innermost level is compared at the resolutions that it has. Blocks of a transformer that lost some are paired with
-    those that they were; of one without history, by their names.
+    A UNet's down blocks are paired from the first and its up blocks from the last, so a student without the innermost
+    level is compared at its own resolutions. Blocks of a pruned transformer are paired by its history, without a
+    history by name.
 
     Args:
         student: The smaller denoiser.
         teacher: Of the same family.
-        history: Entries whose ``details`` may hold ``blocks``, block to the block of the stage before that it was.
+        history: Entries whose ``details`` may hold ``blocks``, block -> its block in the stage before.
     """
     family, theirs_family = family_of(student), family_of(teacher)
     if family is None or theirs_family is not family:
@@ -70,7 +70,7 @@ def matching_blocks(
 
 @contextmanager
 def tapped(model: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """Collects the outputs of ``blocks`` whenever ``model`` runs; its hooks are gone afterwards, errors or not."""
+    """Collects the outputs of ``blocks`` when ``model`` runs; removes its hooks afterwards."""
     outputs: dict[str, torch.Tensor] = {}
 
     def hook(name: str) -> Any:
@@ -88,7 +88,7 @@ def tapped(model: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, torch.
 
 
 def _feature(output: Any) -> Tensor:
-    """The image's features: a down block gives those of skip connections too, a joint block the text's before."""
+    """The image's features: a down block also returns those of skip connections, a joint block the text's first."""
     if not isinstance(output, tuple):
         return output
     first = output[0]
@@ -98,18 +98,18 @@ def _feature(output: Any) -> Tensor:
 class Alignment(nn.Module):
     """Makes a student's features comparable with its teacher's.
 
-    The teacher's channels that the student has left are picked; where it is not known which they are, a learned 1x1
-    projection brings the student's features to the teacher's width.
+    The teacher's channels that the student kept are selected; where they are unknown, a learned 1x1 projection brings
+    the student's features to the teacher's width.
 
     Args:
         ours: The student's features, block to ``(1, c, h, w)`` or ``(1, n, c)``; only shapes count.
-        theirs: The teacher's, under the student's names.
-        kept: Block to the teacher's channels that the student has, in its order.
+        theirs: The teacher's features under the student's names.
+        kept: Block to the teacher's channels that the student kept, in its order.
         seed: Of the projections' initial weights.
 
     Attributes:
         how: Block to ``same``, ``kept`` or ``projection``.
-        skipped: Block to the reason why it is not compared.
+        skipped: Block to the reason it is not compared.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Alignment(nn.Module):
                 self.projections[_key(name)] = projection.to(feature.device)
 
     def forward(self, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
-        """From features ``(b, ...)`` to pairs of one shape: the student's, and in float32 what they should be."""
+        """From features ``(b, ...)`` to pairs of one shape: the student's, and their targets in float32."""
         pairs = {}
         for name, how in self.how.items():
             mine, target = ours[name], theirs[name].float()
@@ -154,7 +154,7 @@ class Alignment(nn.Module):
 
 
 def _channels(feature: Tensor) -> int:
-    """The axis of the channels: of an image the second, of a sequence the last."""
+    """The channel axis: second of an image, last of a sequence."""
     return 1 if feature.ndim == 4 else feature.ndim - 1
 
 
@@ -163,4 +163,4 @@ def _places(feature: Tensor) -> tuple[int, ...]:
 
 
 def _key(name: str) -> str:
-    return name.replace(".", "_")  # a module's name must not hold a dot
+    return name.replace(".", "_")  # a module name cannot contain a dot

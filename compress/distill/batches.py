@@ -13,11 +13,11 @@ from compress.system.random import generator
 
 @dataclass(frozen=True)
 class Batch:
-    """A part of one step's batch, on the CPU.
+    """A part of a step's batch, on the CPU.
 
     Attributes:
         latents: ``(b, ...)``, clean.
-        noise: Of the same shape, standard normal.
+        noise: Same shape, standard normal.
         timesteps: ``(b,)`` integers in [0, timesteps of the schedule).
         conditions: Of b prompts.
     """
@@ -30,17 +30,17 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batches:
-    """A source of batches: what is drawn depends on the seed and the step alone.
+    """A source of batches that depend on the seed and the step only.
 
-    An example gets the same noise with any number of processes, and nothing has to be remembered to continue a
-    training. Every example comes once before any comes again.
+    An example gets the same noise with any number of processes, and resuming needs no state. Every example is used
+    once per epoch.
 
     Attributes:
         examples: To draw from.
-        size: Of a whole batch, over all processes.
+        size: Of a batch, over all processes.
         timesteps: Of the schedule.
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
-        seed: The run's.
+        seed: Of the run.
     """
 
     examples: Examples
@@ -62,7 +62,7 @@ class Batches:
 
 
 def drawn(count: int, size: int, seed: int, step: int) -> Tensor:
-    """The examples of a step's batch, ``(size,)`` of ``count``: each comes once before any comes again."""
+    """Indices of a step's examples, ``(size,)`` in [0, count); every example is used once per epoch."""
     first = step * size
     return torch.stack([_order(count, seed, i // count)[i % count] for i in range(first, first + size)])
 

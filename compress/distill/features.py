@@ -15,7 +15,7 @@ from compress.config.values import nearest
 from compress.errors import UserError, bad_value
 from compress.stage import Stage, StageContext, StageReport, declares
 
-# torch and diffusers are imported where they are needed: a config can be checked without loading them.
+# torch and diffusers are imported in functions, so that checking a config does not load them.
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
@@ -32,7 +32,7 @@ STAGE = Stage(version=1, distributed=True, by_names=True, tag="distillation")
 
 
 LOSSES = {"noise": 1.0, "output": 1.0, "features": 0.1}
-"""The losses of BK-SDM with their weights."""
+"""The losses of BK-SDM and their weights."""
 
 
 @dataclass(frozen=True)
@@ -41,24 +41,23 @@ class Config:
 
     Attributes:
         steps: Optimizer steps, at least 1.
-        batch_size: Examples an optimizer step, over all processes; a multiple of the number of processes times
-            ``gradient_accumulation``.
-        gradient_accumulation: Parts in which a process computes its share of a batch, at least 1. Needs less memory
-            and gives the same result up to rounding.
+        batch_size: Examples a step, over all processes; a multiple of processes times ``gradient_accumulation``.
+        gradient_accumulation: Parts in which a process computes its share of a batch, at least 1; saves memory, same
+            result up to rounding.
         max_examples: At most this many examples, chosen at random by the seed; None: all.
         learning_rate: AdamW's peak, above 0.
         schedule: What follows the warm-up: ``cosine`` or ``linear`` down to 0, or ``constant``.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         weight_decay: AdamW's, at least 0.
         max_grad_norm: Gradients are clipped to this norm, above 0.
-        losses: Name of a loss (a file of :mod:`compress.distill.losses`, or a module of one's own) to its weight, at
-            least 0; one of weight 0 is left out.
-        min_snr_gamma: Noise and output errors weigh min(SNR, gamma) / SNR (Hang et al. 2023,
-            https://arxiv.org/abs/2303.09556), above 0; None: every timestep weighs the same.
+        losses: Name of a loss (a file of :mod:`compress.distill.losses`, or your own module) to its weight, at least 0;
+            0 leaves it out.
+        min_snr_gamma: Noise and output errors are weighted by min(SNR, gamma) / SNR (Hang et al. 2023,
+            https://arxiv.org/abs/2303.09556), above 0; None: equal weights.
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
-        ema_decay: Largest decay of the averaged weights that the student ends with, in [0, 1).
-        mixed_precision: ``no``, ``bf16`` (autocast), or ``auto``: bf16 where the device computes it natively. ``no``
-            in a run whose precision is bf16 or fp16 means ``auto``: the trained weights themselves are float32.
+        ema_decay: Largest decay of the averaged weights, which the student ends with, in [0, 1).
+        mixed_precision: ``no``, ``bf16`` (autocast), or ``auto``: bf16 where the device computes it natively. In a
+            bf16 or fp16 run ``no`` means ``auto``, since the trained weights are float32.
         save_every: Steps between two training states, at least 1.
         log_every: Steps between two points of the curves, each the mean since the last, at least 1.
     """
@@ -133,10 +132,10 @@ def _is_module(name: str) -> bool:
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
-    """Trains ``pipeline``'s denoiser to follow ``context.teacher``'s; every process of the run calls it.
+    """Trains ``pipeline``'s denoiser to follow ``context.teacher``'s; called in every process of the run.
 
     Raises:
-        UserError: Student, teacher and data do not fit each other, or the training diverged.
+        UserError: Student, teacher and data do not match, or the training diverged.
     """
     from datetime import timedelta
 
@@ -152,7 +151,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         raise UserError(
             f"the student predicts {ours!r} and its teacher {theirs!r}: the scheduler's prediction_type differs"
         )
-    # The others wait while the first process encodes the examples, which may take longer than the usual half hour.
+    # The others wait while the first process encodes the examples, perhaps for longer than the usual half hour.
     state = PartialState(cpu=context.device.type == "cpu", timeout=timedelta(hours=12))
     with state.main_process_first():
         examples = cached_examples(
@@ -179,7 +178,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":
-    """Refuses a student that cannot follow its teacher, whatever their weights are; the student keeps its shape.
+    """Refuses a student that cannot follow its teacher with any weights; the student keeps its shape.
 
     Raises:
         UserError: See :func:`distill`.
@@ -227,29 +226,29 @@ def distill(
 
     Needs no pipeline and no Hydra, only ``examples`` (see :func:`compress.data.examples.encode_examples`). With a
     ``folder`` it saves training states there and continues from the newest; on a CPU with the same number of threads
-    the weights are, bit for bit, those of a run that was never stopped. Works under ``accelerate launch``: the batch is
-    split among the processes.
+    the weights equal those of an uninterrupted run bit for bit. ``accelerate launch`` splits the batch among the
+    processes.
 
     Args:
-        student: A denoiser of diffusers; trained in float32 and left in its dtype.
-        teacher: One of the same family; stays as it is.
+        student: A denoiser of diffusers; trained in float32 and returned to its dtype.
+        teacher: One of the same family; unchanged.
         examples: Latents ``(n, ...)`` and the conditions of m captions.
-        scheduler: The diffusers scheduler that the two work with; its schedule of noise and prediction type are used.
+        scheduler: Their diffusers scheduler; its noise schedule and prediction type are used.
         config: See :class:`Config`.
         seed: Of the examples' order, timesteps, noise and dropped prompts.
         device: Where to train.
-        history: Entries of the stages between teacher and student, as ``compress.json`` holds them. Their ``details``
-            say which channels are left (``kept``) and which blocks (``blocks``); blocks of other widths that are not
-            in it are compared through a learned 1x1 projection.
-        keep_zeros: Whether weights of Conv2d and Linear that are zero stay so, as after pruning to a sparsity.
-        folder: Where training states go; None: nowhere.
-        log: Takes metrics and the number of steps done.
+        history: Entries of the stages between teacher and student, as in ``compress.json``. Their ``details`` name the
+            remaining channels (``kept``) and blocks (``blocks``); other blocks of another width are compared through
+            a learned 1x1 projection.
+        keep_zeros: Whether zero weights of Conv2d and Linear stay zero, as after sparse pruning.
+        folder: For training states; None: no states.
+        log: Called with metrics and the number of steps done.
 
     Returns:
         Coverage, ``details`` (steps, number of examples, final losses, how each block was compared) and curves.
 
     Raises:
-        UserError: Student, teacher and examples do not fit each other, or the training diverged.
+        UserError: Student, teacher and examples do not match, or the training diverged.
         KeyboardInterrupt: After Ctrl-C, once the step is finished and its state saved.
     """
     import torch
@@ -267,7 +266,7 @@ def distill(
 
     check_pair(student, teacher)
     schedule, losses, history = schedule_of(scheduler, student), load_losses(config.losses), list(history)
-    # Autocast is ours to switch: the accelerator's follows the environment, which no key of the config shows.
+    # We switch autocast: the accelerator's follows the environment, not the config.
     device = torch.device(device)
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
     if accelerator.num_processes > 1:
@@ -319,7 +318,7 @@ def _align(
     history: list[Mapping[str, Any]],
     device: "torch.device",
 ) -> "Alignment":
-    """Runs both on one example to see the features' shapes."""
+    """Runs both on one example for the features' shapes."""
     import torch
 
     from compress.distill.alignment import Alignment, kept_channels

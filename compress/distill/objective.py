@@ -1,4 +1,4 @@
-"""The objective of a distillation: student and frozen teacher see the same batch, and losses compare them."""
+"""The objective of a distillation: losses compare student and frozen teacher on the same batch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -15,11 +15,11 @@ from compress.models.schedule import Schedule
 
 
 class Teacher:
-    """A frozen denoiser whose predictions and features are asked for.
+    """A frozen denoiser that gives predictions and features.
 
     Args:
         model: In evaluation mode, in any dtype.
-        taps: Where its features appear when it runs, under its own names of blocks.
+        taps: Filled with its features when it runs, by its names of blocks.
         pairs: The student's blocks to the teacher's.
         autocast: Context of a pass of a teacher in float32.
     """
@@ -42,13 +42,13 @@ class Objective(nn.Module):
     """Student and losses in one module, so that distributed training sees one forward pass.
 
     Args:
-        student: The denoiser that is trained.
-        teacher: None where no loss looks at it.
+        student: The denoiser to train.
+        teacher: None if no loss uses it.
         schedule: Of the noise.
         losses: At least one.
-        alignment: Of the features; None where no loss looks at them.
-        taps: Where the student's features appear when it runs.
-        gamma: Of min-SNR weights; None: every timestep weighs the same.
+        alignment: Of the features; None if no loss uses them.
+        taps: Filled with the student's features when it runs.
+        gamma: Of min-SNR weights; None: equal weights.
         autocast: Context of the student's pass.
         device: Where to compute.
     """
@@ -71,7 +71,7 @@ class Objective(nn.Module):
         self._gamma, self._autocast, self._device = gamma, autocast, device
 
     def forward(self, batch: Batch) -> Tensor:
-        """The weighted sum of the losses and each of them, means over the batch, ``(1 + number of losses,)``."""
+        """The weighted sum of the losses and each loss, means over the batch, ``(1 + number of losses,)``."""
         device = self._device
         latents, noise = batch.latents.to(device, torch.float32), batch.noise.to(device)
         timesteps = batch.timesteps.to(device)
@@ -94,11 +94,11 @@ class Objective(nn.Module):
 
 
 def predict(model: nn.Module, noisy: Tensor, times: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """What a denoiser predicts of noisy latents, ``(b, ...)``."""
+    """A denoiser's prediction for noisy latents, ``(b, ...)``."""
     conditions = batch.conditions.inputs(slice(None), noisy.device, dtype)
     return model(**{**conditions, sample_name(model): noisy, "timestep": times}, return_dict=False)[0]
 
 
 def _like(output: Tensor, target: Tensor) -> Tensor:
-    """In float32, without the variance that some models predict beside the mean."""
+    """The output in float32, without the variance that some models predict too."""
     return output[:, : target.shape[1]].float()

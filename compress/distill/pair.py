@@ -1,4 +1,4 @@
-"""Student and teacher while one learns from the other: whether they fit, and how they are arranged."""
+"""Checks that student and teacher match, and prepares them for training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ from compress.models.families import family_of
 
 
 def check_pair(student: Any, teacher: Any) -> None:
-    """Checks from their configs that a student can learn from a teacher; both may be on the meta device.
+    """Checks by their configs that a student can learn from a teacher; both may be on the meta device.
 
     Raises:
-        UserError: They cannot; the message says why.
+        UserError: It cannot, with the reason.
     """
     if student is teacher:
         raise UserError("student and teacher are the same module; load the teacher separately or copy it")
@@ -33,11 +33,11 @@ def check_pair(student: Any, teacher: Any) -> None:
 
 @contextmanager
 def arranged(student: nn.Module, teacher: nn.Module, device: torch.device) -> Iterator[None]:
-    """Student in float32 and in training mode, teacher in evaluation mode, both channels last; all undone afterwards.
+    """Sets the student to float32 and training mode, the teacher to evaluation mode, both channels last; undone after.
 
-    Convolutions are faster channels last. It is undone because the layout decides the last bits of an output, and a
-    checkpoint is read back in the usual layout. On a CPU the student attends step by step: there the backward pass of
-    torch's fused attention takes several times as long as that of plain matrix products.
+    Convolutions are faster channels last. The layout changes the last bits of an output, and a checkpoint is read back
+    in the usual layout. On a CPU the student uses plain attention: the backward pass of torch's fused attention takes
+    several times as long there.
     """
     processors = dict(student.attn_processors) if device.type == "cpu" and hasattr(student, "attn_processors") else {}
     if processors and all(isinstance(processor, AttnProcessor2_0) for processor in processors.values()):

@@ -1,4 +1,4 @@
-"""Training states: everything that is needed to go on after a crash as if nothing had happened."""
+"""Training states: everything needed to resume exactly after a crash."""
 
 import json
 import signal
@@ -22,13 +22,13 @@ _PATTERN = "state-*.safetensors"
 
 @dataclass
 class Record:
-    """What was measured so far.
+    """The measurements so far.
 
     Attributes:
         step: Steps done.
         curves: Name -> ``[[step, value], ...]``.
         window: The losses of each step since the last point of the curves.
-        figures: What an evaluation of the averaged weights gave, each with its ``step``.
+        figures: Results of evaluations of the averaged weights, each with its ``step``.
     """
 
     step: int = 0
@@ -38,7 +38,7 @@ class Record:
 
 
 def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], record: Record) -> None:
-    """Writes the state after ``record.step`` steps and keeps it and the one before.
+    """Writes the state after ``record.step`` steps; keeps it and the previous one.
 
     Raises:
         UserError: The folder cannot be written or the disk is full.
@@ -50,7 +50,7 @@ def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], record: Record
 
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], Record] | None:
-    """Reads the newest state that is whole; a damaged one is passed over with a warning."""
+    """Reads the newest intact state; warns about a damaged one."""
     for file in sorted(folder.glob(_PATTERN), reverse=True):
         try:
             with safe_open(file, "pt") as opened:
@@ -60,7 +60,7 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], Record] | None:
                 raise ValueError("its checksum is wrong")
             return tensors, Record(**json.loads(metadata["record"]))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            text = f"the training state {file} is damaged ({error}); going on from an older one or from the start"
+            text = f"the training state {file} is damaged ({error}); continuing from an older one or from the start"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
     return None
 
@@ -90,7 +90,7 @@ def unpack(
     optimizer: torch.optim.Optimizer,
     average: list[torch.Tensor],
 ) -> None:
-    """Puts the tensors of :func:`pack` back, in place.
+    """Restores the tensors of :func:`pack`, in place.
 
     Raises:
         UserError: They belong to another model.
@@ -100,13 +100,13 @@ def unpack(
     shapes |= {f"ema.{i}": tensor.shape for i, tensor in enumerate(average)}
     found = {name: t.shape for name, t in tensors.items() if name.startswith("weight.") or name in shapes}
     if found != shapes:
-        raise UserError("the training state belongs to another student; give this training a folder of its own")
+        raise UserError("the training state belongs to another student; use another folder for this training")
     with torch.no_grad():
         for i, tensor in enumerate(average):
             tensor.copy_(tensors[f"ema.{i}"])
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
-            # In the parameter's own memory layout, as AdamW makes them: sums in another order have other last bits.
+            # In the parameter's memory layout, as AdamW makes them: another order of sums changes the last bits.
             moments: dict[str, Any] = {
                 key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
             }
@@ -115,10 +115,10 @@ def unpack(
 
 @contextmanager
 def held_interrupt() -> Iterator[Callable[[], bool]]:
-    """Holds Ctrl-C back, so that it never falls in the middle of a step; a second one acts at once.
+    """Delays Ctrl-C to the end of a step; a second one acts at once.
 
     Yields:
-        A function that tells whether Ctrl-C was pressed.
+        A function that returns whether Ctrl-C was pressed.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False

@@ -1,4 +1,4 @@
-"""A training loop: a source of batches, an objective, AdamW, averaged weights, exact resume, many processes."""
+"""A training loop: a source of batches, an objective, AdamW, averaged weights, exact resume, several processes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -70,16 +70,16 @@ class Trainer:
     """Trains an objective's parameters.
 
     Args:
-        objective: From a batch to ``(1 + k,)``: what is minimized, and k numbers to look at. A mean over examples.
+        objective: From a batch to ``(1 + k,)``: the loss and k numbers to log, means over examples.
         batches: From a step and a slice of its batch to a batch.
         settings: See :class:`TrainerSettings`.
-        names: Of the numbers that the objective gives.
-        accelerator: Of the processes that take part; without mixed precision of its own.
+        names: Of the k numbers.
+        accelerator: Of the processes that take part; without mixed precision.
         averaged: Parameters that end with their averages; None: all.
         mask: Called between the backward pass and the optimizer's step.
-        folder: Where training states go and where one is continued from; None: nowhere.
-        log: Takes metrics and the number of steps done; called in the first process.
-        evaluate: Called at every save in the first process, with the averaged weights in place; what it returns joins
+        folder: For training states, continued from the newest; None: no states.
+        log: Called with metrics and the number of steps done, in the first process.
+        evaluate: Called at every save in the first process, with the averaged weights in place; its result is added to
             the record's figures.
         title: Of the progress bar.
     """
@@ -130,7 +130,7 @@ class Trainer:
             raise UserError(f"the processes found different training states in {self.folder}; share one folder")
         self.model = accelerator.prepare_model(self.objective, device_placement=False)
         for point in zip(*record.curves.values(), strict=True):
-            # The tracker of this process has not seen the curves' beginning.
+            # The tracker of this process lacks the beginning of the curves.
             self.log({name: p[1] for name, p in zip(record.curves, point, strict=True)}, int(point[0][0]))
         column = TextColumn("loss {task.fields[loss]}")
         with held_interrupt() as pressed, bar(column, disable=not accelerator.is_main_process) as shown:
@@ -154,7 +154,7 @@ class Trainer:
         return record
 
     def _step(self, step: int, pressed: Callable[[], bool]) -> tuple[list[float], bool]:
-        """One optimizer step; returns the objective's numbers, and whether anybody pressed Ctrl-C."""
+        """One optimizer step; returns the objective's numbers, and whether Ctrl-C was pressed in any process."""
         accelerator, settings = self.accelerator, self.settings
         total = torch.zeros(len(self.names), device=self.parameters[0].device)
         for number, part in enumerate(self.parts):
@@ -166,7 +166,7 @@ class Trainer:
         if self.mask is not None:
             self.mask()
         norm = accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm)
-        # One message carries all: whether anybody pressed Ctrl-C too, so that all processes stop at the same step.
+        # One message for all, with Ctrl-C included, so that all processes stop at the same step.
         message = torch.stack([*total, torch.as_tensor(norm), total.new_tensor(float(pressed()))])
         *figures, norm_value, stop = accelerator.reduce(message, "mean").tolist()
         if not all(map(math.isfinite, [*figures, norm_value])):
@@ -198,8 +198,7 @@ class Trainer:
         tensors, record = found
         if record.step > self.settings.steps:
             raise UserError(
-                f"{self.folder} holds a training of more than {self.settings.steps} steps; give this training a folder "
-                "of its own"
+                f"{self.folder} holds a training of more than {self.settings.steps} steps; use another folder"
             )
         unpack(tensors, self.objective, self.optimizer, self.ema.shadow_params if self.ema is not None else [])
         if self.ema is not None:
@@ -211,7 +210,7 @@ class Trainer:
             save_state(self.folder, pack(self.objective, self.optimizer, self.ema.shadow_params), self.record)
 
     def _point(self, rate: float) -> dict[str, float]:
-        """Closes the window: its means become a point of every curve."""
+        """Adds the means of the window as a point of every curve and clears it."""
         record = self.record
         means = [sum(column) / len(column) for column in zip(*record.window, strict=True)]
         record.window.clear()
@@ -226,7 +225,7 @@ def autocast(wanted: str, dtype: torch.dtype, device: torch.device) -> Callable[
 
     Args:
         wanted: ``no``, ``bf16``, or ``auto``: bf16 where the device computes it natively.
-        dtype: Of the run; in half precision ``no`` means ``auto``, since what is trained is float32.
+        dtype: Of the run; in half precision ``no`` means ``auto``, since the trained weights are float32.
         device: Where to compute.
     """
     if wanted == "no" and dtype != torch.float32:
@@ -244,7 +243,7 @@ def _native_bf16(device: torch.device) -> bool:
 
 
 def _parts(settings: TrainerSettings, accelerator: Accelerator) -> list[slice]:
-    """The parts of a batch that this process computes, one after the other."""
+    """The parts of a batch that this process computes, in order."""
     processes, count = accelerator.num_processes, settings.gradient_accumulation
     if settings.batch_size % (processes * count):
         expected = f"a multiple of processes x gradient_accumulation, which is {processes} x {count}"
@@ -255,4 +254,4 @@ def _parts(settings: TrainerSettings, accelerator: Accelerator) -> list[slice]:
 
 
 def _no_log(metrics: dict[str, float], step: int) -> None:
-    """Takes the place of a log where none is wanted."""
+    """Discards the metrics."""

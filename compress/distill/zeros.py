@@ -1,4 +1,4 @@
-"""Zeros that a stage before made, and that training leaves alone."""
+"""Keeps the zero weights of earlier stages during training."""
 
 from collections.abc import Iterable
 
@@ -8,14 +8,13 @@ from compress.errors import UserError
 
 
 class Zeros:
-    """Those weights of a student's Conv2d and Linear that are zero now and have to stay so.
+    """The zero weights of a student's Conv2d and Linear, which stay zero.
 
-    Their gradients are masked before anything looks at them. So AdamW's moments of them stay zero, and with them its
-    steps; decay multiplies and averaging mixes zeros. Whatever was renamed or narrowed since they were made, the
-    weights themselves tell where they are.
+    Their gradients are masked first. So AdamW's moments and steps stay zero, and weight decay and averaging keep zeros.
+    The weights themselves mark the zeros, so renamed or narrowed layers need no record.
 
     Args:
-        modules: The student's, in the dtype and memory format that they are trained in; none: no zeros are kept.
+        modules: The student's, in the dtype and memory format of the training; empty: no zeros are kept.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -24,22 +23,22 @@ class Zeros:
         self._masks = [(weight, mask) for weight, mask in every if not mask.all()]
 
     def mask_gradients(self) -> None:
-        """Sets the gradients of these weights to zero."""
+        """Sets their gradients to zero."""
         for weight, mask in self._masks:
             if weight.grad is not None:
                 weight.grad.mul_(mask)
 
     def check(self) -> None:
-        """Checks that they are still zero, as they might not be in a training state of another student.
+        """Checks that they are still zero.
 
         Raises:
-            UserError: They are not.
+            UserError: They are not, as with a training state of another student.
         """
         if any(weight.detach().masked_select(~mask).any() for weight, mask in self._masks):
             raise UserError(
-                "the training state belongs to a student without these zeros; give this training a folder of its own"
+                "the training state belongs to a student without these zeros; use another folder for this training"
             )
 
     def count(self) -> int:
-        """How many weights are zero, by the weights as they are."""
+        """Number of weights that are zero now."""
         return sum(weight.numel() - int(weight.count_nonzero()) for weight, _ in self._masks)

@@ -1,8 +1,8 @@
 """int8 weights for every Conv2d and Linear, in torchao's tensors, which stock diffusers loads.
 
 A weight w of output channel c becomes q = round(w / s_c) in [-127, 127] with s_c = max |w| / 127 over the channel:
-symmetric, one scale per output channel, no activations (W8A16 in the words of Jacob et al. 2018,
-https://arxiv.org/abs/1712.05877, section 2). No rounding error exceeds s_c / 2.
+symmetric, one scale per output channel, float activations (Jacob et al. 2018, https://arxiv.org/abs/1712.05877,
+section 2). No rounding error exceeds s_c / 2.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,7 +37,7 @@ STAGE = Stage(
     limits=("Its int8 weights save memory and disk; without a compiler they are not faster than float.",),
 )
 
-LEVELS = 127  # largest magnitude of a quantized weight; -128 is unused, so that the levels are symmetric
+LEVELS = 127  # largest magnitude of a quantized weight; -128 is unused, so the levels are symmetric
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Config:
 
     Attributes:
         bits: Bits per weight: 8.
-        skip: Shell patterns of the names of modules that stay in float.
+        skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
     """
 
     bits: int = 8
@@ -67,16 +67,16 @@ class Config:
 
 @dataclass(frozen=True)
 class QuantizeReport:
-    """What :func:`quantize_weights` did.
+    """Result of :func:`quantize_weights`.
 
     Attributes:
-        modules: Names of the modules whose weights are int8 now.
+        modules: Names of the modules with int8 weights.
         skipped: Modules left in float, with the reason.
         params: Share of the denoiser's parameters that are int8, in [0, 1].
-        macs: Share of the MACs done with int8 weights, in [0, 1]; None if the denoiser's inputs are not known.
-        left_float: Kind of parameter to ``{"params": number, "why": reason}``, for those outside of the modules.
+        macs: Share of the MACs with int8 weights, in [0, 1]; None if the denoiser's inputs are unknown.
+        left_float: Kind of parameter to ``{"params": number, "why": reason}``, outside of the modules.
         rounding: Module to the largest rounding error of a weight, relative to the largest weight of its channel.
-        zero_channels: Output channels whose weights are all zero; they stay exactly zero.
+        zero_channels: Number of output channels that are all zero; they stay exactly zero.
     """
 
     modules: list[str]
@@ -127,16 +127,16 @@ def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs |
 
     Args:
         unet: A denoiser of diffusers with float weights.
-        skip: Shell patterns (``fnmatch``) of the names of modules that stay in float.
-        inputs: Keyword arguments of the pass whose multiply-accumulates count; None: one at the model's own size, where
-            it is known what the denoiser takes.
+        skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
+        inputs: Keyword arguments of the pass whose MACs are counted; None: one at the model's own size, if the
+            denoiser's inputs are known.
 
     Returns:
-        What was quantized, what was not and why, and how much rounding cost.
+        What was quantized, what was not and why, and the rounding errors.
 
     Raises:
-        UserError: If the weights are quantized already or not finite, a pattern matches no Conv2d or Linear, or none
-            is left to quantize. The denoiser is unchanged then.
+        UserError: The weights are quantized already or not finite, a pattern matches no Conv2d or Linear, or none is
+            left to quantize. The denoiser is then unchanged.
     """
     if getattr(unet, "hf_quantizer", None) is not None:
         raise UserError("the denoiser is quantized already: quantize it once, from float weights")
@@ -177,7 +177,7 @@ def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs |
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
-    """Refuses patterns that fit no layer; every layer keeps its shape.
+    """Refuses patterns that match no layer; every layer keeps its shape.
 
     Raises:
         UserError: See :func:`quantize_weights`.
@@ -187,7 +187,7 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
 
 
 def _choose(unet: nn.Module, skip: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Every Conv2d and Linear by name, and those of them that stay in float with the reason."""
+    """Every Conv2d and Linear by name, and the reason of each that stays in float."""
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
     for pattern in skip:
         if not any(fnmatchcase(name, pattern) for name in layers):
@@ -207,15 +207,15 @@ def _int8(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     hide_notices()
     from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor, PerRow
 
-    # In float32, with scales of our own: torchao's are kept above the epsilon of the weight's dtype, and in bfloat16
-    # that is coarser than most weights.
+    # In float32, with our scales: torchao's are at least the epsilon of the weight's dtype, which in bfloat16 is
+    # coarser than most weights.
     dtype = weight.dtype
     shape = (-1, *[1] * (weight.dim() - 1))
     if weight.dim() == 2:
         scale = _scale(largest, torch.float32).reshape(shape)
         quantized = Int8Tensor.from_hp(weight.float().contiguous(), PerRow(), scale=scale)
         return Int8Tensor(quantized.qdata, scale, quantized.block_size, dtype, zero_point=quantized.zero_point)
-    # Loading casts this one's scales to the dtype asked for: they must be numbers of that dtype from the start.
+    # Loading casts the scales to the requested dtype, so they must be representable in it.
     scale = _scale(largest, dtype).float().reshape(shape)
     return IntxUnpackedToInt8Tensor.from_hp(
         weight.float().contiguous(),
@@ -228,9 +228,9 @@ def _int8(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
 
 
 def _scale(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Scales in ``dtype``, rounded up so that the largest weight of no channel is clipped."""
+    """Scales in ``dtype``, rounded up so that no weight is clipped."""
     numbers = torch.finfo(dtype)
-    # Any scale but zero will do for a channel of zeros. float16 needs its smallest numbers for scales, others do not.
+    # A channel of zeros needs any scale but zero. Only float16 needs its smallest numbers for scales.
     lowest = numbers.tiny * numbers.eps if dtype == torch.float16 else numbers.tiny
     exact = (largest / LEVELS).clamp(min=lowest)
     scale = exact.to(dtype)
@@ -240,13 +240,13 @@ def _scale(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _tell_diffusers(unet: Any, float_linears: list[str]) -> None:
-    """Makes ``unet`` what diffusers would have made of it, so that it saves and loads as torchao's."""
+    """Marks ``unet`` as quantized by torchao, as diffusers does, so that it saves and loads."""
     from diffusers import TorchAoConfig
     from diffusers.quantizers.torchao.torchao_quantizer import TorchAoHfQuantizer
     from torchao.quantization import FqnToConfig, Int8WeightOnlyConfig
 
-    # Diffusers reads from it that the weights are torchao's; what each is stands in the weight file. Naming the
-    # config by FqnToConfig avoids a warning, wrong here, against loading int8 in another dtype than bfloat16.
+    # It tells diffusers that the weights are torchao's; the weight file holds their types. FqnToConfig avoids a
+    # warning, wrong here, against loading int8 in another dtype than bfloat16.
     config = TorchAoConfig(FqnToConfig({"re:.*": Int8WeightOnlyConfig()}), modules_to_not_convert=float_linears or None)
     quantizer = TorchAoHfQuantizer(config, pre_quantized=True)
     quantizer.validate_environment()
@@ -255,7 +255,7 @@ def _tell_diffusers(unet: Any, float_linears: list[str]) -> None:
 
 
 def _count_floats(unet: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[int, dict[str, tuple[int, str]]]:
-    """Number of parameters, and those that no Conv2d or Linear holds as its weight: ``{kind: (number, why)}``."""
+    """Number of parameters, and those outside of Conv2d and Linear weights: ``{kind: (number, why)}``."""
     total = 0
     floats: dict[str, tuple[int, str]] = {}
     for name, parameter in unet.named_parameters():

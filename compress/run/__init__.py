@@ -1,1 +1,1 @@
-"""How a recipe of stages runs: its config, keys, checks and output."""
+"""Runs a recipe of stages: config, keys, checks and output."""

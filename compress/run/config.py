@@ -1,4 +1,4 @@
-"""From recipe and overrides to one checked, frozen :class:`RunConfig`; ``DictConfig`` ends here."""
+"""Checks a composed config and makes it a frozen :class:`RunConfig`; ``DictConfig`` ends here."""
 
 import dataclasses
 import importlib
@@ -30,9 +30,9 @@ class StageConfig:
 
     Attributes:
         name: Its key under ``stages``.
-        kind: Folder of its method: ``prune``, ``distill``, ``quantize``, ...; a method of the user's may have another.
-        method: Module in that folder, or of the user's: ``my_package.my_stage``.
-        config: The method's own ``Config``.
+        kind: Folder of its method: ``prune``, ``distill``, ``quantize``, ...; a user's method may have any.
+        method: Module in that folder, or a user's: ``my_package.my_stage``.
+        config: The method's ``Config``.
     """
 
     name: str
@@ -42,23 +42,23 @@ class StageConfig:
 
     @property
     def module(self) -> types.ModuleType:
-        """The module that holds the method."""
+        """The method's module."""
         return importlib.import_module(module_name(self.kind, self.method))
 
     @property
     def declared(self) -> Stage:
-        """What the method declares of itself."""
+        """The method's ``STAGE``."""
         return self.module.STAGE
 
     def explain(self, error: UserError) -> UserError:
-        """The message of a method, with the whole key where it names one of its config's."""
+        """A method's error with the stage's name, and with the full key if the message begins with one."""
         own = str(error).partition("=")[0].partition(".")[0] in dataclasses.asdict(self.config)
         return UserError(f"stages.{self.name}{'.' if own else ': '}{error}")
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that decides a run.
+    """All settings of a run.
 
     Attributes:
         recipe_name: Name of the recipe.
@@ -67,7 +67,7 @@ class RunConfig:
         stages: In the order they run.
         evaluate: What is measured.
         track: Where curves and numbers go besides the report.
-        seed: Seed of everything random, in [0, 2^32).
+        seed: Of everything random, in [0, 2^32).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         out: Folder of the run.
@@ -89,7 +89,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Settings:
-    """The keys at the top that belong to no group."""
+    """The top-level keys outside of the groups."""
 
     recipe_name: str
     seed: int = 0
@@ -114,7 +114,7 @@ def check_device_name(device: str) -> None:
     """Checks the form of a device's name.
 
     Raises:
-        UserError: It is none of auto, cpu, cuda, cuda:N and mps.
+        UserError: It is not auto, cpu, cuda, cuda:N or mps.
     """
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or (":" in device and (kind != "cuda" or not index.isdigit())):
@@ -122,11 +122,11 @@ def check_device_name(device: str) -> None:
 
 
 def to_run_config(cfg: "DictConfig") -> RunConfig:
-    """Checks a composed config as a whole and makes it a :class:`RunConfig`.
+    """Checks a composed config and makes it a :class:`RunConfig`.
 
     Raises:
-        UserError: An unknown key, a value of the wrong type or out of range, an unknown method, or an order of stages
-            that cannot work; the message names the key, the value and what would be right.
+        UserError: An unknown key or method, a value of the wrong type or out of range, or an impossible order of
+            stages.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -166,7 +166,7 @@ def to_run_config(cfg: "DictConfig") -> RunConfig:
 
 
 def check_order(stages: tuple[StageConfig, ...]) -> None:
-    """Refuses a stage that needs float weights after one that leaves none, and any after one that leaves an artifact.
+    """Refuses a stage that needs float weights after one that leaves none, and any stage after an artifact.
 
     Raises:
         UserError: Naming both stages.
@@ -223,15 +223,15 @@ def stage_config(name: str, values: Any, path: str) -> StageConfig:
 
 
 def module_name(kind: str, method: str) -> str:
-    """The module of a method: one of ours by its kind, or one of the user's by its dotted name."""
+    """The module of a method: the package's, or the user's by its dotted name."""
     return method if "." in method else f"compress.{kind}.{method}"
 
 
 def _own_module(path: str, method: str) -> types.ModuleType:
-    """A method of the user's, from the current folder or installed.
+    """A user's method, from the current folder or installed.
 
     Raises:
-        UserError: It cannot be imported, or lacks something that a method has.
+        UserError: It cannot be imported or is incomplete.
     """
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -243,7 +243,7 @@ def _own_module(path: str, method: str) -> types.ModuleType:
         raise UserError(
             f"{path}.method={method}: there is no module {error.name}, neither in {os.getcwd()} nor installed"
         ) from error
-    except Exception as error:  # noqa: BLE001 - whatever a module can raise while it is imported
+    except Exception as error:  # noqa: BLE001 - importing a module can raise anything
         raise UserError(f"{path}.method={method}: cannot be imported: {type(error).__name__}: {error}") from error
     config = getattr(module, "Config", None)
     missing = [
@@ -264,6 +264,6 @@ def _choice(path: str, key: str, value: Any, known: list[str]) -> str:
     if value not in known:
         if value is None:
             raise UserError(f"{path}.{key} is missing: expected one of {', '.join(known)}")
-        own = "; one of your own is named with its package, my_package.my_stage" if key == "method" else ""
+        own = "; your own method is named with its package, my_package.my_stage" if key == "method" else ""
         raise UserError(f"{path}.{key}={value}: unknown{nearest(str(value), known)}; known: {', '.join(known)}{own}")
     return str(value)

@@ -1,4 +1,4 @@
-"""How long the parts of a run will take, from what earlier runs left in the store."""
+"""Estimates how long the parts of a run take, from earlier runs in the store."""
 
 import json
 from dataclasses import asdict
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from compress.run.keys import Plan
     from compress.store import Store
 
-NEWEST = 200  # entries of the store that are looked at
+NEWEST = 200  # entries of the store that are read
 DOING = {"prune": ("pruning", "pruned"), "distill": ("training", "trained"), "quantize": ("quantizing", "quantized")}
 EVALUATION = "evaluation"
 
 
 def parts(plan: "Plan") -> list[Part]:
-    """The parts of a run in their order: the teacher's evaluation, the noise floor, each stage and its evaluation."""
+    """The parts of a run in order: the teacher's evaluation, the noise floor, each stage and its evaluation."""
     config, store = plan.config, plan.store
     known = _evaluation_seconds(store, plan.like)
     made = _newest(store.root.glob("[!.]*/compress.json"))
@@ -38,12 +38,12 @@ def parts(plan: "Plan") -> list[Part]:
 
 
 def doing(kind: str) -> tuple[str, str]:
-    """What a stage of a kind does, and has done."""
+    """Present participle and past participle for a kind of stage."""
     return DOING.get(kind, ("running", "done"))
 
 
 def _evaluation_seconds(store: "Store", like: str) -> float | None:
-    """What the newest evaluation of the same model and settings took, if any."""
+    """Seconds of the newest evaluation of the same model and settings, or None."""
     for found in _newest((store.root / "evaluations").glob("*/evaluation.json")):
         if found.get("like") == like and found.get("seconds") is not None:
             return float(found["seconds"])
@@ -51,7 +51,7 @@ def _evaluation_seconds(store: "Store", like: str) -> float | None:
 
 
 def _stage_seconds(made: list[dict[str, Any]], teacher: str, stage: "StageConfig") -> float | None:
-    """What the newest checkpoint of the same method on the same model took, in proportion to steps and batch size."""
+    """Seconds of the newest checkpoint of the same method and model, scaled by steps and batch size, or None."""
     ours = asdict(stage.config)
     for info in made:
         entry = info["stages"][-1]
@@ -67,7 +67,7 @@ def _stage_seconds(made: list[dict[str, Any]], teacher: str, stage: "StageConfig
 
 
 def _newest(files: Any) -> list[dict[str, Any]]:
-    """What the newest of the files hold; those that cannot be read are left out, as nothing depends on them."""
+    """The content of the newest files; unreadable ones are skipped."""
     dated: list[tuple[float, Path]] = []
     for file in files:
         try:

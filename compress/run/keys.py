@@ -1,4 +1,4 @@
-"""The keys of a run: what decides the content of each checkpoint and evaluation, and whether it is in the store."""
+"""The keys of a run's checkpoints and evaluations, and whether they are in the store."""
 
 import importlib.metadata
 import json
@@ -19,18 +19,18 @@ from compress.store import Store, checkpoint
 if TYPE_CHECKING:
     import torch
 
-LIBRARIES = ("torch", "diffusers", "transformers")  # and those that a stage says its checkpoint needs
+LIBRARIES = ("torch", "diffusers", "transformers")  # and those that a stage declares
 
 
 @dataclass(frozen=True)
 class Step:
-    """A stage with its place in the store.
+    """A stage with its key.
 
     Attributes:
-        stage: What to do.
-        key: Of the checkpoint it leads to.
+        stage: Its config.
+        key: Of its checkpoint.
         parent: Key of the checkpoint it starts from; ``None`` is the teacher.
-        cached: Whether the checkpoint was there when the run began.
+        cached: Whether the checkpoint was in the store when the run began.
     """
 
     stage: StageConfig
@@ -40,14 +40,14 @@ class Step:
 
 
 class Plan:
-    """All keys of a run, from its config and the fingerprints of its teacher and data alone.
+    """All keys of a run, from its config and the fingerprints of teacher and data.
 
-    Every entry of the store that the run would use is verified here, before anything is computed.
+    Every entry of the store that the run would use is verified here.
 
     Args:
-        config: The run's.
-        store: Where to look.
-        device: Where the run computes; latencies depend on it.
+        config: Of the run.
+        store: Of the run.
+        device: Of the run; latencies depend on it.
 
     Raises:
         UserError: An entry is damaged.
@@ -75,7 +75,7 @@ class Plan:
         self._libraries: dict[str, tuple[str, ...]] = {self.teacher: LIBRARIES}  # by the key of a checkpoint
         self.teacher_evaluation = self._evaluation(self.teacher, None)
         self.noise_floor = self._evaluation(self.teacher, self.teacher_evaluation)
-        # Evaluations of one such key take about as long as each other.
+        # Evaluations with the same key take about the same time.
         names = ("evaluate", "precision", "hardware")
         self.like = store.key({"model": self.teacher, **{name: self._shared[name] for name in names}})
         self.steps: list[Step] = []
@@ -89,7 +89,7 @@ class Plan:
         return self._evaluation(step.key, self.teacher_evaluation, sampled=step.stage.declared.sampled)
 
     def images(self, checkpoint: str | None, other_seeds: bool) -> str:
-        """Key of the images that are sampled of a checkpoint, of the teacher where it is None."""
+        """Key of the images sampled from a checkpoint; None is the teacher."""
         key = checkpoint or self.teacher
         about = {"checkpoint": key, "other_seeds": other_seeds, "libraries": self._versions(key)}
         return self.store.key(about | self._of_images)
@@ -122,14 +122,14 @@ class Plan:
 
 
 def changed(config: Any, default: Any = None) -> dict[str, Any]:
-    """The values of a config that are not its defaults, as plain values.
+    """The values of a config that differ from their defaults, as plain values.
 
-    What is hashed into the key of a checkpoint: a key that is added later, with a default under which nothing changes,
-    leaves the keys of old checkpoints as they were.
+    They are hashed into the key of a checkpoint, so a new config key whose default changes nothing keeps the keys of
+    old checkpoints.
 
     Args:
         config: A dataclass, perhaps with dataclasses as values.
-        default: What it is compared with; None: its class with nothing given but the fields that have no default.
+        default: Compared with; None: its class with only the fields that have no default given.
     """
     found: dict[str, Any] = {}
     if default is None:
@@ -149,10 +149,10 @@ def changed(config: Any, default: Any = None) -> dict[str, Any]:
 
 
 def _check_same(stage: StageConfig, folder: Path) -> None:
-    """Refuses a checkpoint that was made with other values, as when a default changed and the version did not.
+    """Refuses a checkpoint made with other values, as when a default changed without a new version.
 
     Raises:
-        UserError: Naming the key and both values.
+        UserError: With the key and both values.
     """
     made = _flat(checkpoint.read_info(folder)["stages"][-1]["config"])
     now = _flat(json.loads(json.dumps(asdict(stage.config))))
@@ -160,7 +160,7 @@ def _check_same(stage: StageConfig, folder: Path) -> None:
         if made[key] != now[key]:
             raise UserError(
                 f"stages.{stage.name}.{key}={now[key]}: the checkpoint {folder} of that key was made with {made[key]}: "
-                f"where a default of {stage.kind}={stage.method} changes, the version in its STAGE has to be raised"
+                f"where a default of {stage.kind}={stage.method} changes, raise the version in its STAGE"
             )
 
 
@@ -172,13 +172,13 @@ def _flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _of_evaluation(config: EvaluateConfig) -> dict[str, Any]:
-    """The settings that decide what an evaluation holds; ``keep_images`` only where it is set."""
+    """The settings that decide an evaluation's content; ``keep_images`` only if set."""
     values = asdict(config)
     return {key: values[key] for key in values if key != "noise_floor" and (key != "keep_images" or values[key])}
 
 
 def _hashes(config: RunConfig) -> dict[str, str]:
-    """Hashes of the files that an evaluation looks at; a folder counts with all its files."""
+    """Hashes of the files that an evaluation reads; of a folder, over all its files."""
     settings = config.evaluate
     named = {"clip": settings.clip, "inception": settings.inception, "prompts": settings.prompts, **settings.encoders}
     named |= {"reference": settings.reference, "data.reference": config.data.reference_file}
@@ -187,7 +187,7 @@ def _hashes(config: RunConfig) -> dict[str, str]:
 
 
 def _hardware(device: "torch.device") -> list[str | int | None]:
-    """What a latency depends on."""
+    """Hardware that latencies depend on."""
     import torch
 
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder besides the report: the config, the final checkpoint, the last lines on screen."""
+"""A run's config file, final checkpoint and last lines on screen."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ pipeline = DiffusionPipeline.from_pretrained("{folder}", torch_dtype=torch.{dtyp
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
-    """A config as plain values, in the shape a recipe has."""
+    """A config as plain values in the layout of a recipe."""
     stages = {
         stage.name: {"kind": stage.kind, "method": stage.method, **dataclasses.asdict(stage.config)}
         for stage in config.stages
@@ -46,14 +46,14 @@ def write_config(config: RunConfig) -> None:
 def info(
     config: RunConfig, model: str, data: str, history: list[dict[str, Any]], model_file: str | None
 ) -> dict[str, Any]:
-    """What ``compress.json`` says about where a checkpoint came from.
+    """The part of ``compress.json`` that says how a checkpoint was made.
 
     Args:
-        config: The run's.
-        model: The teacher's fingerprint.
-        data: The data's.
+        config: Of the run.
+        model: Fingerprint of the teacher.
+        data: Fingerprint of the data.
         history: One entry a stage, this checkpoint's last.
-        model_file: Which one it carries, if any.
+        model_file: Of the checkpoint, if any.
     """
     return {
         "recipe": config.recipe_name,
@@ -68,7 +68,7 @@ def info(
 
 
 def stages_before(config: "ModelConfig") -> list[dict[str, Any]]:
-    """What earlier runs did to the teacher, by its ``compress.json``: ``name``, ``kind``, ``method``, ``declared``."""
+    """Stages of earlier runs in the teacher's ``compress.json``: ``name``, ``kind``, ``method``, ``declared``."""
     folder = model_folder(config)
     if not (folder / checkpoint.INFO).is_file():
         return []
@@ -78,7 +78,7 @@ def stages_before(config: "ModelConfig") -> list[dict[str, Any]]:
 
 
 def model_folder(config: "ModelConfig") -> Path:
-    """Where the teacher's files are; a model of the hub is in the hub's cache once it was looked up."""
+    """The folder of the teacher; for a hub model the one in the hub's cache."""
     if config.folder is not None:
         return config.folder
     from huggingface_hub import hf_hub_download
@@ -88,13 +88,13 @@ def model_folder(config: "ModelConfig") -> Path:
 
 
 def export(source: Path, target: Path, content: dict[str, Any]) -> None:
-    """Puts a checkpoint of the store where users look for it, with what was measured in its model card.
+    """Exports a checkpoint of the store, with the measurements in its model card.
 
-    Weights are hard links where the file system has them: they take no room, and the store notices if they are changed.
+    Weights are hard links where the file system has them, so they take no space.
 
     Args:
         source: A checkpoint in the store.
-        target: Its new place; one that is there is replaced.
+        target: The new folder; an existing one is replaced.
         content: New content of ``compress.json``.
     """
     with replace_folder_with(target) as beside:
@@ -114,19 +114,19 @@ def _link_weights(source: str, target: str) -> None:
 
 
 def track_report(tracker: "Tracker", result: dict[str, Any], folder: Path) -> None:
-    """Hands the finished table and images to the tracker."""
+    """Tracks the final table and images."""
     columns, rows = compress.report.plain_rows(result)
     images = {file.stem: file for file in sorted((folder / "images").glob("*.png"))}
     tracker.report(columns, rows, images)
 
 
 def print_end(console: "Console", result: dict[str, Any], config: RunConfig, tracked: str) -> None:
-    """The short table, the verdict, where things are, and how to load the checkpoint.
+    """Prints the short table, the verdict, the paths, and how to load the checkpoint.
 
     Args:
-        console: Where to.
+        console: To print to.
         result: As in ``report.json``.
-        config: The run's.
+        config: Of the run.
         tracked: Where the tracked runs are; empty without tracking.
     """
 

@@ -1,4 +1,4 @@
-"""What a run needs around it, checked before any weight is loaded: model, data, device, folders, room on the disk."""
+"""Checks before any weight is loaded: model, data, device, folders, disk space."""
 
 import errno
 import importlib.util
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from compress.models.outline import Outline
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-SPARE = 64 * 1024**2  # bytes wanted beyond the checkpoints: reports, images, logs
+SPARE = 64 * 1024**2  # bytes for reports, images and logs
 
 
 def check(config: RunConfig) -> "Verified | None":
-    """Checks everything that can be known before the run begins.
+    """Checks all that can be checked before the run begins.
 
     Returns:
-        What looking into every image of the training data gave; see :func:`compress.data.verify`.
+        The result of :func:`compress.data.verify`.
 
     Raises:
-        UserError: Naming the config key, its value and what would be right.
+        UserError: With the config key, its value and what would be right.
     """
     import compress.data
     import compress.track
@@ -46,17 +46,17 @@ def check(config: RunConfig) -> "Verified | None":
 
 
 def check_stages(config: RunConfig) -> None:
-    """Asks the methods whether they can do with the model what is asked of them, before a weight is loaded.
+    """Runs the methods' checks against the model, before a weight is loaded.
 
-    A method's ``check(config, denoiser, outline)`` gets the denoiser that the stages before will leave as a meta-device
-    model, and the :class:`compress.models.outline.Outline` of the teacher. It returns the denoiser that its stage would
-    leave; None where weights or examples decide that. Then the stages after it are asked if names of layers are all
-    that they look at (``Stage.by_names``), as long as no stage may have changed these.
+    A method's ``check(config, denoiser, outline)`` gets a meta-device model of the denoiser that the stages before will
+    leave, and the :class:`compress.models.outline.Outline` of the teacher. It returns the denoiser that its stage would
+    leave, or None if weights or examples decide that. After a None, only stages that look at nothing but names of
+    layers (``Stage.by_names``) are checked, as long as no stage may have changed the names.
 
     A method's ``check_teacher(config, outline)`` is asked before that, whatever the stages before it leave.
 
     Raises:
-        UserError: Naming the stage's key, its value and what would be right.
+        UserError: With the stage's key, its value and what would be right.
     """
     for stage in config.stages:
         for library in stage.declared.libraries:
@@ -102,7 +102,7 @@ def check_size(config: "EvaluateConfig", outline: "Outline") -> None:
     """Refuses an image size that the pipeline would refuse.
 
     Raises:
-        UserError: Naming the key, its value and the nearest that would do.
+        UserError: With the key, its value and the nearest valid one.
     """
     for key in ("height", "width"):
         value, multiple = getattr(config, key), outline.multiple
@@ -114,10 +114,10 @@ def check_size(config: "EvaluateConfig", outline: "Outline") -> None:
 
 
 def check_device(device: str) -> None:
-    """Refuses a device this machine does not have.
+    """Refuses a device that this machine does not have.
 
     Raises:
-        UserError: With the devices there are.
+        UserError: With the available devices.
     """
     import torch
 
@@ -129,10 +129,10 @@ def check_device(device: str) -> None:
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Writes and removes a file in ``folder``, and leaves no folder behind that was not there.
+    """Writes and removes a file in ``folder``; folders created for that are removed.
 
     Raises:
-        UserError: The folder, or a parent of it, cannot be made or written to.
+        UserError: The folder cannot be created or written to.
     """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     probe = folder / f".probe-{uuid.uuid4().hex}"
@@ -148,7 +148,7 @@ def check_writable(key: str, folder: Path) -> None:
         reason = error.strerror or str(error)
         raise UserError(f"{key}={folder}: cannot be written to ({reason}); give {key}= a folder that can") from error
     finally:
-        for path in missing:  # the deepest first; one that another run has filled meanwhile stays
+        for path in missing:  # the deepest first; one that another run now uses stays
             try:
                 path.rmdir()
             except OSError:
@@ -156,15 +156,15 @@ def check_writable(key: str, folder: Path) -> None:
 
 
 def check_room(folder: Path, checkpoint_bytes: int, checkpoints: int) -> None:
-    """Refuses to start where the disk cannot hold what is to be written.
+    """Refuses to start if the disk lacks space.
 
     Args:
         folder: The store, existing or not.
         checkpoint_bytes: Size of the teacher; a checkpoint is at most twice that (half precision becoming fp32).
-        checkpoints: How many are to be written.
+        checkpoints: Number of checkpoints to write.
 
     Raises:
-        UserError: With the bytes wanted and free.
+        UserError: With the bytes needed and free.
     """
     wanted = SPARE + 2 * checkpoint_bytes * checkpoints
     free = shutil.disk_usage(existing(folder)).free
@@ -186,7 +186,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def disk_full(error: BaseException, folder: Path) -> UserError:
-    """The message for a disk that is full; what is finished is kept."""
+    """The message for a full disk."""
     name = getattr(error, "filename", None) or folder
     return UserError(
         f"{name}: the disk is full ({error}); finished stages are kept: make room, or give out= and store= on another "
@@ -195,9 +195,9 @@ def disk_full(error: BaseException, folder: Path) -> UserError:
 
 
 def is_disk_full(error: BaseException, *folders: Path) -> bool:
-    """Whether an error, or one behind it, means that there is no room left.
+    """Whether an error or one of its causes means a full disk.
 
-    Some writers (safetensors, torch) hide the system's error in their own; a disk with nothing left tells as well.
+    Some writers (safetensors, torch) hide the system's error in their own, so the free space is checked too.
     """
     seen: BaseException | None = error
     while seen is not None:

@@ -1,4 +1,4 @@
-"""Runs a recipe: every stage is found in the store or computed, measured, tracked and reported."""
+"""Runs a recipe: each stage is computed or taken from the store, then measured, tracked and reported."""
 
 import gc
 import time
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from compress.evaluate.networks import Networks
 
 KEPT = ("kind", "method", "key", "seconds", "peak_memory_bytes", "peak_memory_of", "coverage", "curves")
-MOST_TEXT = 1000  # letters of a detail that the report repeats; longer ones stand in the checkpoint's compress.json
+MOST_TEXT = 1000  # characters of a detail in the report; longer ones are in the checkpoint's compress.json only
 
 
 class Inputs:
-    """What is expensive to load, loaded when first asked for and by every process for itself."""
+    """Teacher, data and networks, loaded on first use by each process."""
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         """Loads nothing."""
@@ -66,10 +66,9 @@ class Inputs:
         return Networks(self.config.evaluate, self.device)
 
     def student(self, parent: str | None) -> "DiffusionPipeline":
-        """A pipeline of its own: the teacher again, or a checkpoint of the store.
+        """A pipeline to change: the teacher, or a checkpoint of the store.
 
-        The teacher in memory is handed over if there is one, and loaded again when it is needed next: two large models
-        at a time may be one too many.
+        A teacher in memory is given away and loaded again when next needed: two large models may not fit.
         """
         if parent is None:
             loaded = self.__dict__.pop("teacher", None)
@@ -80,14 +79,14 @@ class Inputs:
 def run_recipe(config: RunConfig) -> dict[str, Any]:
     """Runs a recipe and writes its report, images and final checkpoint to ``config.out``.
 
-    Under ``accelerate launch`` every process calls it; the first does all the work but for evaluations and for the
-    stages that are made for many processes.
+    Under ``accelerate launch`` every process calls it; all share evaluations and stages made for several processes,
+    the first does the rest.
 
     Returns:
         The report as in ``report.json``; empty in processes other than the first.
 
     Raises:
-        UserError: Something the user can put right; before anything is computed where that is possible.
+        UserError: A user's mistake; before anything is computed where possible.
     """
     device = processes.join(config.device)
     inputs = Inputs(config, device)
@@ -105,14 +104,14 @@ def run_recipe(config: RunConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is to be measured.
+    """A checkpoint or teacher to measure.
 
     Attributes:
         key: Of the evaluation.
         checkpoint: Key of the checkpoint; None is the teacher.
-        folder: Where its files are.
+        folder: Of its files.
         teacher: Key of the teacher's evaluation; None for that evaluation itself.
-        sampled: Whether images are sampled from it, where the evaluation samples any.
+        sampled: Whether images are sampled from it, if the evaluation samples any.
     """
 
     key: str
@@ -123,12 +122,12 @@ class _Subject:
 
     @property
     def is_noise_floor(self) -> bool:
-        """Whether it is the teacher once more, from other noise."""
+        """Whether it is the teacher with other seeds."""
         return self.checkpoint is None and self.teacher is not None
 
 
 class _Run:
-    """The first process's part: it alone prints, tracks and writes, and tells the others what to do with it."""
+    """The first process's part: it alone prints, tracks and writes, and sends the others their work."""
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.config, self.store = inputs, inputs.config, inputs.store
@@ -149,7 +148,7 @@ class _Run:
         output.write_config(config)
         self.overall = Overall(estimate.parts(self.plan))
         self.overall.say(f"{config.recipe_name} of {config.model.path}, to {config.out}")
-        # Of a multirun's job the folder above says which multirun.
+        # In a multirun the parent folder names the multirun.
         group = "-".join([config.recipe_name, *(name for name in config.out.parts[-2:] if name != config.recipe_name)])
         tracker = compress.track.start(config.track, group, config.out, output.plain(config))
         try:
@@ -162,7 +161,7 @@ class _Run:
         return result
 
     def _report(self, tracker: Tracker, begun: float, verified: "Verified | None") -> dict[str, Any]:
-        """Runs all stages and writes the report, after every stage that was computed and at the end."""
+        """Runs all stages; writes the report after every computed stage and at the end."""
         config, steps = self.config, self.plan.steps
         result: dict[str, Any] = {
             "recipe": config.recipe_name, "seed": config.seed, "precision": config.precision,
@@ -181,7 +180,7 @@ class _Run:
         return result
 
     def _data(self, verified: "Verified | None") -> dict[str, Any]:
-        """The report's entry of the data: where it is, and how many of its images are used and skipped."""
+        """The report's entry of the data: its path, and how many images are used and skipped."""
         found: dict[str, Any] = {"path": self.config.data.path, "fingerprint": self.plan.data}
         if verified is not None:
             found |= {"examples": verified.examples, "skipped": len(verified.problems)}
@@ -217,7 +216,7 @@ class _Run:
             self.overall.begin()
             if not cached:
                 with self.store.lock(step.key, lambda: self._waiting(stage.name)):
-                    cached = self.store.find(step.key) is not None  # another run may have been faster
+                    cached = self.store.find(step.key) is not None  # another run may have computed it
                     if not cached:
                         self._make(step, history, run)
                 self.store.finish(step.key)
@@ -247,7 +246,7 @@ class _Run:
         pipeline, report = _compute(self.inputs, step, history, run)
         artifact = _artifact(self.inputs, step)
         if artifact is not None and not any(artifact.iterdir()):
-            raise UserError(f"stages.{stage.name} ({stage.kind}={stage.method}) left no files in context.artifact")
+            raise UserError(f"stages.{stage.name} ({stage.kind}={stage.method}) wrote no files to context.artifact")
         if artifact is None and not report.coverage.get("modules"):
             reasons = "; ".join(f"{name}: {why}" for name, why in report.coverage.get("skipped", {}).items())
             raise UserError(
@@ -299,15 +298,15 @@ class _Run:
         key, begun = subject.key, time.perf_counter()
         images = self.plan.images(subject.checkpoint, subject.is_noise_floor)
         self.store.adopt(images, key)
-        # With images there already, the time says nothing about how long an evaluation takes.
+        # With images already sampled, the time is no estimate for an evaluation.
         fresh = not any((self.store.work(key) / "images").glob("*"))
         processes.send(subject)
         content = {"images": images, **_measure(self.inputs, subject)}
-        if not subject.is_noise_floor:  # of which no cost is measured
+        if not subject.is_noise_floor:  # its cost is not measured
             content["like"] = self.plan.like
         if fresh:
             content["seconds"] = time.perf_counter() - begun
-        # The students are compared with the teacher's images; nothing looks at theirs again.
+        # Students are compared with the teacher's images; a student's are not needed again.
         keep = self.config.evaluate.keep_images or subject.teacher is None
         self.store.put_evaluation(key, content, keep_images=keep)
         found = self.store.evaluation(key)
@@ -315,7 +314,7 @@ class _Run:
         return found
 
     def _export(self, step: Step, history: list[dict[str, Any]], result: dict[str, Any]) -> None:
-        """The final checkpoint with what was measured in it."""
+        """Exports the final checkpoint with the measurements."""
         info = checkpoint.read_info(self.store.path(step.key))
         info |= {"recipe": self.config.recipe_name, "stages": history, "evaluation": _all_numbers(result)}
         if grid := self.grids[step.stage.name]:
@@ -331,7 +330,7 @@ class _Run:
 
 
 def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
-    """Measures a checkpoint; every process calls it. The images go to the work folder of the evaluation's key."""
+    """Measures a checkpoint, in every process; images go to the work folder of the evaluation's key."""
     store = inputs.store
     pipeline = inputs.teacher if subject.checkpoint is None else inputs.student(subject.checkpoint)
     folder = store.work(subject.key)
@@ -360,7 +359,7 @@ def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
 def _compute(
     inputs: Inputs, step: Step, history: list[dict[str, Any]], run: StageRun
 ) -> tuple["DiffusionPipeline", StageReport]:
-    """Runs a stage's method; every process that takes part calls it."""
+    """Runs a stage's method, in every process that takes part."""
     from accelerate.utils import set_seed
 
     stage, config = step.stage, inputs.config
@@ -388,7 +387,7 @@ def _compute(
 
 
 def _artifact(inputs: Inputs, step: Step) -> Path | None:
-    """The folder for the files of a stage that leaves some beside the pipeline."""
+    """The folder for a stage's artifact, or None."""
     if step.stage.declared.leaves != "artifact":
         return None
     folder = inputs.store.work(step.key) / "artifact"
@@ -397,7 +396,7 @@ def _artifact(inputs: Inputs, step: Step) -> Path | None:
 
 
 def _replay(curves: dict[str, list[list[float]]], run: StageRun) -> None:
-    """Logs the curves of a stage from the store, so that every run's tracking is whole."""
+    """Logs the curves of a stage from the store, so that the run's tracking is complete."""
     points: dict[int, dict[str, float]] = {}
     for name, curve in curves.items():
         for at, value in curve:

@@ -1,14 +1,14 @@
-"""The jobs of a multirun: what each of them varies, and a folder named after that."""
+"""The jobs of a multirun: the overrides that each varies, and a folder named after them."""
 
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
 
-LONGEST = 80  # characters of a folder's name
+LONGEST = 80  # characters of a folder name
 
 
 def swept(overrides: Iterable[str]) -> dict[str, int | None]:
-    """The keys that take several values, each with how many; None where only Hydra can tell.
+    """Each key with several values, and their number; None if only Hydra can count them.
 
     Args:
         overrides: As on the command line, such as ``stages.prune.ratio=0.2,0.4`` or ``seed=range(3)``.
@@ -30,28 +30,28 @@ def swept(overrides: Iterable[str]) -> dict[str, int | None]:
 
 
 def varied(overrides: Sequence[str], keys: Iterable[str]) -> list[str]:
-    """Those of a job's overrides that differ between the jobs.
+    """The overrides of a job that differ between the jobs.
 
     Args:
-        overrides: All of the job.
+        overrides: All overrides of the job.
         keys: See :func:`swept`.
     """
     return [override for key in keys for override in overrides if override.partition("=")[0] == key]
 
 
 def folder_name(overrides: Sequence[str]) -> str:
-    """A short name for files: ``ratio=0.4,seed=1``; where something had to be left out it ends with a hash.
+    """A short folder name: ``ratio=0.4,seed=1``; a shortened one ends with a hash.
 
     Args:
-        overrides: Those that differ between the jobs, at least one.
+        overrides: The overrides that differ between the jobs, at least one.
     """
     pairs = [override.partition("=")[::2] for override in overrides]
-    # A choice of a group is known by the group (prune@stages.prune=taylor), a key by the last of its names.
+    # A choice is named by its group (prune@stages.prune=taylor), a key by its last name.
     keys = [key.lstrip("+~").partition("@")[0].replace("/", ".") for key, _ in pairs]
     last = [key.rpartition(".")[2] for key in keys]
     short = [end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)]
     values = [value.strip("'\"") for _, value in pairs]
-    # Of a path the last name.
+    # The last name of a path.
     written = [re.sub(r"[^\w.+-]+", "_", value.rstrip("/").rpartition("/")[2]).strip("_") for value in values]
     name = ",".join(f"{key}={value}" for key, value in zip(short, written, strict=True))
     if written == values and len(name) <= LONGEST:

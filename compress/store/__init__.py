@@ -19,18 +19,18 @@ MANIFEST = "sha256.json"
 
 
 class Store:
-    """A folder of checkpoints (``<key>/``), ``evaluations/<key>/`` and what is unfinished of either (``work/<key>/``).
+    """A folder of checkpoints (``<key>/``), evaluations (``evaluations/<key>/``) and unfinished work (``work/<key>/``).
 
-    Any number of runs may share one: entries are written beside their place and renamed into it, and who computes
-    an entry holds its lock, which the system releases however the process ends.
+    Any number of runs may share one: entries are written to a temporary path and renamed, and the process that computes
+    an entry holds its lock, which the system releases when the process ends.
 
     Args:
-        root: The folder; made when first written to.
+        root: The folder; created on the first write.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._sound: set[Path] = set()  # what this process has verified; hashing is done once
+        self._sound: set[Path] = set()  # verified by this process, so that each is hashed once
 
     @staticmethod
     def key(parts: dict[str, Any]) -> str:
@@ -38,7 +38,7 @@ class Store:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def path(self, key: str) -> Path:
-        """Where the checkpoint of ``key`` is or will be."""
+        """Path of the checkpoint of ``key``, existing or not."""
         return self.root / key
 
     def find(self, key: str) -> Path | None:
@@ -58,21 +58,21 @@ class Store:
         return folder
 
     def work(self, key: str) -> Path:
-        """The folder for training states or images of ``key``, made if need be; it outlives a crash."""
+        """The folder for training states or images of ``key``, created if missing; it is kept after a crash."""
         folder = self.root / "work" / key
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def finish(self, key: str) -> None:
-        """Removes the training states of ``key``; for when its checkpoint is in the store."""
+        """Removes the training states of ``key``, once its checkpoint is in the store."""
         shutil.rmtree(self.root / "work" / key, ignore_errors=True)
 
     @contextmanager
     def lock(self, key: str, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """Keeps other runs from computing ``key``; a checkpoint that a crashed run left half written is removed.
+        """Keeps other runs from computing ``key``; removes a half-written checkpoint of a crashed run.
 
         Args:
-            key: A checkpoint's or an evaluation's.
+            key: Of a checkpoint or an evaluation.
             waiting: Called once if another run holds the lock.
         """
         import filelock
@@ -96,7 +96,7 @@ class Store:
         """The evaluation of ``key``, its grid's images as uint8 tensors (3, height, width), or ``None``.
 
         Raises:
-            UserError: A file of it is damaged.
+            UserError: One of its files is damaged.
         """
         folder = self.evaluation_folder(key)
         if not folder.exists():
@@ -110,16 +110,16 @@ class Store:
         return evaluation
 
     def put_evaluation(self, key: str, evaluation: dict[str, Any], *, keep_images: bool = True) -> None:
-        """Makes the work folder of ``key``, with the images in it, an evaluation.
+        """Turns the work folder of ``key``, with its images, into an evaluation.
 
         Args:
-            key: Its key.
+            key: Of the evaluation.
             evaluation: JSON-able; ``image`` of each cell in ``evaluation["grid"]`` is a path inside the folder.
             keep_images: Whether to keep all files in ``images/``, or only those of the grid.
         """
         place, folder = self.evaluation_folder(key), self.work(key)
         place.parent.mkdir(parents=True, exist_ok=True)
-        for partial in folder.rglob(".*"):  # what a process was writing when it was killed
+        for partial in folder.rglob(".*"):  # left by a process that was killed while writing
             partial.unlink()
         (folder / "evaluation.json").write_text(json.dumps(evaluation, indent=2), encoding="utf-8")
         (folder / MANIFEST).unlink(missing_ok=True)
@@ -128,22 +128,22 @@ class Store:
         dropped = [] if keep_images else [name for name in names if name.startswith("images/") and name not in shown]
         hashes = {name: file_hash(folder / name) for name in names if name not in dropped}
         (folder / MANIFEST).write_text(json.dumps(hashes, indent=2), encoding="utf-8")
-        if place.exists():  # a run on a file system without locks may have been faster: the same content
+        if place.exists():  # another run on a file system without locks was faster: the same content
             shutil.rmtree(folder)
         else:
             os.rename(folder, place)
-            for name in dropped:  # only now: a run that is killed before goes on with what was sampled
+            for name in dropped:  # only now: a run killed before this continues with the sampled images
                 (place / name).unlink()
 
     def adopt(self, images: str, key: str) -> None:
-        """Gives the work folder of ``key`` the images kept by finished evaluations that sampled them the same way.
+        """Links images kept by finished evaluations with the same sampling into the work folder of ``key``.
 
         Args:
             images: Key of the images, as evaluations have it under ``"images"``.
-            key: The evaluation that is to be computed.
+            key: Of the evaluation to compute.
 
         Raises:
-            UserError: A file of that evaluation is damaged.
+            UserError: A file of such an evaluation is damaged.
         """
         for file in sorted((self.root / "evaluations").glob("*/evaluation.json")):
             if json.loads(file.read_text(encoding="utf-8")).get("images") != images:
@@ -157,7 +157,7 @@ class Store:
                     link(file.parent / name, target / name)
 
     def evaluation_folder(self, key: str) -> Path:
-        """Where the evaluation of ``key`` is or will be."""
+        """Path of the evaluation of ``key``, existing or not."""
         return self.root / "evaluations" / key
 
 

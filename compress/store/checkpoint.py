@@ -1,9 +1,9 @@
-"""Saving a pipeline so that it is whole, loads in stock diffusers and computes the same; and proving it later.
+"""Saves checkpoints that stock diffusers reads back with the same outputs, and verifies them later.
 
-A checkpoint is a folder in diffusers' layout with two files more: ``compress.json`` (where it came from, what it
-measured, how it was proved) and ``compress.sha256.json`` (the SHA256 of every other file). One whose UNet has shapes
-that a stock config cannot express holds a third, its model file: a copy of ``compress/models/shaped_unet.py``, by
-which diffusers loads it where ``compress`` is not imported.
+A checkpoint is a folder in diffusers' layout with two more files: ``compress.json`` (origin, measurements, result of
+the read-back) and ``compress.sha256.json`` (the SHA256 of every other file). A UNet with shapes that a stock config
+cannot express adds its model file: a copy of ``compress/models/shaped_unet.py``, with which diffusers loads it where
+``compress`` is not imported.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 INFO = "compress.json"
 MANIFEST = "compress.sha256.json"
-TOLERANCE = 1e-5  # of the largest output, where it need not agree bit for bit
+TOLERANCE = 1e-5  # of the largest output, unless it must agree bit for bit
 PROBE_SEED = 0
 
 
@@ -44,25 +44,24 @@ def save_checkpoint(
     libraries: Sequence[str] = (),
     artifact: Path | None = None,
 ) -> None:
-    """Writes a pipeline beside ``folder``, proves that stock diffusers reads back the same, and renames it into place.
+    """Writes a pipeline to a temporary folder, checks that stock diffusers reads back the same, and renames it.
 
-    A folder that is already there is replaced. On any error, ``folder`` holds what it held before.
+    An existing folder is replaced. On any error, ``folder`` is unchanged.
 
     Args:
-        pipeline: Any pipeline with a denoiser, in float weights or in others that diffusers can save.
+        pipeline: Any pipeline with a denoiser whose weights diffusers can save.
         folder: Where to put the checkpoint.
-        info: What to write into ``compress.json``, ready for JSON; ``"probe"`` and ``"versions"`` are added.
+        info: Content of ``compress.json``, JSON-able; ``"probe"`` and ``"versions"`` are added.
         card: Text of the model card, ``README.md``.
-        store: A folder of checkpoints on the same disk. Files that one of them has with the same content, such as the
-            VAE and the text encoder, become hard links to its files, so that they take no space again.
-        exact: Whether outputs have to read back bit for bit, as quantized weights allow; else within 1e-5 of the
-            largest.
-        libraries: Packages besides diffusers that loading needs; their versions are written down.
+        store: A folder of checkpoints on the same disk. Files that one of them already holds, such as the VAE and the
+            text encoder, become hard links to it.
+        exact: Whether outputs must read back bit for bit, as quantized weights allow; else within 1e-5 of the largest.
+        libraries: Packages besides diffusers that loading needs; their versions are recorded.
         artifact: A folder of further files, such as an export; it is copied into the checkpoint as ``artifact``.
 
     Raises:
         UserError: If a weight or an output is not finite, or the disk is full or cannot be written.
-        RuntimeError: If what was read back is not what was saved.
+        RuntimeError: If the read-back differs from what was saved.
     """
     folder = Path(folder).absolute()
     _check_finite(pipeline)
@@ -108,7 +107,7 @@ def load_checkpoint(
 
 
 def model_file(pipeline: "DiffusionPipeline") -> str | None:
-    """The model file that the checkpoint of a pipeline carries, such as ``"unet/shaped_unet.py"``; None: none."""
+    """The model file in the checkpoint of a pipeline, such as ``"unet/shaped_unet.py"``, or None."""
     name = denoiser_name(pipeline)
     own = getattr(pipeline, name).__module__ == MODEL_FILE.stem
     return f"{name}/{MODEL_FILE.name}" if own else None
@@ -127,7 +126,7 @@ def verify_checkpoint(folder: Path) -> None:
     """Checks every file of a checkpoint against its SHA256.
 
     Raises:
-        UserError: If a file is missing, has changed, or should not be there.
+        UserError: If a file is missing, changed or unexpected.
     """
     manifest = _read_json(folder, MANIFEST)
     present = set(_files(folder))
@@ -151,7 +150,7 @@ def _write_pipeline(pipeline: "DiffusionPipeline", folder: Path) -> None:
 
 
 def _read_back(pipeline: "DiffusionPipeline", folder: Path, exact: bool) -> dict[str, Any]:
-    """Loads what was written and compares weights and outputs; returns what was compared, for ``compress.json``."""
+    """Loads the saved pipeline and compares weights and outputs; returns the comparison for ``compress.json``."""
     import torch
 
     from compress.models.inputs import captured_inputs, predict, small_inputs
@@ -174,7 +173,7 @@ def _read_back(pipeline: "DiffusionPipeline", folder: Path, exact: bool) -> dict
     same = torch.equal(output, expected) if exact else difference <= TOLERANCE * largest
     if not same:
         raise RuntimeError(
-            f"the denoiser read back by stock diffusers computes something else: outputs of up to {largest:.3g} differ "
+            f"the denoiser read back by stock diffusers gives different outputs: outputs of up to {largest:.3g} differ "
             f"by up to {difference:.3g}; the checkpoint is not kept"
         )
     return {
@@ -193,15 +192,15 @@ def _compare_weights(name: str, ours: "nn.Module", loaded: "nn.Module") -> None:
     expected, found = dict(_plain_tensors(ours)), dict(_plain_tensors(loaded))
     if expected.keys() != found.keys():
         names = ", ".join(sorted(expected.keys() ^ found.keys())[:3])
-        raise RuntimeError(f"{name}: stock diffusers reads back other weights than were saved: {names}, ...")
+        raise RuntimeError(f"{name}: stock diffusers reads back different weights from those saved: {names}, ...")
     for key, tensor in expected.items():
-        # A component may be in another precision than the denoiser, whose precision everything was loaded in.
+        # All was loaded in the denoiser's precision; another component may have been saved in another.
         if not torch.equal(tensor.to(found[key].dtype).cpu(), found[key].cpu()):
-            raise RuntimeError(f"{name}: {key} reads back otherwise than it was saved; the checkpoint is not kept")
+            raise RuntimeError(f"{name}: {key} reads back different from what was saved; the checkpoint is not kept")
 
 
 def _plain_tensors(module: "nn.Module") -> Iterator[tuple[str, "torch.Tensor"]]:
-    """All that ``state_dict`` holds, quantized tensors taken apart into the tensors they are made of."""
+    """The tensors of ``state_dict``; quantized ones as the plain tensors they consist of."""
     for name, tensor in module.state_dict().items():
         if hasattr(tensor, "__tensor_flatten__"):
             for part in tensor.__tensor_flatten__()[0]:
@@ -221,7 +220,7 @@ def _check_finite(pipeline: "DiffusionPipeline") -> None:
 
 
 def _check_space(pipeline: "DiffusionPipeline", folder: Path) -> None:
-    """Refuses before the first byte: a disk that fills up while a file is mapped can kill the process."""
+    """Checks the free space before writing: a disk that fills up while a file is mapped can kill the process."""
     import torch
 
     needed = sum(
@@ -242,7 +241,7 @@ def _write_error(folder: Path, error: OSError) -> UserError:
     reason = error.strerror or str(error)
     free = shutil.disk_usage(next(parent for parent in folder.parents if parent.exists())).free
     return UserError(
-        f"the checkpoint {folder} cannot be written ({reason}; {free / 1e6:.1f} MB free there): nothing is left of it; "
+        f"the checkpoint {folder} cannot be written ({reason}; {free / 1e6:.1f} MB free there) and was removed; "
         "make room or make the folder writable, or name another place with out= or store="
     )
 
@@ -253,7 +252,7 @@ def _versions(libraries: Sequence[str]) -> dict[str, str]:
 
 
 def _settle(folder: Path) -> None:
-    """Gives new files the usual permissions (safetensors' are private) and waits until the disk has them all."""
+    """Gives new files the usual permissions (safetensors' are private) and flushes them to disk."""
     mask = os.umask(0)
     os.umask(mask)
     for path in [*folder.rglob("*"), folder]:
@@ -265,20 +264,20 @@ def _settle(folder: Path) -> None:
 
 
 def _link_equal(folder: Path, manifest: dict[str, str], store: Path) -> None:
-    """Replaces files of a new checkpoint by hard links to the equal files of those in the store."""
+    """Replaces files of a new checkpoint by hard links to equal files in the store."""
     missing = dict(manifest)
     for file in sorted(store.glob(f"[!.]*/{MANIFEST}")):
         try:
             theirs = {digest: file.parent / name for name, digest in _read_json(file.parent, MANIFEST).items()}
         except UserError:
-            continue  # damaged: whoever needs that checkpoint is told
+            continue  # damaged: a run that needs that checkpoint reports it
         for name in [name for name, digest in missing.items() if digest in theirs]:
             try:
                 if file_hash(theirs[missing[name]]) == missing[name]:
                     with replace_with(folder / name) as beside:
                         os.link(theirs[missing[name]], beside)
                     del missing[name]
-            except OSError:  # just deleted, somebody else's, or a file system without hard links
+            except OSError:  # just deleted, not ours, or a file system without hard links
                 continue
 
 
@@ -300,6 +299,5 @@ def _read_json(folder: Path, name: str) -> dict[str, Any]:
 
 def _damaged(folder: Path, file: Path, what: str) -> UserError:
     return UserError(
-        f"the checkpoint is damaged: {file} {what}: delete the folder {folder} and run again; "
-        "what is lost with it is computed again"
+        f"the checkpoint is damaged: {file} {what}: delete the folder {folder} and run again; it is then computed again"
     )

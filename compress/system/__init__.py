@@ -1,1 +1,1 @@
-"""What every part uses: processes, progress bars, memory and whole files."""
+"""Processes, progress bars, memory, atomic file writes, random numbers."""

@@ -1,4 +1,4 @@
-"""How the C library hands out memory on a CPU."""
+"""Memory allocation of the C library."""
 
 import ctypes
 import platform
@@ -9,13 +9,13 @@ LARGEST = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed memory for the next tensor instead of giving it back to the system.
+    """Has glibc keep freed memory for the next tensor instead of returning it to the system.
 
-    Every large tensor is otherwise mapped, cleared page by page and unmapped again: a sixth of the time of sampling
-    small images on a CPU, and a third of that of the Inception network. The process holds what it used at most.
+    Otherwise every large tensor is mapped, cleared page by page and unmapped: a sixth of the time of sampling small
+    images on a CPU, and a third of that of the Inception network. The process keeps its peak memory.
 
     Returns:
-        Whether the C library is one that can be told.
+        Whether the C library supports it.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

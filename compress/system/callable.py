@@ -1,4 +1,4 @@
-"""Packages that can be called: ``compress.prune`` is a package of methods and the function that runs one."""
+"""Callable packages: ``compress.prune`` is a package of methods and the function that runs one."""
 
 import importlib
 import sys
@@ -13,7 +13,7 @@ class _Callable(ModuleType):
 
 
 def make_callable(name: str) -> None:
-    """Has a call of a package run the function of the same name in :mod:`compress.api`.
+    """Makes a call of a package run the function of that name in :mod:`compress.api`.
 
     Args:
         name: ``__name__`` of the package.

@@ -1,4 +1,4 @@
-"""The machine and the versions that a result was made with."""
+"""The machine and library versions of a result."""
 
 import importlib.metadata
 import os
@@ -12,7 +12,7 @@ LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "datasets", "to
 
 
 def environment() -> dict[str, Any]:
-    """The machine: operating system, processor, cores and threads, GPU (where torch is loaded and sees one)."""
+    """The machine: operating system, processor, cores and threads, GPU (if torch is loaded and finds one)."""
     found: dict[str, Any] = {
         "python": platform.python_version(),
         "system": platform.platform(),
@@ -39,7 +39,7 @@ def _processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that results depend on."""
+    """Versions of the libraries that affect results."""
     found = {}
     for name in LIBRARIES:
         try:

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, hard links, and hashes."""
+"""Atomic writes of files and folders, hard links, and hashes."""
 
 import hashlib
 import os
@@ -22,9 +22,9 @@ _STALE_SECONDS = 24 * 3600
 
 @contextmanager
 def replace_with(file: Path) -> Iterator[Path]:
-    """Gives a path beside ``file``; what was written there takes its place when the block ends well.
+    """Yields a temporary path in the same folder, which replaces ``file`` if the block succeeds.
 
-    The path begins with a dot and ends as ``file`` does, since writers choose a format by the ending.
+    The path begins with a dot and keeps the ending of ``file``, by which writers choose a format.
     """
     beside = file.with_name(f".{uuid.uuid4().hex}-{file.name}")
     try:
@@ -36,10 +36,9 @@ def replace_with(file: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder_with(folder: Path) -> Iterator[Path]:
-    """Gives a path beside ``folder`` for a new folder, which takes its place when the block ends well.
+    """Yields a temporary path for a new folder, which replaces ``folder`` if the block succeeds.
 
-    If anything fails, the old folder stays. The path starts with a dot; what a killed process left under such a path
-    more than a day ago is removed.
+    On an error the old folder stays. The path begins with a dot; leftovers of killed processes are removed after a day.
     """
     for path in folder.parent.glob(f".{folder.name}.*{_PARTIAL}"):
         if time.time() - path.stat().st_mtime > _STALE_SECONDS:
@@ -62,7 +61,7 @@ def replace_folder_with(folder: Path) -> Iterator[Path]:
 
 
 def link(source: Path, target: Path) -> None:
-    """The same file at a second path; a copy where the file system has no hard links. Neither may be written to."""
+    """Hard-links a file, or copies it if the file system has no hard links. Neither path may be written to."""
     try:
         os.link(source, target)
     except OSError:
@@ -71,14 +70,14 @@ def link(source: Path, target: Path) -> None:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a text file, UTF-8, so that it appears whole or not at all."""
+    """Writes a UTF-8 text file atomically."""
     with replace_with(file) as beside:
         beside.write_text(text, encoding="utf-8")
         flush(beside)
 
 
 def write_tensors(file: Path, tensors: "Mapping[str, torch.Tensor]", metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file, and its folder where it is missing, so that it appears whole or not at all.
+    """Writes a safetensors file atomically and creates its folder if missing.
 
     Raises:
         UserError: The folder cannot be written or the disk is full.
@@ -99,7 +98,7 @@ def write_tensors(file: Path, tensors: "Mapping[str, torch.Tensor]", metadata: d
 
 
 def flush(path: Path) -> None:
-    """Waits until the disk has a file, or the names in a folder."""
+    """Flushes a file, or the names in a folder, to disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows cannot open folders
     descriptor = os.open(path, os.O_RDONLY)

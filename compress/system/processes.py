@@ -1,4 +1,4 @@
-"""Several processes, as ``accelerate launch`` starts them: who does what, and how the first tells the others."""
+"""Several processes under ``accelerate launch``: shares of the work, and messages from the first to the others."""
 
 import os
 import warnings
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PATIENCE = timedelta(hours=24)  # the others wait while the first evaluates; if it dies, the launcher ends them
+PATIENCE = timedelta(hours=24)  # the others wait while the first works; if it dies, the launcher ends them
 
 
 def count() -> int:
@@ -29,10 +29,10 @@ def index() -> int:
 
 
 def share(n: int, batch: int) -> range:
-    """Which of n things this process has to do: whole batches, one after the other in the order of the processes.
+    """This process's share of n items, in whole consecutive batches.
 
-    Joined in that order, the shares are all things in their order, and every batch holds the same things whatever the
-    number of processes. Shares differ by a batch at most, and may be empty.
+    The shares joined in the order of the processes are all items in order, and batches are the same for any number of
+    processes. Shares differ by at most one batch and may be empty.
     """
     batches = -(-n // batch)
     first, last = (batches * (index() + step) // count() for step in (0, 1))
@@ -40,10 +40,10 @@ def share(n: int, batch: int) -> range:
 
 
 def warn_if_alone() -> None:
-    """Warns if ``accelerate launch`` started this process and no other, as it does where it sees no GPU.
+    """Warns if ``accelerate launch`` started only this process, as it does without a GPU.
 
-    With ``--multi_gpu`` it starts as many as it was asked for, on CPUs too. All that it leaves in the environment of a
-    single process is the address at which the processes would have met.
+    With ``--multi_gpu`` it starts the requested number, on CPUs too. A single process is recognized by the address for
+    meeting others in its environment.
     """
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and count() == 1 and "RANK" not in os.environ:
@@ -56,7 +56,7 @@ def warn_if_alone() -> None:
 
 
 def join(device: str) -> "torch.device":
-    """Meets the other processes, if there are any.
+    """Joins the group of processes, if there are others.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -78,18 +78,18 @@ def join(device: str) -> "torch.device":
 
 
 def send(message: Any) -> None:
-    """Gives the others a message; called by the first alone, and nothing without others."""
+    """Sends the others a message; called only by the first, does nothing without others."""
     if count() > 1:
         _broadcast(message)
 
 
 def receive() -> Any:
-    """Waits for the first's next message."""
+    """Waits for the next message of the first process."""
     return _broadcast(None)
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, in their order, for every process; what can be pickled."""
+    """The values of all processes, in order, in every process; they must be picklable."""
     if count() == 1:
         return [value]
     from accelerate.utils import gather_object
@@ -99,11 +99,11 @@ def gather(value: Any) -> list[Any]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """A block that all processes leave together, none before the last.
+    """A block that all processes leave together.
 
     Raises:
-        Exception: What the block raised in this process, or else in the first process where it failed, so that none
-            waits for one that is gone.
+        Exception: The block's error in this process, or else in the first process that failed, so that none waits for
+            a process that ended.
     """
     error: Exception | None = None
     try:
@@ -119,7 +119,7 @@ def together() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Ends the group, once all is done in every process: one that ends before the others may take them with it."""
+    """Ends the group once every process is done; a process that exits earlier may end the others."""
     if count() > 1:
         from accelerate import PartialState
 

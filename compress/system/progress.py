@@ -1,7 +1,7 @@
-"""What is being done, how far it is and how long it will take: one line for a whole run, bars for the details.
+"""Progress and time estimates: one line for a whole run, bars for the details.
 
-On a terminal the line stays at the bottom and the bars appear under it while they last. Elsewhere, in a log file, there
-are no bars, and each finished part is a line. Of several processes only the first shows anything.
+On a terminal the line stays at the bottom with the active bars below it. In a log file there are no bars, and each
+finished part is a line. Of several processes only the first shows anything.
 """
 
 import math
@@ -31,8 +31,8 @@ class Part:
     Attributes:
         name: What it works on, such as a stage's name.
         doing: What it does, such as ``"evaluating"``.
-        seconds: What it is expected to take; 0 where nothing is to be computed, None where that is not known.
-        like: Parts of the same word take about as long as each other.
+        seconds: Expected time; 0 if nothing is computed, None if unknown.
+        like: Parts with the same word take about the same time.
     """
 
     name: str
@@ -42,17 +42,17 @@ class Part:
 
 
 class Overall:
-    """The progress of a whole run, as a context; the parts begin and finish in their order inside it.
+    """The progress of a whole run, as a context; the parts begin and finish in order inside it.
 
     Args:
-        parts: All of the run.
-        console: Where to show it; the standard error by default.
+        parts: All parts of the run.
+        console: Standard error by default.
     """
 
     def __init__(self, parts: Sequence[Part], console: Console | None = None) -> None:
         self.parts = list(parts)
         self.done = 0
-        self.details: list[Progress] = []  # the bars that are shown, outermost first
+        self.details: list[Progress] = []  # visible bars, outermost first
         self._begun = self._part_begun = time.monotonic()
         self._console = console or Console(stderr=True)
         self._live: Live | None = None
@@ -81,15 +81,15 @@ class Overall:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def begin(self) -> None:
-        """The next part begins."""
+        """Begins the next part."""
         self._part_begun = time.monotonic()
 
     def finish(self, text: str, measured: bool = True) -> None:
-        """The part that began is finished, which a line says.
+        """Finishes the current part and prints a line.
 
         Args:
             text: What was done.
-            measured: Whether its time says how long parts like it take.
+            measured: Whether its time estimates that of similar parts.
         """
         part = self.parts[self.done]
         if measured and part.like:
@@ -99,14 +99,14 @@ class Overall:
         self.done += 1
         self._part_begun = time.monotonic()
         left = self.left()
-        # On a terminal the line at the bottom says what is left.
+        # On a terminal the line at the bottom shows the remaining time.
         after = f"; {left}" if left and self._live is None else ""
         self.say(f"[{self.done}/{len(self.parts)}] {part.name}: {text}{after}")
 
     def left(self) -> str:
-        """An estimate of the time until the run ends, such as ``about 4 min left``; empty where nothing is known.
+        """The remaining time, such as ``about 4 min left``; empty if unknown.
 
-        It is ``over 4 min left`` as long as nothing is known of some part.
+        ``over 4 min left`` if the time of some part is unknown.
         """
         if self.done >= len(self.parts):
             return ""
@@ -123,7 +123,7 @@ class Overall:
         elapsed = int(time.monotonic() - self._begun)
         row = Table.grid(padding=(0, 1))
         row.add_column(no_wrap=True, overflow="ellipsis")
-        # No markup: what is printed above without it would take this line along.
+        # Text, not markup, which a line printed above with markup=False would show literally.
         place = f"[{min(self.done + 1, len(self.parts))}/{len(self.parts)}] "
         row.add_row(
             Text.assemble(place, (part.name, "bold"), f": {part.doing}"),
@@ -139,9 +139,9 @@ _running: list[Overall] = []  # the run on the screen, if any
 
 @contextmanager
 def bar(*columns: TextColumn, disable: bool = False) -> Iterator[Progress]:
-    """A bar with a count, further columns and an estimate of the time left, gone when it is done.
+    """A bar with a count, further columns and the time left; it disappears when done.
 
-    It is shown under the progress of the run, or by itself on the standard error where there is none.
+    It is shown under the progress of the run, or alone on standard error.
     """
     text, count = TextColumn("{task.description}"), MofNCompleteColumn()
     console = Console(stderr=True)
@@ -162,13 +162,13 @@ def bar(*columns: TextColumn, disable: bool = False) -> Iterator[Progress]:
 
 
 def track(items: Sequence[Item], description: str) -> Iterable[Item]:
-    """Goes through ``items`` under such a bar."""
+    """Iterates over ``items`` with a bar."""
     with bar() as progress:
         yield from progress.track(items, description=description)
 
 
 def duration(seconds: float) -> str:
-    """A time that was measured: ``92 s``, ``8 min 37 s``, ``3 h 20 min``."""
+    """A measured time: ``92 s``, ``8 min 37 s``, ``3 h 20 min``."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -177,7 +177,7 @@ def duration(seconds: float) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """A time that was estimated, with as many digits as an estimate deserves: ``40 s``, ``4 min``, ``2 h 10 min``."""
+    """An estimated time, rounded: ``40 s``, ``4 min``, ``2 h 10 min``."""
     if seconds <= 50:
         return f"{max(math.ceil(seconds / 10), 1) * 10} s"
     minutes = math.ceil(seconds / 60)

@@ -1,4 +1,4 @@
-"""Tracking of a run: one group per run, one W&B run per stage, and never a reason for the run to fail."""
+"""Tracks a run: one group per run, one W&B run per stage; a failure in tracking does not stop the run."""
 
 import json
 import math
@@ -25,7 +25,7 @@ class TrackConfig:
         backend: ``"wandb"`` or ``"none"``.
         project: W&B project, at most 128 characters, none of ``/\\#?%:``.
         entity: W&B user or team; None takes the account's default.
-        mode: ``"auto"`` is online where an account is configured and offline elsewhere, and obeys ``WANDB_MODE``.
+        mode: ``"auto"`` is online if an account is configured, else offline, and obeys ``WANDB_MODE``.
     """
 
     backend: str
@@ -45,10 +45,10 @@ class TrackConfig:
 
 
 def check(config: TrackConfig) -> None:
-    """Refuses what cannot work, before anything starts.
+    """Checks the account before the run starts.
 
     Raises:
-        UserError: ``mode`` is ``"online"`` but no account is configured, so that W&B would ask for a login.
+        UserError: ``mode`` is ``"online"`` but no account is configured, so W&B would ask for a login.
     """
     if config.backend != "wandb" or config.mode != "online":
         return
@@ -56,7 +56,7 @@ def check(config: TrackConfig) -> None:
 
     try:
         found = settings()
-    except Exception:  # noqa: BLE001 - a broken wandb is no mistake in the recipe: the run warns about it and goes on
+    except Exception:  # noqa: BLE001 - wandb is broken, not the recipe: the run warns and continues
         return
     if not account_configured(found):
         raise UserError(
@@ -69,8 +69,8 @@ def start(config: TrackConfig, group: str, folder: Path, run_config: dict[str, A
     """Starts tracking.
 
     Args:
-        config: What to use.
-        group: Name of the run; its W&B runs share it.
+        config: Backend, project and mode.
+        group: Name of the run, shared by its W&B runs.
         folder: The run's folder; W&B's files go to ``folder/wandb``.
         run_config: The resolved config, recorded with every W&B run.
 
@@ -85,14 +85,14 @@ def start(config: TrackConfig, group: str, folder: Path, run_config: dict[str, A
 
 
 class StageRun:
-    """One stage's W&B run, or nothing at all."""
+    """One stage's W&B run; does nothing without a session."""
 
     def __init__(self, session: "Session | None") -> None:
         self._session = session
         self._open = session is not None
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Adds a point to each curve; W&B writes it in a process of its own."""
+        """Adds a point to each curve; W&B writes it in a separate process."""
         if self._open and self._session is not None:
             self._session.log({name: float(value) for name, value in metrics.items()} | {"step": int(step)})
 
@@ -109,7 +109,7 @@ class StageRun:
                 ``metrics/fid`` and ``metrics/fid_low``.
             grid: Images as ``{"prompt", "seed", "image"}``, images as
                 :func:`compress.report.images.pixels` takes them.
-            exit_code: Not 0 marks the W&B run as failed.
+            exit_code: Anything but 0 marks the W&B run as failed.
         """
         if not self._open or self._session is None:
             return
@@ -130,14 +130,14 @@ class Tracker:
 
     @property
     def where(self) -> str:
-        """Where the W&B runs are, for people; empty without any."""
+        """Where the W&B runs are, as text; empty without any."""
         return self._session.where if self._session is not None else ""
 
     @contextmanager
     def stage(self, name: str, job_type: str, config: Mapping[str, Any] | None = None) -> Iterator[StageRun]:
         """A W&B run for one stage (``job_type`` is its kind) or for the teacher (``"teacher"``).
 
-        It is finished when the block ends, and marked as failed when the block raises.
+        It ends with the block, and is marked as failed if the block raises.
         """
         if self._session is not None:
             self._session.open(name, job_type, _plain(dict(config or {})))
@@ -152,7 +152,7 @@ class Tracker:
     def report(
         self, columns: Sequence[str], rows: Sequence[Sequence[Any]], images: Mapping[str, Path] | None = None
     ) -> None:
-        """A closing W&B run ``report`` with the table of all rows and the report's images (name to PNG file)."""
+        """A final W&B run ``report`` with the table of all rows and the report's images (name to PNG file)."""
         if self._session is None:
             return
         with self.stage("report", "report"):
@@ -160,13 +160,13 @@ class Tracker:
             self._session.report(list(columns), data, images or {})
 
     def close(self) -> None:
-        """Ends tracking; the process environment is as before."""
+        """Ends tracking and restores the process environment."""
         if self._session is not None:
             self._session.close()
 
 
 def flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested results as flat summary values; an entry with a ``value`` keeps its interval and N beside it."""
+    """Nested results as flat summary values; an entry with a ``value`` keeps its interval and N."""
     values: dict[str, Any] = {}
     for name, entry in results.items():
         key = f"{prefix}{name}"
@@ -181,7 +181,7 @@ def flat(results: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON has it; a number that is not finite stays as text, paths and dtypes become text."""
+    """The value for JSON; non-finite numbers, paths and dtypes become text."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return json.loads(json.dumps(value, default=str))

@@ -1,4 +1,4 @@
-"""Weights & Biases: one W&B run per stage; whatever fails in it is warned about once and tracking ends."""
+"""Weights & Biases: one W&B run per stage; its first failure gives a warning and ends tracking."""
 
 import os
 import warnings
@@ -11,30 +11,30 @@ if TYPE_CHECKING:
 
     from compress.track import TrackConfig
 
-INIT_SECONDS = FINISH_SECONDS = 60.0  # W&B then gives up on opening a run, and on uploading one
+INIT_SECONDS = FINISH_SECONDS = 60.0  # W&B's time limits to open a run and to upload one
 
 
 def settings() -> "wandb.Settings":
-    """W&B's settings from its files and the environment; asks for nothing and starts nothing."""
+    """W&B's settings from its files and the environment, without a prompt or a process."""
     import wandb
 
     return wandb.setup().settings
 
 
 def account_configured(found: "wandb.Settings") -> bool:
-    """Whether W&B finds credentials without asking: in the environment, its settings or a netrc file."""
+    """Whether W&B finds credentials without a prompt: in the environment, its settings or a netrc file."""
     import wandb
     from requests.utils import get_netrc_auth
 
     names = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
     urls = [found.base_url]
     if found.base_url == wandb.Settings().base_url:
-        urls.append("https://api.wandb.ai")  # where the keys of the default server are filed, whatever its name is
+        urls.append("https://api.wandb.ai")  # the default server's keys are stored under this name
     return any(map(os.environ.get, names)) or bool(found.api_key) or any(map(get_netrc_auth, urls))
 
 
 class Session:
-    """The W&B runs of one run of a recipe, one after the other.
+    """The W&B runs of one run of a recipe, in sequence.
 
     Args:
         config: Project, entity and mode.
@@ -44,7 +44,7 @@ class Session:
     """
 
     def __init__(self, config: "TrackConfig", group: str, folder: Path, run_config: dict[str, Any]) -> None:
-        self.where = ""  # where the W&B runs are, for people
+        self.where = ""  # where the W&B runs are, as text
         self._config, self._group, self._run_config = config, group[:128], run_config
         self._folder = folder.absolute()
         self._mode = "" if config.mode == "auto" else config.mode
@@ -62,11 +62,11 @@ class Session:
         self._safely(lambda: self._open(name, job_type, config))
 
     def log(self, point: Mapping[str, Any]) -> None:
-        """One point of each curve, with its ``step``, or whatever else W&B logs."""
+        """Logs a point of each curve, with its ``step``, or other values."""
         self._safely(lambda: self._run.log(dict(point)))
 
     def report(self, columns: list[str], rows: list[list[Any]], images: Mapping[str, Path]) -> None:
-        """A table and images from files."""
+        """Logs a table, and images from files."""
 
         def call() -> None:
             import wandb
@@ -90,13 +90,13 @@ class Session:
         self._safely(call)
 
     def close(self) -> None:
-        """Takes back the environment variables it set."""
+        """Restores the environment variables."""
         for name in self._environment:
             os.environ.pop(name, None)
 
     def _open(self, name: str, job_type: str, config: dict[str, Any]) -> None:
         folder = self._folder / "wandb"
-        folder.mkdir(parents=True, exist_ok=True)  # W&B would quietly take another folder where it cannot write
+        folder.mkdir(parents=True, exist_ok=True)  # W&B silently uses another folder if it cannot write
         if not self._mode:
             found = settings()
             online = found.mode in ("online", "run", "shared") and account_configured(found)
@@ -140,10 +140,10 @@ class Session:
                 quiet=True,
                 save_code=False,
                 disable_code=True,
-                disable_git=True,  # it would save a patch of whatever repository is the current folder
+                disable_git=True,  # else it saves a patch of the repository in the current folder
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
-                # Both ask the cloud's metadata service, over the network, what machine this is.
+                # Both query the cloud's metadata service over the network.
                 x_disable_machine_info=offline,
                 x_disable_stats=offline,
             ),
@@ -154,9 +154,9 @@ class Session:
             return
         try:
             call()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - nothing W&B does may end the run
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - no failure of W&B may end the run
             self._off, self.where = True, ""
-            _warn(f"W&B failed ({_first_line(error)}); this run goes on without tracking")
+            _warn(f"W&B failed ({_first_line(error)}); this run continues without tracking")
 
 
 def _warn(text: str) -> None:

@@ -1,7 +1,7 @@
 """Losses of a distillation: one file each, with one function ``loss(seen)``.
 
-The name of the file is the name of the loss in ``stages.distill.losses``, where its weight stands. A loss of
-one's own is named by its module, such as ``my_package.my_loss``.
+The file name is the loss's name in ``stages.distill.losses``, which sets its weight. Your own loss is named by its
+module, such as ``my_package.my_loss``.
 """
 
 import importlib
@@ -16,14 +16,14 @@ from compress.errors import UserError
 
 @dataclass(frozen=True)
 class Seen:
-    """What a loss compares, for a batch of b examples.
+    """The inputs of a loss, for a batch of b examples.
 
     Attributes:
         output: The student's prediction, ``(b, ...)``.
-        target: What a perfect denoiser predicts, of the same shape.
-        teacher: The teacher's prediction, of the same shape.
+        target: The prediction of a perfect denoiser, same shape.
+        teacher: The teacher's prediction, same shape.
         weight: Of each example by its timestep, ``(b,)``.
-        features: Block to the student's features and what they should be, of one shape ``(b, ...)``.
+        features: Block to the student's features and their targets, of one shape ``(b, ...)``.
     """
 
     output: Tensor
@@ -41,8 +41,8 @@ class Loss:
         name: As in the config.
         weight: Above 0.
         function: From :class:`Seen` to the loss of each example, ``(b,)``.
-        teacher: Whether it looks at the teacher's prediction.
-        features: Whether it looks at features.
+        teacher: Whether it uses the teacher's prediction.
+        features: Whether it uses features.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Loss:
 
     @property
     def curve(self) -> str:
-        """What its curve is called."""
+        """Name of its curve."""
         return f"{self.name.rpartition('.')[2]}_loss"
 
 
 def load_losses(weights: Mapping[str, float]) -> list[Loss]:
-    """The losses of some names; a file says with ``TEACHER`` and ``FEATURES`` what its function looks at.
+    """The losses with a weight above 0; ``TEACHER`` and ``FEATURES`` in a file declare what its function uses.
 
     Raises:
-        UserError: There is no such loss.
+        UserError: Unknown loss.
     """
     found = []
     for name, weight in weights.items():
@@ -74,5 +74,5 @@ def load_losses(weights: Mapping[str, float]) -> list[Loss]:
 
 
 def mean(error: Tensor) -> Tensor:
-    """The mean over all but the first axis, ``(b,)``."""
+    """Mean over all but the first axis, ``(b,)``."""
     return error.mean(tuple(range(1, error.ndim)))

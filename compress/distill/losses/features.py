@@ -9,10 +9,10 @@ FEATURES = True
 
 
 def loss(seen: Seen) -> Tensor:
-    """The mean over blocks of each example's relative error, ``(b,)``.
+    """Mean over blocks of each example's relative error, ``(b,)``.
 
-    A block's error is its mean squared error over the mean square of the teacher's feature: about 1 for a student that
-    gives nothing, at every scale of a block and every timestep.
+    A block's error is its mean squared error over the mean square of the teacher's feature: 1 for features of zero, at
+    every scale and timestep.
     """
     errors = []
     for mine, target in seen.features.values():
