@@ -1,4 +1,4 @@
-"""The model to compress: finding it, checking it, loading it, and its denoiser."""
+"""Finds, checks and loads the model to compress, and its denoiser."""
 
 import hashlib
 import re
@@ -26,9 +26,9 @@ class ModelConfig:
     """Where the model comes from.
 
     Attributes:
-        path: A folder in diffusers' layout, ``embedded:...``, or an id of the hub such as ``"owner/name"``.
+        path: A folder in diffusers' layout, ``embedded:...``, or a hub id such as ``"owner/name"``.
         revision: Branch, tag or commit on the hub; None for its main branch.
-        variant: Which weight files to take where a model has several, such as ``"fp16"``.
+        variant: Variant of the weight files, such as ``"fp16"``; None for the plain ones.
     """
 
     path: str
@@ -36,7 +36,7 @@ class ModelConfig:
     variant: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks what can be told without looking at any file.
+        """Checks the values without reading a file.
 
         Raises:
             UserError: If the path is empty.
@@ -54,12 +54,10 @@ class ModelConfig:
 
 
 def check(config: ModelConfig) -> None:
-    """Checks the model before anything heavy starts; loads neither torch nor weights.
-
-    A model on the hub is only checked for the form of its id.
+    """Checks the model's files without loading torch or weights; of a hub model only the form of its id.
 
     Raises:
-        UserError: If the path is no pipeline, or its files are not whole.
+        UserError: If the path is no pipeline, or files are missing or damaged.
     """
     folder = config.folder
     if folder is None:
@@ -78,13 +76,13 @@ def _not_found(config: ModelConfig) -> UserError:
 
 
 def fingerprint(config: ModelConfig) -> str:
-    """What tells this model from every other: 64 hexadecimal digits.
+    """SHA256 that identifies the model: 64 hexadecimal digits.
 
-    Of a local folder: SHA256 over the names and contents of its files, but for hidden files, documents and images.
-    Of a model on the hub: over its id and commit, which is looked up.
+    Of a local folder: over the names and contents of its files without hidden files, documents and images. Of a hub
+    model: over its id and current commit.
 
     Raises:
-        UserError: If the hub cannot be reached and does not have the model cached.
+        UserError: If the hub cannot be reached and the model is not cached.
     """
     folder = config.folder
     digest = hashlib.sha256(f"variant={config.variant}\n".encode())
@@ -101,7 +99,7 @@ def fingerprint(config: ModelConfig) -> str:
 
 
 def _hub_commit(config: ModelConfig) -> str:
-    """The commit that the revision stands for now; offline, the one that is cached."""
+    """The current commit of the revision; offline, the cached one."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -115,16 +113,16 @@ def _hub_commit(config: ModelConfig) -> str:
 def _hub_error(config: ModelConfig, error: Exception) -> UserError:
     revision = f" at revision {config.revision}" if config.revision else ""
     return UserError(
-        f"model.path={config.path}: no such folder here, and the hub did not give a pipeline of that id{revision}: "
+        f"model.path={config.path}: no such folder here, and the hub returned no pipeline of that id{revision}: "
         f"check the id, the connection and, for a gated model, the login ({_first_line(error)})"
     )
 
 
 def outline(config: ModelConfig) -> Outline | None:
-    """What the model's configs say of it; of a model on the hub its configs alone are fetched.
+    """The outline of the model from its configs; of a hub model only the configs are downloaded.
 
     Returns:
-        None where the hub cannot be reached, or the configs cannot be read: loading says what is wrong.
+        None if the hub cannot be reached or a config cannot be read; loading then reports the error.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
@@ -145,15 +143,15 @@ def _first_line(error: Exception) -> str:
 def load_teacher(
     config: ModelConfig, device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
 ) -> "DiffusionPipeline":
-    """Loads the pipeline, frozen and in evaluation mode, without progress bars of its own.
+    """Loads the pipeline, frozen and in evaluation mode, without progress bars.
 
     Args:
-        config: Which model.
-        device: Where its weights go.
-        dtype: Precision of all weights, whatever that of the files is; None means float32.
+        config: Of the model.
+        device: For its weights.
+        dtype: Of all loaded weights; None means float32.
 
     Returns:
-        The pipeline as stock diffusers loads it; safetensors only.
+        The pipeline as stock diffusers loads it, from safetensors only.
 
     Raises:
         UserError: If the model cannot be found or loaded, or its denoiser is quantized.
@@ -166,7 +164,7 @@ def load_teacher(
     from safetensors import SafetensorError
 
     folder = config.folder
-    revision = None if folder is not None else _hub_commit(config)  # the very commit that the fingerprint names
+    revision = None if folder is not None else _hub_commit(config)  # the commit of the fingerprint
     source = config.path if folder is None else str(folder)
     try:
         with no_progress_bars():
@@ -191,7 +189,7 @@ def load_teacher(
 
 
 def freeze(pipeline: "DiffusionPipeline") -> "DiffusionPipeline":
-    """Turns off gradients, dropout and the sampling bar of a pipeline, and returns it."""
+    """Disables gradients, dropout and the sampling bar of a pipeline, and returns it."""
     import torch
 
     for component in pipeline.components.values():
@@ -202,7 +200,7 @@ def freeze(pipeline: "DiffusionPipeline") -> "DiffusionPipeline":
 
 
 def denoiser_name(pipeline: "DiffusionPipeline") -> str:
-    """The denoiser's name in the pipeline: ``"unet"`` or ``"transformer"``.
+    """Name of the denoiser in the pipeline: ``"unet"`` or ``"transformer"``.
 
     Raises:
         UserError: If the pipeline has neither.
@@ -219,5 +217,5 @@ def denoiser(pipeline: "DiffusionPipeline") -> "nn.Module":
 
 
 def set_denoiser(pipeline: "DiffusionPipeline", module: "nn.Module") -> None:
-    """Puts another denoiser in the place of the pipeline's, so that saving writes this one."""
+    """Replaces the pipeline's denoiser, so that saving writes the new one."""
     pipeline.register_modules(**{denoiser_name(pipeline): module})

@@ -1,17 +1,17 @@
-"""What a pipeline takes besides a prompt, as the signature of its class says before any weight is loaded."""
+"""What a pipeline's call needs besides a prompt, by the signature of its class, before any weight is loaded."""
 
 import inspect
 import typing
 
 from compress.errors import UserError
 
-# Arguments that pipelines cannot do without, though their signature has a default; what may be None is optional.
+# Arguments that pipelines need although their signature has a default.
 INPUTS = ("image", "control_image", "gligen_phrases", "gligen_boxes")
 ALWAYS = ("mask_image",)
 
 
 def needs(pipeline_class: type) -> list[str]:
-    """The arguments of a pipeline's call, besides the prompt, without which it draws nothing."""
+    """The arguments that a pipeline's call needs besides the prompt."""
     return [
         name
         for name, parameter in inspect.signature(pipeline_class.__call__).parameters.items()
@@ -26,7 +26,7 @@ def needs(pipeline_class: type) -> list[str]:
 
 
 def refusal(pipeline_class: type) -> str | None:
-    """Why a pipeline draws no images from prompts alone; None where it does."""
+    """Why a pipeline cannot draw images from prompts alone; None if it can."""
     parameters = inspect.signature(pipeline_class.__call__).parameters
     if missing := needs(pipeline_class):
         return f"{pipeline_class.__name__} needs {' and '.join(missing)} besides the prompt"
@@ -36,10 +36,10 @@ def refusal(pipeline_class: type) -> str | None:
 
 
 def check_draws(pipeline_class: type | None, images: int) -> None:
-    """Refuses to evaluate images of a pipeline that draws none from prompts alone; None is a class not known here.
+    """Refuses to sample images from a pipeline that needs more than prompts; None is an unknown class.
 
     Raises:
-        UserError: Images are asked for.
+        UserError: ``images`` is not 0.
     """
     if images and pipeline_class is not None and (why := refusal(pipeline_class)):
         raise UserError(f"evaluate.images={images}: {why}, so no images can be sampled: use evaluate=cost")

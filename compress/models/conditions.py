@@ -1,4 +1,4 @@
-"""A denoiser's conditions: all that its pipeline passes to it for a prompt, besides noisy latents and time."""
+"""A denoiser's conditions: all its inputs for a prompt besides noisy latents and timestep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ NOT_CONDITIONS = ("timestep", "return_dict")
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of several prompts. Names join the keys of nested dictionaries by dots.
+    """Conditions of several prompts. Names join the keys of nested dictionaries with dots.
 
     Attributes:
         rows: Name to a tensor ``(m, ...)`` with one row a prompt.
-        shared: Name to what is the same for all prompts: a tensor without rows, a number, a flag or None.
+        shared: Name to a value for all prompts: a tensor without rows, a number, a flag or None.
     """
 
     rows: dict[str, Tensor]
@@ -34,18 +34,18 @@ class Conditions:
         return len(next(iter(self.rows.values()))) if self.rows else 0
 
     def rows_of(self, chosen: Tensor | slice) -> "Conditions":
-        """Those of some of the prompts; all of a model without prompts."""
+        """The conditions of some prompts; for a model without prompts, all."""
         return Conditions({name: rows[chosen] for name, rows in self.rows.items()}, self.shared)
 
     def inputs(
         self, chosen: Tensor | slice, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Inputs:
-        """Keyword arguments of the denoiser for some of the prompts.
+        """Keyword arguments of the denoiser for some prompts.
 
         Args:
             chosen: Rows.
-            device: Where the tensors go.
-            dtype: Of those that are not whole numbers; None leaves it.
+            device: Of the tensors.
+            dtype: Of floating-point tensors; None leaves it.
         """
 
         def placed(value: Any) -> Any:
@@ -68,10 +68,10 @@ def conditions_of(
 ) -> Conditions:
     """Captures the conditions of some prompts without guidance; the denoiser computes nothing.
 
-    A tensor has one row a prompt if its length follows the number of prompts, as a call with another number shows.
+    A second call with another number of prompts shows which tensors have one row a prompt.
 
     Args:
-        pipeline: Any that draws from a prompt; stays as it is.
+        pipeline: Any that draws from a prompt; unchanged.
         prompts: At least one.
         height: Of the images in pixels; None: the model's own. Some conditions depend on it.
         width: As ``height``.
@@ -92,17 +92,17 @@ def conditions_of(
 
 
 def split(model: Any, inputs: Inputs, batch: int) -> Conditions:
-    """The conditions among the inputs of a pass of ``batch`` rows; a tensor of that length has a row each."""
+    """The conditions among the inputs of a pass of ``batch`` rows; tensors of that length have one row each."""
     found = _conditions(model, inputs)
     rows = {name: value for name, value in found.items() if isinstance(value, Tensor) and value.shape[:1] == (batch,)}
     return Conditions(rows, {name: value for name, value in found.items() if name not in rows})
 
 
 def joined(parts: Sequence[Conditions]) -> Conditions:
-    """The conditions of all prompts of some parts, one after the other.
+    """The conditions of several parts, concatenated.
 
     Raises:
-        UserError: They differ in more than their rows.
+        UserError: The parts differ in more than their rows.
     """
     first = parts[0]
     for name in first.rows:

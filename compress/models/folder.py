@@ -1,4 +1,4 @@
-"""Looks at a pipeline's folder without loading a weight: is it whole, and is it one that can be compressed?"""
+"""Checks a pipeline's folder without loading a weight: is it complete, and can it be compressed?"""
 
 import json
 import re
@@ -9,27 +9,27 @@ from typing import Any
 from compress.errors import UserError
 
 DENOISERS = ("unet", "transformer")
-MODEL_FILE = Path(__file__).with_name("shaped_unet.py")  # what a checkpoint with shaped layers carries a copy of
+MODEL_FILE = Path(__file__).with_name("shaped_unet.py")  # copied into checkpoints with shaped layers
 
 
 def check_folder(folder: Path, variant: str | None = None) -> None:
-    """Checks that ``folder`` holds a whole pipeline in diffusers' layout with a float denoiser.
+    """Checks that ``folder`` holds a complete pipeline in diffusers' layout with a float denoiser.
 
-    Reads the configs and the headers of the weight files, no weights.
+    Reads the configs and the headers of the weight files only.
 
     Args:
         folder: An existing or missing folder.
-        variant: The variant of the weight files, such as ``"fp16"``, or None for the plain ones.
+        variant: Of the weight files, such as ``"fp16"``; None for the plain ones.
 
     Raises:
-        UserError: If the folder is no pipeline, lacks files, or a weight file is cut off.
+        UserError: If the folder is no pipeline, lacks files, or a weight file is truncated.
     """
     index_file = folder / "model_index.json"
     if not index_file.is_file():
         raise UserError(f"model.path: {folder} has no model_index.json: expected the folder of a diffusers pipeline")
     index = _read_json(index_file)
     if isinstance(index.get("_class_name"), list):
-        raise UserError(f"model.path: {folder} needs a pipeline class of its own: expected a pipeline of diffusers")
+        raise UserError(f"model.path: {folder} needs a custom pipeline class: expected a pipeline of diffusers")
     components = {
         name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2 and all(entry)
     }
@@ -44,30 +44,29 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
 
 
 def check_code(folder: Path) -> None:
-    """Checks that a pipeline needs no code that comes with it but our own model file.
+    """Checks that a pipeline needs none of its own code but our model file.
 
-    Of that one the class installed here is loaded (see :mod:`compress.models.registration`), so nothing in the
+    For the model file the installed class is loaded (see :mod:`compress.models.registration`), so no file of the
     folder is run.
 
     Raises:
-        UserError: If diffusers would have to run a file of the folder, or the model file is not the one we know.
+        UserError: If diffusers would have to run a file of the folder, or the model file differs from ours.
     """
     for file in code_files(folder):
         if file.name != MODEL_FILE.name:
             raise UserError(
-                f"{file} is code that would have to run to load that pipeline, and compress runs none that comes with "
-                "a model: give a model.path whose classes are those of diffusers and transformers"
+                f"{file} is code that loading that pipeline would run, and compress never runs code of a model: give a "
+                "model.path with classes of diffusers and transformers only"
             )
         if file.read_bytes() != MODEL_FILE.read_bytes():
             raise UserError(
-                f"{file} is not the model file of this version of compress, and it is not run: it was changed, or "
-                "another version wrote it; use that version (compress.json beside model_index.json names it), or make "
-                "the checkpoint again"
+                f"{file} is not the model file of this version of compress and is not run: it was changed, or another "
+                "version wrote it; use that version (compress.json names it), or make the checkpoint again"
             )
 
 
 def code_files(folder: Path) -> list[Path]:
-    """Files of Python beside the weights that diffusers would run to load a pipeline, as ``model_index.json`` says."""
+    """Python files that diffusers would run to load a pipeline, by its ``model_index.json``."""
     index = _read_json(folder / "model_index.json")
     entries = {name: entry[0] for name, entry in index.items() if isinstance(entry, list) and entry and entry[0]}
     files = [folder / name / f"{module}.py" for name, module in entries.items()]
@@ -96,13 +95,13 @@ def _check_component(folder: Path, name: str, variant: str | None) -> None:
 
 
 def weight_files(component: Path, variant: str | None = None) -> list[Path]:
-    """A model's safetensors files, one or several shards: those of the variant, or the plain ones where it has none."""
+    """A model's safetensors files (shards): those of the variant, or the plain ones if it has none."""
     files = sorted(component.glob("*.safetensors"))
     return [file for file in files if variant and _variant(file) == variant] or [f for f in files if not _variant(f)]
 
 
 def _variant(file: Path) -> str:
-    """``fp16`` of ``model.fp16.safetensors``, ``model.fp16-00001-of-00002.safetensors`` and the like; or empty."""
+    """``fp16`` for ``model.fp16.safetensors`` or ``model.fp16-00001-of-00002.safetensors``; empty for no variant."""
     middle = file.name.split(".")[1:-1]
     return re.sub(r"-\d+-of-\d+$", "", middle[0]) if middle else ""
 
@@ -121,10 +120,10 @@ def _no_weights(component: Path, files: list[Path], variant: str | None) -> str:
 
 
 def check_safetensors(file: Path) -> None:
-    """Checks from its header that a safetensors file is as long as it must be.
+    """Checks a safetensors file's length against its header.
 
     Raises:
-        UserError: If the file is cut off, too long, or not in the format.
+        UserError: If the file is truncated, too long, or in another format.
     """
     size = file.stat().st_size
     broken = UserError(f"{file} is damaged: its header cannot be read: copy or download that file again")

@@ -1,7 +1,7 @@
-"""What a denoiser is called with: captured from its own pipeline, or made from its config.
+"""Inputs of a denoiser: captured from its own pipeline, or made from its config.
 
-Captured inputs need no knowledge of a model: text embeddings, pooled ones, time ids, masks and guidance are what
-the stock pipeline passes. Inputs made from the config need no weights: see :mod:`compress.models.families`.
+Captured inputs need no knowledge of a model: the stock pipeline passes text embeddings, pooled embeddings, time ids,
+masks and guidance. Inputs made from the config need no weights: see :mod:`compress.models.families`.
 """
 
 import copy
@@ -28,7 +28,7 @@ SMALL_TOKENS = 8
 
 
 class _Captured(Exception):
-    """Ends a sampling at its first pass of the denoiser."""
+    """Ends sampling at the first pass of the denoiser."""
 
 
 def example_inputs(
@@ -39,25 +39,25 @@ def example_inputs(
     Args:
         model: The denoiser; only its class and config matter.
         batch: Rows.
-        side: Largest side of the latents; None: the model's own.
-        tokens: Length of the text; None: the usual one of its family.
-        seed: Of normal values, the same on every machine, on the model's device and in its dtype; None: float32
-            tensors on the meta device.
+        side: Largest side of the latents; None: the model's.
+        tokens: Length of the text; None: the family's.
+        seed: Of normal values on the model's device and in its dtype, the same on every machine; None: float32 tensors
+            on the meta device.
 
     Raises:
-        UserError: It is not known what such a denoiser takes.
+        UserError: The denoiser's inputs are unknown.
     """
     family = family_of(model)
     inputs = family.example(model.config, Draw(batch, side, tokens, seed)) if family else None
     if inputs is None:
-        raise UserError(f"it is not known what a {type(model).__name__} of this config takes as inputs")
+        raise UserError(f"the inputs of a {type(model).__name__} of this config are not known")
     if seed is None:
         return inputs
     return map_tensors(inputs, lambda t: t.to(model.device, model.dtype if t.is_floating_point() else t.dtype))
 
 
 def known_inputs(model: Any, batch: int = 1, **options: Any) -> Inputs | None:
-    """What :func:`example_inputs` gives, or None where it is not known what the denoiser takes."""
+    """As :func:`example_inputs`, or None if the denoiser's inputs are unknown."""
     try:
         return example_inputs(model, batch, **options)
     except UserError:
@@ -65,13 +65,13 @@ def known_inputs(model: Any, batch: int = 1, **options: Any) -> Inputs | None:
 
 
 def small_inputs(model: Any, seed: int = 0) -> Inputs | None:
-    """Random inputs of two rows with small latents and few tokens; None where the denoiser is not known."""
+    """Random inputs of two rows with small latents and few tokens; None if the denoiser is unknown."""
     return known_inputs(model, 2, side=SMALL_SIDE, tokens=SMALL_TOKENS, seed=seed)
 
 
 @torch.no_grad()
 def predict(model: nn.Module, inputs: Inputs) -> torch.Tensor:
-    """The denoiser's output on the CPU, computed in evaluation mode."""
+    """The denoiser's output, in evaluation mode, moved to the CPU."""
     training = model.training
     model.eval()
     try:
@@ -91,33 +91,33 @@ def call(
     seed: int = 0,
     scheduler: Any = None,
 ) -> None:
-    """Draws latents with any pipeline that draws from a prompt.
+    """Draws latents with any pipeline that takes a prompt.
 
-    Arguments that a pipeline does not take are left out; an inpainting pipeline gets a gray image, all of it masked.
+    Unsupported arguments are left out; an inpainting pipeline gets a gray, fully masked image.
 
     Args:
-        pipeline: Stays as it is.
+        pipeline: Unchanged.
         prompts: One for each image.
         steps: Of the scheduler.
         guidance: Guidance scale; None: the pipeline's default.
-        height: In pixels; None: the pipeline's own.
+        height: In pixels; None: the pipeline's.
         width: As ``height``.
         seed: Image i starts from the noise of ``seed + i``.
-        scheduler: In place of the pipeline's own.
+        scheduler: Replaces the pipeline's.
 
     Raises:
         UserError: The pipeline needs more than a prompt.
     """
     from PIL import Image
 
-    twin = copy.copy(pipeline)  # shallow: a component that is set on it stays out of the original
+    twin = copy.copy(pipeline)  # shallow: setting a component leaves the original unchanged
     twin.scheduler = copy.deepcopy(pipeline.scheduler if scheduler is None else scheduler)
     twin.set_progress_bar_config(disable=True)
     generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(prompts))]
     wanted: dict[str, Any] = {
         "prompt": list(prompts), "num_inference_steps": steps, "guidance_scale": guidance, "height": height,
         "width": width, "generator": generators, "output_type": "latent",
-        # PixArt and SANA would change the size, or want packages to clean captions.
+        # PixArt and SANA would change the size, or need packages to clean captions.
         "use_resolution_binning": False, "clean_caption": False,
     }  # fmt: skip
     known = inspect.signature(twin.__call__).parameters
@@ -135,7 +135,7 @@ def call(
 
 @contextmanager
 def watch(model: nn.Module, see: Callable[[Inputs], None]) -> Iterator[None]:
-    """Calls ``see`` with the keyword arguments of every pass of a denoiser, before it."""
+    """Calls ``see`` with the keyword arguments before every pass of a denoiser."""
     signature = inspect.signature(type(model).forward)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -154,14 +154,14 @@ def captured_inputs(pipeline: "DiffusionPipeline", prompts: Sequence[str] = ("",
     """The inputs of the denoiser's first pass for some prompts without guidance; the denoiser computes nothing.
 
     Args:
-        pipeline: Stays as it is.
+        pipeline: Unchanged.
         prompts: One row each.
         options: Of :func:`call`; the guidance scale is :func:`one_pass_guidance` unless it is given.
 
     Raises:
         UserError: The pipeline needs more than a prompt.
     """
-    if not callable(pipeline):  # it stands for a denoiser alone
+    if not callable(pipeline):  # the stand-in for a denoiser without a pipeline
         return example_inputs(denoiser(pipeline), len(prompts))
     found: list[Inputs] = []
 
@@ -179,13 +179,13 @@ def captured_inputs(pipeline: "DiffusionPipeline", prompts: Sequence[str] = ("",
 
 
 def one_pass_guidance(model: Any) -> float | None:
-    """The guidance scale that leaves one row for each prompt; None: the default of a model that is told its scale."""
+    """The guidance scale that gives one row a prompt; None, the default, for models that take the scale as an input."""
     told = model.config.get("guidance_embeds") or model.config.get("time_cond_proj_dim")
     return None if told else 1.0
 
 
 def own_size(pipeline: Any) -> tuple[int, int]:
-    """Height and width in pixels of the images that a model is made for."""
+    """Height and width in pixels of a model's default images."""
     side = getattr(pipeline, "default_sample_size", None) or denoiser(pipeline).config.get("sample_size") or 64
     height, width = side if isinstance(side, (list, tuple)) else (side, side)
     scale = getattr(pipeline, "vae_scale_factor", 1)
@@ -193,7 +193,7 @@ def own_size(pipeline: Any) -> tuple[int, int]:
 
 
 def smaller(pipeline: Any, most: int | None) -> tuple[int | None, int | None]:
-    """Height and width of the model's own images with sides of at most ``most`` pixels; None: the model's own."""
+    """Height and width of the model's images, scaled to at most ``most`` pixels a side; None: the model's own."""
     if most is None:
         return None, None
     scale = getattr(pipeline, "vae_scale_factor", 1)
@@ -202,12 +202,12 @@ def smaller(pipeline: Any, most: int | None) -> tuple[int | None, int | None]:
 
 
 def sample_name(model: nn.Module) -> str:
-    """The argument of a denoiser that holds the noisy latents."""
+    """Name of a denoiser's argument for the noisy latents."""
     return "sample" if "sample" in inspect.signature(type(model).forward).parameters else "hidden_states"
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """Applies ``change`` to every tensor inside nested tuples, lists and dictionaries."""
+    """Applies ``change`` to every tensor in nested tuples, lists and dictionaries."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, Mapping):

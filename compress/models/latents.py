@@ -1,4 +1,4 @@
-"""Images into a model's latents."""
+"""Encodes images as a model's latents."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def check_latents(pipeline: Any) -> None:
-    """Checks that the autoencoder's latents are what the denoiser takes.
+    """Checks that the denoiser takes the autoencoder's latents.
 
     Raises:
-        UserError: They are not, as of an inpainting model, which takes a mask and an image besides.
+        UserError: It does not, as an inpainting model, which also takes a mask and an image.
     """
     if getattr(pipeline, "vae", None) is not None:
         check_channels(type(pipeline).__name__, pipeline.vae.config, denoiser(pipeline))
@@ -45,12 +45,11 @@ def check_channels(kind: str, vae: Mapping[str, Any], model: Any) -> None:
 def encode_images(pipeline: "DiffusionPipeline", images: "Sequence[Image]", height: int, width: int) -> torch.Tensor:
     """Latents as the denoiser expects them, on the CPU: ``(b, c, h, w)``, or ``(b, n, c)`` where they are packed.
 
-    The mode of the autoencoder's posterior, shifted and scaled as its config says; a pipeline without an autoencoder
-    gets pixels in [-1, 1].
+    The mode of the autoencoder's posterior, shifted and scaled by its config; pixels in [-1, 1] without an autoencoder.
 
     Args:
         pipeline: Its autoencoder is on any device.
-        images: RGB, of any sizes; scaled and cropped at the center to the size.
+        images: RGB, of any size; scaled and center-cropped.
         height: In pixels.
         width: In pixels.
     """

@@ -1,4 +1,4 @@
-"""Multiply-accumulates and parameters of a denoiser, counted on the meta device."""
+"""Counts multiply-accumulates and parameters of a denoiser on the meta device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from compress.models.inputs import Inputs, on_meta
 from compress.models.meta import meta_model
 
-# Where torch's counter puts attention's products: batched matrix products, or one of the fused kernels.
+# Torch's operations for the products of attention: batched matrix products, or a fused kernel.
 ATTENTION = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 PRODUCTS = "attention products"
 
@@ -20,8 +20,8 @@ class Macs:
 
     Attributes:
         total: Of the whole pass.
-        attention: Those of the two products (queries with keys, scores with values) of every attention.
-        by_module: Name of a module to its own with those of all modules inside it; ``""`` is the whole.
+        attention: Of the two products (queries with keys, scores with values) of every attention.
+        by_module: Name of a module to its MACs with those of its submodules; ``""`` is the model.
     """
 
     total: int
@@ -32,11 +32,11 @@ class Macs:
 def count_macs(model: Any, inputs: Inputs) -> Macs:
     """Counts one pass of the model that a denoiser's config describes.
 
-    Quantized weights count as the numbers that they stand for, and attention is counted, which a CPU's fused kernel
-    would hide. Norms, activations and additions do not count.
+    Quantized weights count like float weights, and attention counts, which a CPU's fused kernel would hide. Norms,
+    activations and additions do not count.
 
     Args:
-        model: The denoiser, on any device; its weights are not touched.
+        model: The denoiser, on any device; its weights are not used.
         inputs: Keyword arguments of the pass, on any device.
     """
     from torch.utils.flop_counter import FlopCounterMode
@@ -54,7 +54,7 @@ def count_macs(model: Any, inputs: Inputs) -> Macs:
 
 
 def plain_copy(model: Any) -> Any:
-    """The model of a denoiser's config in float32 on the meta device, in evaluation mode; one of that kind itself."""
+    """The model of a denoiser's config in float32 on the meta device, in evaluation mode; such a model itself."""
     if not getattr(model, "is_loaded_in_8bit", False) and all(p.is_meta for p in model.parameters()):
         return model.eval()
     config = {key: value for key, value in model.config.items() if key != "quantization_config"}
@@ -63,14 +63,13 @@ def plain_copy(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Count:
-    """What a denoiser has and does.
+    """Parameters and multiply-accumulates of a denoiser.
 
     Attributes:
         params: Parameters.
-        params_by_type: The same by the class of the module that holds them (``Conv2d``, ``Linear``, ...), most first.
+        params_by_type: The same by class of module (``Conv2d``, ``Linear``, ...), most first.
         macs: Multiply-accumulates of one pass, see :class:`Macs`.
-        macs_by_type: The same by the class of the module that does them, most first; ``"attention products"`` are no
-            module's own.
+        macs_by_type: The same by class of module, most first; ``"attention products"`` belong to no module.
         macs_without_attention: Without the two products of every attention.
     """
 
@@ -85,11 +84,11 @@ def count(model: Any, inputs: Inputs) -> Count:
     """Counts parameters and multiply-accumulates by the type of layer.
 
     Args:
-        model: The denoiser; its weights are not touched.
+        model: The denoiser; its weights are not used.
         inputs: Keyword arguments of the pass.
 
     Raises:
-        RuntimeError: The model's parameters are not those of its config.
+        RuntimeError: The model's parameters differ from those of its config.
     """
     empty = plain_copy(model)
     params = sum(p.numel() for p in empty.parameters())
@@ -101,7 +100,7 @@ def count(model: Any, inputs: Inputs) -> Count:
 
 def _params_by_type(model: torch.nn.Module) -> dict[str, int]:
     found: dict[str, int] = {}
-    seen: set[torch.nn.Parameter] = set()  # a parameter that two modules share counts once
+    seen: set[torch.nn.Parameter] = set()  # a shared parameter counts once
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             if parameter not in seen:
@@ -111,7 +110,7 @@ def _params_by_type(model: torch.nn.Module) -> dict[str, int]:
 
 
 def _macs_by_type(model: torch.nn.Module, macs: Macs) -> dict[str, int]:
-    """Those of the modules that hold no others, attention's products, and what else there is."""
+    """MACs of leaf modules by class, of attention's products, and the rest."""
     found: dict[str, int] = {PRODUCTS: macs.attention}
     for name, module in model.named_modules():
         if macs.by_module.get(name) and not any(True for _ in module.children()):

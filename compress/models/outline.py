@@ -1,4 +1,4 @@
-"""What the configs of a pipeline say of it, read without loading a weight."""
+"""The outline of a pipeline: its classes and configs, read without loading a weight."""
 
 import json
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 CONFIGS = ("config.json", "scheduler_config.json")
 PATTERNS = ["model_index.json", *(f"*/{name}" for name in CONFIGS)]
-"""The files of a repository on the hub that an outline is read from."""
+"""Files of a hub repository that an outline is read from."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Outline:
     Attributes:
         kind: Class of the pipeline.
         classes: Name of each component to its library and its class.
-        configs: Name of each component to its config, for those that have one.
+        configs: Name of each component with a config to that config.
     """
 
     kind: str
@@ -31,7 +31,7 @@ class Outline:
     configs: Mapping[str, Mapping[str, Any]]
 
     def denoiser(self) -> "nn.Module | None":
-        """The uncompressed denoiser as a meta-device model; None where diffusers and we have no such class."""
+        """The denoiser as a meta-device model; None if its class is unknown."""
         import diffusers
 
         from compress.models.meta import meta_model
@@ -47,10 +47,10 @@ class Outline:
         try:
             return meta_model(model_class, self.configs[name])
         except (ValueError, TypeError, KeyError, NotImplementedError):
-            return None  # loading it will say what is wrong
+            return None  # loading reports the error
 
     def scheduler(self) -> Any:
-        """The scheduler; None where diffusers has no such class, or the pipeline none."""
+        """The scheduler; None if its class is unknown or the pipeline has none."""
         import diffusers
 
         _, class_name = self.classes.get("scheduler", ("", ""))
@@ -59,10 +59,10 @@ class Outline:
 
     @property
     def multiple(self) -> int:
-        """What height and width of an image must be a multiple of; 1 where the configs do not tell.
+        """Height and width of an image must be multiples of this; 1 if the configs do not say.
 
         An autoencoder halves the sides once for each level but the first; a transformer takes patches of its latents.
-        Pipelines ask for multiples of 8 whatever their autoencoder is.
+        Pipelines require multiples of 8 with any autoencoder.
         """
         vae = self.configs.get("vae", {})
         levels = vae.get("block_out_channels") or vae.get("encoder_block_out_channels")
@@ -73,11 +73,11 @@ class Outline:
 
 
 def read_outline(folder: Path) -> Outline:
-    """Reads a folder in diffusers' layout; it needs no weights in it.
+    """Reads a folder in diffusers' layout, with or without weights.
 
     Raises:
         OSError: It has no ``model_index.json``.
-        ValueError: A config is no JSON.
+        ValueError: A config is not JSON.
     """
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     entries = {name: entry for name, entry in index.items() if isinstance(entry, list) and len(entry) == 2}

@@ -1,10 +1,10 @@
-"""Keeps harmless notices of the libraries, and their own progress bars, off the screen."""
+"""Hides harmless notices and progress bars of libraries."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Logger and the words that mark a notice which says nothing about the user's model. Anything else still shows.
+# Logger to words that mark a notice irrelevant to the user's model. All others are shown.
 _NOTICES = {
     "torchao": ("Failed to load",),  # GPU kernels that this torch cannot load; int8 weights do not use them
     "torch.utils._pytree": ("is an Enum subclass",),
@@ -24,14 +24,14 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def hide_notices() -> None:
-    """Drops the known harmless log lines; takes effect for libraries imported later too. Loads nothing."""
+    """Drops the known harmless log lines, of libraries imported later too. Loads nothing."""
     for name in _NOTICES:
         logging.getLogger(name).addFilter(_is_news)  # adding the same filter twice has no effect
 
 
 @contextmanager
 def no_load_reports() -> Iterator[None]:
-    """Inside, transformers prints no report of weights that a file lacks or has besides: who loads looks at them."""
+    """Inside, transformers prints no report of missing or unexpected weights; the caller checks them."""
     from transformers.utils import logging as transformers_logging
 
     verbosity = transformers_logging.get_verbosity()
@@ -44,7 +44,7 @@ def no_load_reports() -> Iterator[None]:
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Inside, loading and saving with diffusers and transformers draws no progress bars of its own."""
+    """Inside, diffusers and transformers show no progress bars for loading and saving."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 

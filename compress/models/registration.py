@@ -1,12 +1,12 @@
-"""Has diffusers load shaped UNets with the class installed here, once ``compress`` is imported.
+"""Has diffusers load shaped UNets with the installed class, once ``compress`` is imported.
 
-Diffusers looks for the class of a component in the module that ``model_index.json`` names: first among its own
+Diffusers looks for the class of a component in the module that ``model_index.json`` names: first among its
 pipelines, as ``diffusers.pipelines.<module>``, then in a file ``<module>.py`` in the component's folder, which it runs
-if ``trust_remote_code=True`` is given. Our module is therefore put among the pipelines. Then the flag is not needed,
-and the file in the checkpoint is not run.
+with ``trust_remote_code=True``. Our module is registered among the pipelines, so the flag is not needed and the file
+in the checkpoint is not run.
 
-Neither torch nor diffusers is loaded for that: an import hook waits for ``diffusers.pipelines``, and the module itself
-is imported when diffusers asks it for a class.
+This loads neither torch nor diffusers: an import hook waits for ``diffusers.pipelines``, and our module is imported
+when diffusers first takes a class from it.
 """
 
 import importlib
@@ -18,14 +18,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from importlib.abc import Loader  # which takes half of the time that importing compress may take
+    from importlib.abc import Loader  # slow: half of the time allowed for importing compress
 
 PIPELINES = "diffusers.pipelines"
 MODULE = "shaped_unet"
 
 
 class _Lazy(ModuleType):
-    """Stands for ``compress.models.shaped_unet`` until something of it is asked for."""
+    """Loads ``compress.models.shaped_unet`` at the first access to an attribute."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -34,7 +34,7 @@ class _Lazy(ModuleType):
 
 
 class _Register:
-    """Loads a module as its own loader does, then registers ours in it."""
+    """Loads a module with its own loader, then registers ours in it."""
 
     def __init__(self, loader: "Loader") -> None:
         self.loader = loader
@@ -44,13 +44,13 @@ class _Register:
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__.loader = module.__loader__ = self.loader  # who looks later finds what would be there without us
+        module.__spec__.loader = module.__loader__ = self.loader  # restored, as without us
         self.loader.exec_module(module)
         _add()
 
 
 class _Finder:
-    """Waits for ``diffusers.pipelines``, then goes."""
+    """Waits for ``diffusers.pipelines``, then removes itself."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != PIPELINES:
@@ -71,5 +71,5 @@ def register() -> None:
 
 
 def _add() -> None:
-    # diffusers puts a lazy module in the place of the one that was executed: hence by name.
+    # By name, since diffusers replaces the executed module with a lazy one.
     setattr(sys.modules[PIPELINES], MODULE, _Lazy(MODULE))

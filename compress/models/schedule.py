@@ -1,4 +1,4 @@
-"""The schedule of noise of a model: how examples are noised, and what a perfect denoiser predicts of them."""
+"""Noise schedules: noisy examples, and what a perfect denoiser predicts for them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ FLOW = "flow_prediction"
 
 
 class Schedule(Protocol):
-    """What training and calibration ask of a schedule.
+    """A noise schedule for training and calibration.
 
     Attributes:
-        steps: Number of timesteps; a timestep is a whole number in [0, steps).
+        steps: Number of timesteps; a timestep is an integer in [0, steps).
         prediction_type: ``epsilon``, ``v_prediction``, ``sample`` or ``flow_prediction``.
     """
 
@@ -36,24 +36,24 @@ class Schedule(Protocol):
         """Noisy latents, of the latents' shape; ``timesteps`` is ``(b,)``."""
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a perfect denoiser predicts, of the latents' shape."""
+        """The prediction of a perfect denoiser, of the latents' shape."""
 
     def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
-        """The weight of each timestep's loss, ``(b,)``: min-SNR with ``gamma``; 1 without, and for flow matching."""
+        """Weight of each timestep's loss, ``(b,)``: min-SNR with ``gamma``; 1 without, and for flow matching."""
 
     def times(self, timesteps: Tensor) -> Tensor:
-        """What the denoiser is told instead of the timesteps, ``(b,)``."""
+        """The denoiser's time input for some timesteps, ``(b,)``."""
 
 
 def schedule_of(scheduler: Any, denoiser: Any = None) -> Schedule:
-    """The schedule that a model was trained with, whatever sampler stands around it.
+    """The schedule that a model was trained with, for any sampler.
 
     Args:
         scheduler: The pipeline's; only its config matters.
-        denoiser: Some flow-matching models are told the time on a scale of their own.
+        denoiser: Some flow-matching models scale their time input.
 
     Raises:
-        UserError: The scheduler is of another kind.
+        UserError: Unsupported scheduler.
     """
     config = scheduler.config
     kind = config.get("prediction_type")
@@ -73,7 +73,7 @@ def schedule_of(scheduler: Any, denoiser: Any = None) -> Schedule:
 
 
 def _time_scale(denoiser: Any) -> float:
-    """What flow-matching models multiply the timestep by before it reaches the denoiser."""
+    """Factor of the time input of flow-matching models."""
     family = family_of(denoiser)
     config: Mapping[str, Any] = getattr(denoiser, "config", {})
     return config.get("timestep_scale") or (family.time_scale if family else 1.0)
@@ -107,7 +107,7 @@ class Diffusion:
         clipped = snr.clamp(max=gamma)
         if self.prediction_type == "v_prediction":
             return clipped / (snr + 1)
-        # Without any signal, as in a schedule with zero terminal SNR, the ratio's limit is 1.
+        # Without any signal, as with zero terminal SNR, the limit of the ratio is 1.
         return clipped if self.prediction_type == "sample" else torch.where(snr > 0, clipped / snr, 1.0)
 
     def times(self, timesteps: Tensor) -> Tensor:
@@ -117,12 +117,12 @@ class Diffusion:
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """Straight paths from data to noise, of which the denoiser predicts the velocity (Lipman et al. 2023).
+    """Straight paths from data to noise, whose velocity the denoiser predicts (Lipman et al. 2023).
 
     Attributes:
         steps: Number of timesteps.
-        shift: How far times are moved towards noise (Esser et al. 2024, section 5.3.2).
-        time_scale: What the denoiser is told: this times ``steps`` times the share of noise.
+        shift: Of the times towards noise (Esser et al. 2024, section 5.3.2).
+        time_scale: The denoiser's time input is this times ``steps`` times the share of noise.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""The schedulers that images can be sampled with, by their names in recipes."""
+"""The schedulers for sampling images, by their names in recipes."""
 
 import inspect
 from dataclasses import dataclass, field
@@ -10,9 +10,9 @@ class Scheduler:
     """A scheduler of diffusers.
 
     Attributes:
-        label: What it is called in tables.
-        kind: Its class in diffusers; None keeps the pipeline's own.
-        changes: Settings that differ from those of the pipeline's own scheduler.
+        label: Name in tables.
+        kind: Its class in diffusers; None keeps the pipeline's.
+        changes: Settings that differ from those of the pipeline's scheduler.
     """
 
     label: str
@@ -21,16 +21,16 @@ class Scheduler:
 
     @property
     def code(self) -> str:
-        """The line of Python that gives a pipeline this scheduler; nothing for the pipeline's own."""
+        """The Python line that sets this scheduler; empty for the pipeline's own."""
         changes = "".join(f", {name}={value}" for name, value in self.changes.items())
         return f"pipeline.scheduler = {self.kind}.from_config(pipeline.scheduler.config{changes})" if self.kind else ""
 
 
 SCHEDULERS = {
     "checkpoint": Scheduler("own scheduler", None),
-    # Stable Diffusion's PNDM is the one without Runge-Kutta steps; a DDPM config does not say so.
+    # Stable Diffusion's PNDM has no Runge-Kutta steps; a DDPM config does not say so.
     "pndm": Scheduler("PNDM", "PNDMScheduler", {"skip_prk_steps": True}),
-    # Latents leave [-1, 1]; a config of another scheduler does not say that they may, and DDIM's default cuts them off.
+    # Latents exceed [-1, 1]; configs of other schedulers do not allow that, and DDIM clips by default.
     "ddim": Scheduler("DDIM", "DDIMScheduler", {"clip_sample": False}),
     "euler": Scheduler("Euler", "EulerDiscreteScheduler"),
     "euler_a": Scheduler("Euler a", "EulerAncestralDiscreteScheduler"),
@@ -42,12 +42,12 @@ SCHEDULERS = {
 
 
 def exchanged(own: Any, name: str) -> Any | None:
-    """The scheduler ``name`` with the settings of a pipeline's own; None where it does not fit the model.
+    """The scheduler ``name`` with the settings of a pipeline's own; None if it does not fit the model.
 
-    It fits if diffusers calls the two compatible and, for a flow-matching model, if it knows that kind of prediction.
+    It fits if diffusers lists the two as compatible and, for a flow-matching model, if it supports that prediction.
 
     Args:
-        own: The pipeline's scheduler; left as it is.
+        own: The pipeline's scheduler; unchanged.
         name: One of :data:`SCHEDULERS` other than ``checkpoint``.
     """
     import diffusers
@@ -64,5 +64,5 @@ def exchanged(own: Any, name: str) -> Any | None:
 
 
 def used(own: Any, name: str) -> str:
-    """The scheduler that images are sampled with where ``name`` is asked for: ``checkpoint`` where it does not fit."""
+    """The scheduler used for the requested ``name``: ``checkpoint`` if that does not fit."""
     return name if name == "checkpoint" or exchanged(own, name) is not None else "checkpoint"

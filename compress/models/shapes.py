@@ -1,4 +1,4 @@
-"""Gives the layers of a UNet other shapes than its stock config can express."""
+"""Gives layers of a UNet shapes that its stock config cannot express."""
 
 from collections.abc import Mapping
 
@@ -18,27 +18,27 @@ SHAPEABLE: dict[type, type[Shaped]] = {
     ShapedUNet2DModel: ShapedUNet2DModel,
 }
 
-"""UNets whose layers can be given other shapes, with the class that they are then of."""
+"""UNet classes to their classes with shaped layers."""
 
 
 def shaped(
     unet: UNet2DConditionModel | UNet2DModel, layers: Mapping[str, Shape], weights: Mapping[str, Tensor]
 ) -> Shaped:
-    """A UNet with other layers, other weights and all else of the one given.
+    """A UNet with other layers and weights, otherwise equal to the given one.
 
     Args:
-        unet: Stock, or shaped before; stays unchanged.
-        layers: Name of a module to what it is now, as :mod:`compress.models.shaped_unet` describes it. Names are those
-            of the stock UNet; an entry takes the place of the one that a shaped UNet has for that layer.
-        weights: All parameters of the new UNet by name, as ``state_dict`` has them. They become its own: no copies.
+        unet: Stock or shaped; unchanged.
+        layers: Name of a module in the stock UNet to its new description, see :mod:`compress.models.shaped_unet`. An
+            entry replaces the one that a shaped UNet has for that layer.
+        weights: All parameters of the new UNet by name, as in ``state_dict``; not copied.
 
     Returns:
         On the devices and in the dtypes of its weights, in the mode of ``unet``, with its attention processors and
-        gradient checkpointing. A parameter requires a gradient if the one of that name did; one that is new, if any.
+        gradient checkpointing. A parameter requires a gradient if the one of that name did; a new one, if any did.
 
     Raises:
-        ValueError: For a name or a shape that does not fit the UNet, and a UNet of another class.
-        RuntimeError: For weights that do not fit the layers.
+        ValueError: A name or a shape does not fit the UNet, or its class cannot be shaped.
+        RuntimeError: The weights do not fit the layers.
     """
     if type(unet) not in SHAPEABLE:
         raise ValueError(f"{type(unet).__name__}: the layers of UNet2DConditionModel and UNet2DModel can be shaped")

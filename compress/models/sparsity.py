@@ -1,4 +1,4 @@
-"""Which weights become zero: those of least magnitude, of all or among the neighbors of each group."""
+"""Selects weights to set to zero: those of least magnitude, of all or within groups of neighbors."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ HALF = 16  # bits of a float32 that one pass over the weights decides
 def smallest(weights: "Sequence[Tensor]", count: int) -> "list[Tensor]":
     """Masks that are true at the ``count`` weights of least magnitude in all tensors together.
 
-    Of equal magnitudes the first count: those of an earlier tensor, then in the order of memory. Needs no more memory
-    than a few copies of the largest tensor.
+    Ties go to the earlier tensor, then to the earlier place in memory. Needs memory for a few copies of the largest
+    tensor.
 
     Args:
         weights: Finite, of any shapes, in float32 or less.
@@ -35,9 +35,9 @@ def smallest(weights: "Sequence[Tensor]", count: int) -> "list[Tensor]":
 
 
 def _threshold(weights: "Sequence[Tensor]", count: int) -> tuple[int, int]:
-    """Bits of the ``count``-th smallest magnitude, and how many weights of just that one are among the ``count``.
+    """Bits of the ``count``-th smallest magnitude, and how many weights of that magnitude are among the ``count``.
 
-    A radix selection: the upper half of the bits of a magnitude, then the lower half, by counting.
+    A radix selection by counting: the upper half of a magnitude's bits, then the lower half.
     """
     import torch
 
@@ -52,14 +52,14 @@ def _threshold(weights: "Sequence[Tensor]", count: int) -> tuple[int, int]:
 
 
 def _place(counts: "Tensor", count: int) -> tuple[int, int]:
-    """The bin that the ``count``-th falls into, and its place in there, both of them from the lowest on."""
+    """The bin of the ``count``-th smallest, and its rank in that bin."""
     below = counts.cumsum(0)
     found = int((below < count).sum())
     return found, count - (int(below[found - 1]) if found else 0)
 
 
 def _bits(weight: "Tensor") -> "Tensor":
-    """Magnitudes as integers of the same order, ``(n,)``: what a float that is not negative has as bits."""
+    """Magnitudes as integers of the same order, ``(n,)``: the bits of a nonnegative float."""
     import torch
 
     return weight.detach().reshape(-1).abs().float().view(torch.int32)
@@ -68,8 +68,8 @@ def _bits(weight: "Tensor") -> "Tensor":
 def least_of_groups(weight: "Tensor", keep: int, size: int) -> "Tensor":
     """A mask that is true at all but the ``keep`` largest magnitudes of every group.
 
-    A group are ``size`` neighbors along the inputs (the second axis), which is where sparse kernels look: neighbors
-    in a row of a linear layer, and neighboring channels at the same place of a convolution's kernel.
+    A group is ``size`` neighbors along the inputs (the second axis), as sparse kernels expect: neighbors in a row of a
+    linear layer, and neighboring channels at the same position of a convolution's kernel.
 
     Args:
         weight: ``(out, in, ...)`` with ``in`` a multiple of ``size``.
@@ -79,7 +79,7 @@ def least_of_groups(weight: "Tensor", keep: int, size: int) -> "Tensor":
     import torch
 
     members = weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, size)).unbind(-1)
-    # Each one's rank in its group by comparing all pairs: several times faster than sorting so many short rows.
+    # Ranks by comparing all pairs: several times faster than sorting many short rows.
     ranks = [torch.zeros(members[0].shape, dtype=torch.uint8, device=weight.device) for _ in members]
     for later in range(size):
         for earlier in range(later):
@@ -90,7 +90,7 @@ def least_of_groups(weight: "Tensor", keep: int, size: int) -> "Tensor":
 
 
 def holds(weight: "Tensor", keep: int, size: int) -> bool:
-    """Whether every group, as in :func:`least_of_groups`, has at most ``keep`` numbers that are not zero."""
+    """Whether every group, as in :func:`least_of_groups`, has at most ``keep`` nonzero weights."""
     if weight.dim() < 2 or weight.shape[1] % size:
         return False
     groups = (weight.detach() != 0).movedim(1, -1).unflatten(-1, (-1, size))
@@ -99,13 +99,13 @@ def holds(weight: "Tensor", keep: int, size: int) -> bool:
 
 @dataclass(frozen=True)
 class SparseLayer:
-    """What became of a layer.
+    """The result for a layer.
 
     Attributes:
-        weights: Their number.
-        zeros: How many are zero now.
-        changed: How many became zero.
-        lost: Root of the sum of squares of the weights that went, over that of all.
+        weights: Number of weights.
+        zeros: Number that are zero now.
+        changed: Number that became zero.
+        lost: Root sum of squares of the removed weights, over that of all.
     """
 
     weights: int

@@ -95,7 +95,7 @@ def test_an_index_that_cannot_be_used(folder):
     file = folder / "model_index.json"
     index = json.loads(file.read_text())
     file.write_text(json.dumps(index | {"_class_name": ["pipeline", "Mine"]}))
-    refused(folder, "pipeline class of its own")
+    refused(folder, "custom pipeline class")
     file.write_text(json.dumps(index | {"unet": [None, None]}))
     refused(folder, "no unet and no transformer")
     file.write_text("{")

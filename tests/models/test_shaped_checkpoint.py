@@ -179,5 +179,5 @@ def test_foreign_code_is_refused(tmp_path: Path) -> None:
     index = tmp_path / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"text_encoder": ["mine", "Encoder"]}))
     (tmp_path / "text_encoder" / "mine.py").write_text("raise SystemExit('run')")
-    with pytest.raises(UserError, match=r"text_encoder/mine\.py is code that would have to run.*model\.path"):
+    with pytest.raises(UserError, match=r"text_encoder/mine\.py is code that loading.*model\.path"):
         check(ModelConfig(str(tmp_path)))

@@ -1,4 +1,4 @@
-"""The denoisers that are known: one small file a family, with what neither config nor pipeline tells."""
+"""The supported denoisers: one file a family, with what neither config nor pipeline says."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,8 @@ class Draw:
 
     Args:
         batch: Rows.
-        side: Largest side of the latents; None: the model's own.
-        tokens: Length of the text; None: the family's own.
+        side: Largest side of the latents; None: the model's.
+        tokens: Length of the text; None: the family's.
         seed: Of the values; None: tensors on the meta device.
     """
 
@@ -37,13 +37,13 @@ class Draw:
         return torch.randn((self.batch, *shape), generator=self._generator, device=self._device)
 
     def filled(self, value: float, *shape: int, dtype: "torch.dtype | None" = None) -> "torch.Tensor":
-        """``shape``, without rows of a batch, of one value."""
+        """``shape``, without a batch axis, filled with one value."""
         import torch
 
         return torch.full(shape, value, dtype=dtype, device=self._device)
 
     def timesteps(self, last: float = 1000) -> "torch.Tensor":
-        """``(batch,)``: from 0.1 % to just over a half of ``last``; whole numbers where ``last`` is 1000."""
+        """``(batch,)``: from 0.1 % to just over half of ``last``; integers if ``last`` is 1000."""
         import torch
 
         times = torch.arange(self.batch) * 500 // max(1, self.batch - 1) + 1
@@ -54,7 +54,7 @@ class Draw:
 
         Args:
             size: ``sample_size`` of the config.
-            usual: Where the config has none.
+            usual: If the config has none.
         """
         both = size if isinstance(size, (list, tuple)) else (size, size)
         return [min(one or usual, self.side or one or usual) for one in both]
@@ -62,21 +62,21 @@ class Draw:
 
 @dataclass(frozen=True)
 class Family:
-    """What has to be known of a denoiser besides its config and its pipeline.
+    """What is needed of a denoiser besides its config and pipeline.
 
     Attributes:
-        classes: Names of its classes in diffusers, and of ours.
-        sample: Name of the argument that holds the noisy latents.
-        example: From config and :class:`Draw` to the keyword arguments of a pass; None where this config takes inputs
-            that are not known.
-        features: From a denoiser to the modules whose outputs a distillation compares, in their order.
-        blocks: Module list to the config key of its length, where the blocks do not depend on their place.
-        widths: Width inside of blocks to the config key that sets it while what the blocks add to keeps its width:
-            ``feed_forward`` (a key that holds hidden channels over the block's own) and ``heads`` (of cross-attention).
-        places: Config keys that list the places of those of ``transformer_blocks`` that have something more.
-        keep_last: Whether the last block of a list differs from all others, so that it has to stay.
+        classes: Names of its classes in diffusers and here.
+        sample: Name of the argument of the noisy latents.
+        example: From config and :class:`Draw` to the keyword arguments of a pass; None if this config takes unknown
+            inputs.
+        features: From a denoiser to the names of modules whose outputs a distillation compares, in order.
+        blocks: Module list to the config key of its length, if the blocks do not depend on their position.
+        widths: Width inside of blocks to the config key that sets it without changing the residual stream:
+            ``feed_forward`` (a key of hidden channels over the block's channels) and ``heads`` (of cross-attention).
+        places: Config keys that list positions of ``transformer_blocks`` with extra parts.
+        keep_last: Whether the last block of a list differs from the others and must stay.
         packed: Whether latents are a sequence ``(b, n, c)`` and not an image ``(b, c, h, w)``.
-        time_scale: What the pipeline multiplies timesteps by before the denoiser gets them.
+        time_scale: The pipeline multiplies timesteps by this for the denoiser.
     """
 
     classes: tuple[str, ...]
@@ -97,13 +97,13 @@ def families() -> list[Family]:
 
 
 def family_of(denoiser: object) -> Family | None:
-    """The family of a denoiser, by its class; None where it is not known."""
+    """The family of a denoiser by its class; None if unknown."""
     name = type(denoiser).__name__
     return next((family for family in families() if name in family.classes), None)
 
 
 def spread_blocks(model: "nn.Module", lists: Sequence[str], most: int = 4) -> list[str]:
-    """At most ``most`` blocks of some module lists, evenly spread, the last among them."""
+    """At most ``most`` blocks of some module lists, evenly spread, with the last."""
     names = [f"{name}.{i}" for name in lists for i in range(len(model.get_submodule(name)))]
     count = min(most, len(names))
     return [names[(i + 1) * len(names) // count - 1] for i in range(count)]

@@ -5,7 +5,7 @@ from typing import Any
 from compress.models.families import Draw, Family, spread_blocks
 
 TOKENS = 512
-SIDE = 128  # of the latents, which the config does not say
+SIDE = 128  # of the latents; not in the config
 
 
 def example(config: Any, draw: Draw) -> dict[str, Any]:
