@@ -1,4 +1,4 @@
-"""``python -m compress``: runs a recipe, or says what there is."""
+"""``python -m compress``: runs a recipe, or prints the help."""
 
 import math
 import os
@@ -43,7 +43,7 @@ Examples
   python -m compress recipe=prune_distill_int8 stages.prune.ratio=0.4 track=none evaluate=cost
   python -m compress recipe=prune_distill_int8 stages.prune.ratio=0.25,0.5 --multirun    one run after the other
   accelerate launch --multi_gpu --num_processes 2 -m compress recipe=prune_distill_int8
-  python -m compress recipe=score images=DIR reference=DIR out=DIR     scores images that are there already
+  python -m compress recipe=score images=DIR reference=DIR out=DIR     scores existing images
   python -m compress recipe=benchmark limit.psnr_db=30                 finds the fastest way to run a pipeline
 
 Options

@@ -1,4 +1,4 @@
-"""Examples that show what a denoiser's channels are good for, with their noise."""
+"""Calibration examples for a denoiser, with their noise."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ class CalibrationConfig:
         side: Of the images in pixels, at most; None: the model's own. Time and memory grow with its square.
         timesteps: Those that the examples are taken at, in turn, each at least 0; None: as many as there are examples,
             spread evenly over all.
-        seed: Of the choice, the timesteps' order and the noise, in [0, 2^32); None: that of the run.
+        seed: Of the choice, the timesteps' order and the noise, in [0, 2^32); None: the run's.
     """
 
     examples: int = 64
@@ -146,7 +146,7 @@ def calibrate(
     """Encodes examples for the pipeline's denoiser and draws their timesteps and noise.
 
     Where there is no data, or the denoiser takes more than latents and a prompt (as inpainting does), the examples are
-    random inputs: normal latents and conditions, which know nothing of images.
+    random inputs: normal latents and conditions.
 
     Args:
         pipeline: The one to prune, its parts on one device.

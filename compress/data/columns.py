@@ -37,7 +37,7 @@ def find_columns(config: "DataConfig", features: dict[str, Any]) -> "DataConfig"
         features: Name and type of every column, in ``datasets``' terms.
 
     Raises:
-        UserError: One message for all columns that are missing or cannot be told, with the columns there are.
+        UserError: Columns are missing or ambiguous; one message for all, with the existing columns.
     """
     split = config.split_column
     if split is None and config.train_split != ALL and is_text(features.get(SPLIT)):

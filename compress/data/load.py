@@ -53,7 +53,7 @@ class DataConfig:
     on_error: str = "stop"
 
     def __post_init__(self) -> None:
-        """Checks what can be told without the data.
+        """Checks the values without the data.
 
         Raises:
             UserError: Images and captions are to come from one column, or ``on_error`` is unknown.
@@ -97,7 +97,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Verified:
-    """What looking into every image gave.
+    """The result of decoding every image.
 
     Attributes:
         examples: Images with captions that can be used.
@@ -124,7 +124,7 @@ class _Source:
 
 
 def check(config: DataConfig) -> None:
-    """Checks that the data is there and has its columns, without reading images; a hub id is checked by form alone.
+    """Checks that the data exists and has its columns, without reading images; of a hub id only the form.
 
     Raises:
         UserError: Naming the key (``data.path``, ...), its value and what would be right.
@@ -188,7 +188,7 @@ def load_data(config: DataConfig, cache: Path | None = None) -> Data:
         cache: See :func:`verify`.
 
     Raises:
-        UserError: A hub id that cannot be had, columns that are missing, or no row to train on.
+        UserError: The hub id cannot be loaded, columns are missing, or there is no row to train on.
     """
     import datasets
 
@@ -224,7 +224,7 @@ def _local(config: DataConfig) -> bool:
     """Whether the data is on this machine.
 
     Raises:
-        UserError: The path is neither there nor has it the form of a hub id.
+        UserError: The path does not exist and is not a hub id.
     """
     path = Path(resolve(config.path)).expanduser()
     if path.is_dir() or path.suffix == ".parquet" and path.is_file():
@@ -357,7 +357,7 @@ def _from_hub(config: DataConfig) -> tuple["datasets.Dataset", DataConfig]:
 
 
 def _verified(rows: "datasets.Dataset", names: list[str], config: DataConfig, cache: Path | None) -> Verified:
-    """Looks into every image, or reads what that gave before."""
+    """Decodes every image, or reads the cached result."""
     import PIL
 
     from compress.data.decode import unreadable

@@ -1,4 +1,4 @@
-"""Rows of a csv file with a heading or of a jsonl file, whatever their texts hold."""
+"""Rows of a csv file with a heading or of a jsonl file."""
 
 import csv
 import json

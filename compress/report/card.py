@@ -20,8 +20,7 @@ def model_card(info: Mapping[str, Any]) -> str:
             (``name``, ``kind``, ``method``, ``config``, ``declared``, ``coverage``, ``details``), and where there are
             any ``evaluation`` (``{"rows": [{"name", "cost", "metrics"}]}``, with ``noise_floor`` and ``manifest`` as in
             the report), ``example`` (``prompt``, ``seed``, ``steps``, ``guidance``, ``scheduler``, ``height``,
-            ``width``), ``data``, ``seed``, ``precision``, ``versions``, ``probe``, ``model_file``. What is absent is
-            left out.
+            ``width``), ``data``, ``seed``, ``precision``, ``versions``, ``probe``, ``model_file``.
     """
     parts = [_front_matter(info), _introduction(info), "## What was done\n", *_stages(info)]
     result = _result(info)
@@ -35,7 +34,7 @@ def model_card(info: Mapping[str, Any]) -> str:
 
 
 def usage(info: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
-    """A snippet that samples the example, with what it needs and gives."""
+    """A snippet that samples the example, with its requirements."""
     example = _example(info)
     scheduler = _scheduler(str(example.get("scheduler") or "checkpoint"))
     imports = "DiffusionPipeline" + (f", {scheduler.kind}" if scheduler.kind else "")
@@ -110,7 +109,7 @@ def _stages(info: Mapping[str, Any]) -> list[str]:
             lines += [f"- {coverage}"]
         for name, value in (stage.get("details") or {}).items():
             text = json.dumps(value, ensure_ascii=False, default=str)
-            if len(text) <= 120:  # what is longer, such as lists of channels, is for programs and in compress.json
+            if len(text) <= 120:  # longer ones, such as lists of channels, are in compress.json only
                 lines.append(f"- {name.replace('_', ' ')}: {text}")
         config = {key: value for key, value in (stage.get("config") or {}).items() if key not in ("kind", "method")}
         if config:

@@ -39,8 +39,8 @@ def footer(
         lines.append(f"{', '.join(paired)}: to the teacher's images of the same prompts and seeds.")
     if any(name == NOISE_FLOOR for name, _ in rows):
         lines.append(
-            f"{NOISE_FLOOR}: the teacher with other seeds, so what chance alone does to a metric; to the teacher, what "
-            "a different image of the same prompt gets."
+            f"{NOISE_FLOOR}: the teacher with other seeds: what chance alone does to a metric, and what a different "
+            "image of the same prompt gets."
         )
     if "fid" in titles:
         n = values(entries, "n", ("fid",))
@@ -63,13 +63,13 @@ def footer(
         lines += [f"{title} without an interval: {why}." for why in values(entries, "why", (key,))]
     if NOISE in marks:
         lines.append(
-            f"{NOISE} marks a difference from the teacher that lies inside the noise: no larger than half the 95 % "
-            "interval of the difference of two independent draws."
+            f"{NOISE} marks a difference from the teacher within the noise: at most half the 95 % interval of the "
+            "difference of two independent draws."
         )
     if NO_NEARER in marks:
         lines.append(
-            f"{NO_NEARER} marks what is no nearer to the teacher's images than those of other seeds are (the "
-            f"{NOISE_FLOOR}), but for as much as two independent draws may differ."
+            f"{NO_NEARER} marks what is no nearer to the teacher's images than those of other seeds (the "
+            f"{NOISE_FLOOR}), within the difference of two independent draws."
         )
     return [line for line in lines if line]
 
@@ -141,7 +141,7 @@ def _cost(entries: Sequence[Entry]) -> str:
 
 
 def _formats(rows: Sequence[tuple[str, Entry]]) -> str:
-    """In which number format most of each row's file is, where they differ: half precision halves it for nothing."""
+    """The main number format of each row's file, if they differ: half precision halves a file."""
     found = {}
     for name, entry in rows:
         by_dtype = (entry.get("cost") or {}).get("bytes_by_dtype")
@@ -153,15 +153,15 @@ def _formats(rows: Sequence[tuple[str, Entry]]) -> str:
 
 
 def _sparse(rows: Sequence[tuple[str, Entry]]) -> list[str]:
-    """What zeros are good for, where a row has many."""
+    """What zeros save, if a row has many."""
     costs = {name: entry.get("cost") or {} for name, entry in rows}
     sparse = {name: cost for name, cost in costs.items() if cost.get("sparse_bytes") is not None}
     if not sparse:
         return []
     lines = [
-        "Zeros are those among the weights of convolutions and linear layers. They are stored and computed like other "
-        "numbers, so files are no smaller and passes no faster. Stored sparse is what the file would take with one bit "
-        "a number and the values of those that are not zero; diffusers reads no such file."
+        "Zeros are weights of convolutions and linear layers. They are stored and computed like other numbers, so "
+        "files are no smaller and passes no faster. Stored sparse is the file's size with one bit a number and the "
+        "nonzero values; diffusers reads no such file."
     ]
     grouped = {name: cost["sparsity_2_4"] for name, cost in sparse.items() if cost.get("sparsity_2_4", 0) > 0.01}
     if grouped:
@@ -191,7 +191,7 @@ def counted(rows: Sequence[tuple[str, Entry]]) -> list[str]:
 
 
 def _model_files(rows: Sequence[tuple[str, Entry]]) -> list[str]:
-    """Rows whose checkpoint is not of stock classes alone."""
+    """Rows whose checkpoint carries a model file."""
     carriers: dict[str, list[str]] = {}
     for name, entry in rows:
         if entry.get("model_file"):
@@ -200,7 +200,7 @@ def _model_files(rows: Sequence[tuple[str, Entry]]) -> list[str]:
 
 
 def how_to_load(model_file: str) -> str:
-    """What is to be known of a checkpoint that carries a model file."""
+    """How to load a checkpoint with a model file."""
     return (
         f"layers have shapes that a stock config cannot express, so the checkpoint carries {model_file}; diffusers "
         "loads it with trust_remote_code=True, or without that flag after `import compress`."

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 def pixels(image: Any) -> "np.ndarray":
-    """A image as a uint8 array (height, width, 3) of its own.
+    """A copy of an image as a uint8 array (height, width, 3).
 
     Args:
         image: uint8 tensor or array of shape (3, height, width), or a PIL image.
@@ -21,5 +21,5 @@ def pixels(image: Any) -> "np.ndarray":
         return np.array(image.convert("RGB"))
     array = np.asarray(image.cpu() if hasattr(image, "cpu") else image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[0] != 3:
-        raise ValueError(f"a image must be uint8 of shape (3, height, width), not {array.dtype} of {array.shape}")
+        raise ValueError(f"an image must be uint8 of shape (3, height, width), not {array.dtype} of {array.shape}")
     return array.transpose(1, 2, 0).copy()

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def change(stage: Mapping[str, Any]) -> str:
-    """The shape before and after in one line, from a stage's ``details``; empty where it stays or is not told."""
+    """The shape before and after in one line, from a stage's ``details``; empty if unchanged or unknown."""
     details = stage.get("details") or {}
     before, after = details.get("config_before") or {}, details.get("config_after") or {}
     if "widths_before" in details and "widths_after" in details:
