@@ -1,4 +1,4 @@
-"""Stages that remove channels from a denoiser."""
+"""Stages that remove channels, blocks or weights from a denoiser."""
 
 from compress.system.callable import make_callable
 

@@ -1,7 +1,7 @@
 """The block-removed architectures of BK-SDM, with the weights of the layers they keep.
 
 Kim et al. 2023, "BK-SDM: A Lightweight, Fast, and Cheap Version of Stable Diffusion", https://arxiv.org/abs/2305.15798,
-section 3.1. From Stable Diffusion 1.x they leave 579.4, 482.3 and 323.4 of 859.5 million parameters.
+section 3.1. Of the 859.5 million parameters of Stable Diffusion 1.x, they keep 579.4, 482.3 and 323.4 million.
 """
 
 from dataclasses import dataclass, replace
@@ -27,8 +27,8 @@ class Config:
     """Which architecture.
 
     Attributes:
-        size: ``"base"``: of every level, the first layer of its down block and the first and last of its up block.
-            ``"small"``: without the mid block, too. ``"tiny"``: without the level of the lowest resolution, too.
+        size: ``"base"`` keeps the first layer of each down block and the first and last layer of each up block.
+            ``"small"`` also removes the mid block. ``"tiny"`` also removes the level of the lowest resolution.
     """
 
     size: Literal["base", "small", "tiny"] = "base"
@@ -40,13 +40,14 @@ def prune_bk_sdm(
     """Remove the blocks that BK-SDM removes; the result is a stock UNet.
 
     Args:
-        unet: Any float weights; stays unchanged. Of Stable Diffusion's blocks, with any number of layers in a level.
+        unet: Any float weights; stays unchanged. Must have Stable Diffusion's blocks, with any number of layers per
+            level.
         size: See :class:`Config`.
-        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the model's own size.
+        inputs: Arguments of the forward pass used to count multiply-accumulates; None: inputs at the model's own size.
 
     Raises:
-        UserError: For blocks of an unsupported architecture, weights that are not finite, a level that cannot be
-            removed, or if nothing would be.
+        UserError: The architecture is unsupported, weights are not finite, a level cannot be removed, or there is
+            nothing to remove.
     """
     from compress.models.inputs import example_inputs
     from compress.prune.blocks.subject import Subject
@@ -60,7 +61,7 @@ def prune_bk_sdm(
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":
-    """What would be left of a denoiser without weights, also without weights.
+    """Build the pruned denoiser on the meta device from a meta-device model.
 
     Raises:
         UserError: See :func:`prune_bk_sdm`.
@@ -82,7 +83,7 @@ def _check_class(denoiser: object) -> None:
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
-    """Replace ``pipeline.unet`` by the architecture of BK-SDM; see :func:`prune_bk_sdm`."""
+    """Replace ``pipeline.unet`` with the BK-SDM architecture; see :func:`prune_bk_sdm`."""
     from compress.models import denoiser, set_denoiser
     from compress.models.inputs import captured_inputs
     from compress.prune.blocks.subject import stage_report
@@ -93,13 +94,13 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
 
 def reduced(blocks: "UNetBlocks", size: str) -> tuple["UNetBlocks", dict[str, str]]:
-    """What BK-SDM leaves of a UNet's blocks.
+    """Remove the blocks that BK-SDM removes.
 
     Returns:
-        What is left, and where nothing could be removed to the reason.
+        The remaining blocks, and a map from each part that could not be reduced to the reason.
 
     Raises:
-        UserError: No stock config can express it, or nothing would be removed.
+        UserError: No stock config can express the result, or nothing would be removed.
     """
     left = replace(
         blocks,
@@ -112,9 +113,9 @@ def reduced(blocks: "UNetBlocks", size: str) -> tuple["UNetBlocks", dict[str, st
             raise UserError("size=tiny: this UNet has one level, which must stay")
         left = left.without_level()
     if left == blocks:
-        raise UserError(f"size={size}: this UNet has nothing that BK-SDM removes: a level of it has one layer")
+        raise UserError(f"size={size}: this UNet has nothing that BK-SDM removes: its levels have one layer each")
     if reason := left.problem():
-        raise UserError(f"size={size}: no stock config can express that of this UNet: {reason}")
+        raise UserError(f"size={size}: no stock config can express the result for this UNet: {reason}")
     skipped = {f"layers of level {i}": "there is one" for i, layers in enumerate(blocks.down) if len(layers) < 2}
     if size != "base" and not blocks.mid:
         skipped["mid_block"] = "there is none"

@@ -1,8 +1,8 @@
-"""Depth pruning: whole blocks leave a denoiser, those first whose loss is felt least.
+"""Depth pruning: removes whole blocks from a denoiser, starting with those that affect its prediction least.
 
-The result is a stock model of the same class with fewer layers. Removing blocks of Stable Diffusion's UNet was
-introduced by BK-SDM (Kim et al. 2023, arXiv:2305.15798), that of transformer layers by SSD-1B (Gupta et al. 2024,
-arXiv:2401.02677), both with blocks chosen by hand.
+The result is a stock model of the same class with fewer layers. BK-SDM (Kim et al. 2023, arXiv:2305.15798) introduced
+the removal of blocks from Stable Diffusion's UNet, SSD-1B (Gupta et al. 2024, arXiv:2401.02677) that of transformer
+layers. Both chose the blocks by hand.
 """
 
 import math
@@ -30,11 +30,11 @@ STAGE = Stage(version=2, tag="pruned")
 
 @dataclass(frozen=True)
 class DepthTarget:
-    """How much is to be left at most, as shares in (0, 1); None: it does not matter.
+    """Upper limits on the remaining cost, as shares in (0, 1); None: no limit.
 
     Attributes:
-        params: Of the parameters.
-        macs: Of the multiply-accumulates of one pass at the model's own size.
+        params: Share of the parameters.
+        macs: Share of the multiply-accumulates of one forward pass at the model's own size.
     """
 
     params: float | None = None
@@ -51,20 +51,20 @@ class DepthTarget:
                 raise bad_value(key, share, "the share to be left, a number in (0, 1), or null")
 
     def shares(self) -> dict[str, float]:
-        """Those that are given."""
+        """The limits that are set: ``params`` or ``macs`` to a share."""
         return {unit: share for unit, share in asdict(self).items() if share is not None}
 
 
 @dataclass(frozen=True)
 class DepthCalibration:
-    """Which calls of the denoiser the effect of a removal is measured on: those of the pipeline drawing images.
+    """Sampling settings; the effect of a removal is measured on the denoiser calls recorded while sampling images.
 
     Attributes:
-        examples: Images that are drawn, of captions chosen at random from the training data, at least 1.
-        steps: Steps of the pipeline's scheduler for each, at least 1: the timesteps that count.
-        side: Side of the images in pixels, at most; None: the model's own.
+        examples: Number of sampled images, at least 1; their captions are random ones from the training data.
+        steps: Scheduler steps per image, at least 1; they set the timesteps of the calls.
+        side: Maximum side of the images in pixels; None: the model's own.
         guidance: Guidance scale; None: the pipeline's default.
-        seed: Of the captions and the noise, in [0, 2^32); None: that of the run.
+        seed: Seed of the captions and the noise, in [0, 2^32); None: the run's seed.
     """
 
     examples: int = 2
@@ -93,13 +93,13 @@ class Config:
     """What to remove and how much.
 
     Attributes:
-        ratio: Share of the parameters to remove at least, in (0, 1), where ``target`` gives none.
-        target: How much is to be left at most; where it gives both, both hold.
-        remove: Kinds of blocks that may go: ``layers`` (a resnet with its attention from a level's down block and one
-            from its up block; a block of a transformer), ``attentions`` (all of a down or up block),
-            ``transformer_layers`` (single ones, where an attention has several), ``mid_block`` (whole or all but one
-            of its resnets), ``levels`` (the one of the lowest resolution).
-        calibration: What effects are measured on.
+        ratio: Minimum share of the parameters to remove, in (0, 1); ignored if ``target`` is set.
+        target: Upper limits on the remaining cost; if both are set, both apply.
+        remove: Kinds of blocks that may be removed: ``layers`` (a resnet with its attention from a level's down block
+            and one from its up block; a block of a transformer), ``attentions`` (all of a down or up block),
+            ``transformer_layers`` (single layers of an attention that has several), ``mid_block`` (all of it, or all
+            but one of its resnets), ``levels`` (the level of the lowest resolution).
+        calibration: Denoiser calls on which effects are measured.
     """
 
     ratio: float = 0.25
@@ -119,25 +119,25 @@ class Config:
             raise bad_value("remove", list(self.remove), f"some of {', '.join(KINDS)}")
 
     def shares(self) -> dict[str, float]:
-        """What is to be left at most: ``params`` or ``macs`` to a share."""
+        """Upper limits on the remaining cost: ``params`` or ``macs`` to a share."""
         return self.target.shares() or {"params": 1 - self.ratio}
 
 
 def prune_depth(
     denoiser: "nn.Module", calls: "Sequence[Call]", config: Config = Config(), *, inputs: "Inputs | None" = None
 ) -> "DepthReport":
-    """Remove the blocks of least measured effect on the prediction; the result is a stock model of the same class.
+    """Remove the blocks with the least measured effect on the prediction; returns a stock model of the same class.
 
     Args:
-        denoiser: Any float weights; stays unchanged. A ``UNet2DConditionModel`` of Stable Diffusion's blocks (1.x, 2.x,
-            XL), or the transformer of PixArt, SANA, Stable Diffusion 3 or Flux.
-        calls: Inputs and the predictions from them; see :func:`compress.data.calls.record_calls`.
-        config: See :class:`Config`; its ``calibration`` has been used to get the calls.
-        inputs: Arguments of the pass whose multiply-accumulates count; None: those of the first call.
+        denoiser: Any float weights; stays unchanged. A ``UNet2DConditionModel`` with Stable Diffusion's blocks (1.x,
+            2.x, XL), or the transformer of PixArt, SANA, Stable Diffusion 3 or Flux.
+        calls: Denoiser inputs and predictions; see :func:`compress.data.calls.record_calls`.
+        config: See :class:`Config`; its ``calibration`` is not used here.
+        inputs: Arguments of the forward pass used to count multiply-accumulates; None: those of the first call.
 
     Raises:
-        UserError: For a denoiser of an unsupported architecture, weights that are not finite, or a target that no
-            stock config reaches, before anything is measured.
+        UserError: The architecture is unsupported, weights are not finite, or no stock config reaches the target.
+            Checked before anything is measured.
     """
     from compress.prune.blocks.subject import Subject
 
@@ -147,7 +147,7 @@ def prune_depth(
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
-    """Replace the pipeline's denoiser by one of fewer blocks; see :func:`prune_depth`."""
+    """Replace the pipeline's denoiser with one that has fewer blocks; see :func:`prune_depth`."""
     from compress.data.calls import record_calls
     from compress.models import denoiser, set_denoiser
     from compress.models.inputs import captured_inputs
@@ -162,7 +162,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
-    """Refuses what no stock config reaches, from the architecture of a denoiser without weights.
+    """Reject targets that no stock config reaches, using the architecture of a meta-device model.
 
     Raises:
         UserError: See :func:`prune_depth`.
@@ -177,7 +177,7 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
 
 
 def _check(blocks: "Blocks", costs: "BlockCosts", config: Config) -> None:
-    """Refuses what no stock config reaches, with the nearest that one does."""
+    """Reject targets that no stock config reaches; the message gives the nearest reachable value."""
     from compress.prune.blocks.greedy import least_shares
 
     for unit, share in config.shares().items():
@@ -186,7 +186,7 @@ def _check(blocks: "Blocks", costs: "BlockCosts", config: Config) -> None:
         least = least_shares(blocks, costs, config.remove, unit)[unit]
         if least <= share:
             continue
-        why = f"with all {', '.join(config.remove)} gone that can go, {least:.3f} of this denoiser's {unit} are left"
+        why = f"removing all possible {', '.join(config.remove)} leaves {least:.3f} of this denoiser's {unit}"
         if unit in config.target.shares():
             raise bad_value(f"target.{unit}", share, f"at least {math.ceil(1000 * least) / 1000}: {why}")
         raise bad_value("ratio", config.ratio, f"at most {math.floor(1000 * (1 - least)) / 1000}: {why}")

@@ -1,11 +1,11 @@
-"""Low-rank pruning: the weights of Conv2d and Linear become products of two smaller ones.
+"""Low-rank pruning: replaces the weights of Conv2d and Linear layers with products of two smaller weights.
 
-A Linear becomes one to r channels and one from there. A Conv2d, as a matrix of outputs by everything else, becomes a
-convolution with its kernel to r channels and a 1x1 convolution from there (Zhang et al. 2016, arXiv:1505.06798). That
-keeps the shape of the kernel, and of all matrices of that rank it is the nearest; the other known way, a vertical and a
-horizontal convolution (Jaderberg et al. 2014, arXiv:1405.3866), assumes that kernels are separable.
+A Linear becomes two: one to r channels, and one from r channels to the outputs. A Conv2d, seen as a matrix of outputs
+by everything else, becomes a convolution of the same kernel size to r channels, followed by a 1x1 convolution (Zhang et
+al. 2016, arXiv:1505.06798). This is the best approximation of that matrix at rank r. The alternative, a vertical and a
+horizontal convolution (Jaderberg et al. 2014, arXiv:1405.3866), assumes separable kernels.
 
-No stock config can express the result: its checkpoint carries a small model file, see
+No stock config can express the result, so its checkpoint contains a small model file; see
 :mod:`compress.models.shaped_unet`.
 """
 
@@ -34,18 +34,17 @@ STAGE = Stage(version=1, tag="pruned")
 
 @dataclass(frozen=True)
 class Config:
-    """Which layers, and to which rank.
+    """Which layers to factor, and at which rank.
 
     Attributes:
-        energy: Share of the energy of its weight, the sum of its squared singular values, that each layer keeps at
-            least, in (0, 1]. Counts where ``target`` gives nothing.
-        target: How much is to be left, met within 2 % by the ranks that together lose the least sum of the layers'
-            shares of energy: one threshold for all on the energy lost per cost saved.
-        multiple: What every rank is a multiple of, at least 1.
-        include: Shell patterns of the names of layers that take part. The default are those inside of blocks: what
-            comes before, after and beside them (the first and last layer, time and text embeddings) is small, and
-            everything passes through it.
-        skip: Patterns of the names of those that do not.
+        energy: Minimum share of the weight's energy (sum of squared singular values) that each layer keeps, in (0, 1].
+            Ignored if ``target`` is set.
+        target: Remaining share of the cost, met within 2 %. Ranks minimize the sum of the layers' lost shares of
+            energy: one threshold on the energy lost per cost saved applies to all layers.
+        multiple: Every rank is a multiple of this, at least 1.
+        include: Shell patterns of the names of layers to factor. The default selects the layers inside blocks. The
+            others (first and last layer, time and text embeddings) are small, and all features pass through them.
+        skip: Shell patterns of the names of layers to exclude; takes precedence over ``include``.
     """
 
     energy: float = 0.9
@@ -70,12 +69,12 @@ class Config:
 
 @dataclass(frozen=True)
 class LowRankLayer:
-    """What became of a layer.
+    """A factored layer.
 
     Attributes:
-        rank: Of the product.
-        of: The rank that it could have had.
-        energy: Share of the energy of its weight that is kept.
+        rank: Rank of the product.
+        of: Full rank of the weight.
+        energy: Share of the weight's energy that is kept.
         params: Parameters of its weight before and after.
     """
 
@@ -90,14 +89,15 @@ class LowRankReport:
     """A UNet with factored layers and what was done to get it.
 
     Attributes:
-        unet: The new model; the one given is left as it was.
-        layers: The factored ones, by name.
-        skipped: Other Conv2d and Linear, with the reason.
-        params_before: Number of parameters of the model given.
-        params_after: Number of parameters of the new one.
-        share_params: Share of the old parameters that sit in factored weights, in [0, 1].
-        share_macs: Share of the old multiply-accumulates done by them; None if the denoiser's inputs are not known.
-        left: Share of what the target counts that is left; None without a target.
+        unet: The new model; the input model is unchanged.
+        layers: Factored layers, by name.
+        skipped: Other Conv2d and Linear layers to the reason.
+        params_before: Number of parameters of the input model.
+        params_after: Number of parameters of the new model.
+        share_params: Share of the input model's parameters that are in factored weights, in [0, 1].
+        share_macs: Share of the input model's multiply-accumulates in factored layers; None if the denoiser's inputs
+            are unknown.
+        left: Remaining share of the cost that the target counts; None without a target.
     """
 
     unet: "Shaped"
@@ -116,16 +116,16 @@ class LowRankReport:
 def prune_low_rank(
     unet: "UNet2DConditionModel | UNet2DModel", config: Config = Config(), *, inputs: "Inputs | None" = None
 ) -> LowRankReport:
-    """Factor the weights of Conv2d and Linear where that saves something.
+    """Factor the weights of Conv2d and Linear layers where that reduces the cost.
 
     Args:
-        unet: Any float weights; stays unchanged. Layers that are products already stay as they are.
+        unet: Any float weights; stays unchanged. Layers that are already factored are skipped.
         config: See :class:`Config`.
-        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the UNet's own size.
+        inputs: Arguments of the forward pass used to count multiply-accumulates; None: inputs at the UNet's own size.
 
     Raises:
-        UserError: For another denoiser, weights that are quantized or not finite, a pattern that matches nothing, a
-            target that no ranks meet, and where no layer is left to factor.
+        UserError: The denoiser's class is unsupported, weights are quantized or not finite, a pattern matches nothing,
+            no ranks meet the target, or no layer can be factored.
     """
     from compress.models.shapes import shaped
     from compress.prune.layers import ranks
@@ -170,7 +170,7 @@ def prune_low_rank(
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
-    """Refuses what cannot be done with a denoiser, whatever its weights are; what would be left of it they decide.
+    """Reject what is impossible for any weights of this denoiser; returns nothing, as weights determine the ranks.
 
     Raises:
         UserError: See :func:`prune_low_rank`.
@@ -180,7 +180,7 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
-    """Replace the pipeline's denoiser by one of factored layers; see :func:`prune_low_rank`."""
+    """Replace the pipeline's denoiser with one that has factored layers; see :func:`prune_low_rank`."""
     from compress.models import denoiser, set_denoiser
     from compress.models.inputs import captured_inputs
 
@@ -208,7 +208,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
 
 def _layers(unet: "nn.Module", config: Config) -> "tuple[dict[str, nn.Module], dict[str, str]]":
-    """The layers that take part, and the others with the reason."""
+    """The selected layers, and the skipped ones with the reason."""
     from compress.models.shapes import SHAPEABLE
 
     if type(unet) not in SHAPEABLE:
@@ -225,12 +225,12 @@ def _layers(unet: "nn.Module", config: Config) -> "tuple[dict[str, nn.Module], d
 
 def _unfit(products: set[str], name: str, layer: "nn.Module") -> str | None:
     if name.rpartition(".")[0] in products:
-        return "half of a product already"
-    return "a convolution in groups" if getattr(layer, "groups", 1) > 1 else None
+        return "already factored"
+    return "a grouped convolution" if getattr(layer, "groups", 1) > 1 else None
 
 
 def _macs(unet: Any, inputs: "Inputs | None" = None) -> "Mapping[str, float] | None":
-    """Multiply-accumulates of one pass by module; ``""`` is the whole. None: it is not known what the UNet takes."""
+    """Multiply-accumulates of one pass by module; ``""`` is the total. None: the UNet's inputs are unknown."""
     from compress.models.inputs import example_inputs
     from compress.models.macs import count_macs
 
@@ -244,16 +244,16 @@ def _macs(unet: Any, inputs: "Inputs | None" = None) -> "Mapping[str, float] | N
 def _matrices(
     chosen: "Mapping[str, nn.Module]", macs: "Mapping[str, float] | None", params: int, config: Config
 ) -> "tuple[dict[str, Matrix], float | None, float]":
-    """The layers with what they cost in the target's unit, what is to be saved of it, and what the whole costs.
+    """The layers with their cost in the target's unit, the cost to save (None without a target), and the total cost.
 
     Raises:
-        UserError: Not even the least ranks of all save so much.
+        UserError: The target is out of reach even at the smallest ranks.
     """
     from compress.prune.layers.ranks import Matrix, most_saved
 
     unit, share = config.target.goal or ("params", None)
     if unit == "macs" and macs is None:
-        raise bad_value("target.macs", share, "null: it is not known what this denoiser takes besides latents")
+        raise bad_value("target.macs", share, "null: the inputs of this denoiser besides latents are unknown")
     counts = macs if unit == "macs" and macs is not None else {n: m.weight.numel() for n, m in chosen.items()}
     whole = counts[""] if unit == "macs" else params
     matrices = {
@@ -266,8 +266,8 @@ def _matrices(
         raise bad_value(
             f"target.{unit}",
             share,
-            f"at least {math.ceil(1000 * least) / 1000}: with the rank {config.multiple} in each of the "
-            f"{len(matrices)} layers that take part, {least:.3f} of this denoiser's {unit} are left",
+            f"at least {math.ceil(1000 * least) / 1000}: rank {config.multiple} in each of the {len(matrices)} "
+            f"selected layers leaves {least:.3f} of this denoiser's {unit}",
         )
     return matrices, (1 - share) * whole, whole
 
@@ -276,9 +276,11 @@ def _check_met(left: float, target: Target) -> None:
     assert target.goal is not None
     unit, share = target.goal
     if abs(left / share - 1) > TOLERANCE:
-        raise bad_value(f"target.{unit}", share, f"about {left:.3f}, the nearest that ranks of this multiple leave")
+        raise bad_value(
+            f"target.{unit}", share, f"about {left:.3f}, the nearest share that ranks of this multiple reach"
+        )
 
 
 def _nothing(left_alone: Mapping[str, str], config: Config) -> str:
     reasons = "; ".join(f"{name}: {why}" for name, why in list(left_alone.items())[:3])
-    return f"energy={config.energy:g}: no layer can be factored so that it saves something ({reasons}, ...)"
+    return f"energy={config.energy:g}: no layer can be factored at a lower cost ({reasons}, ...)"

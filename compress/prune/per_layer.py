@@ -1,6 +1,6 @@
-"""Per-layer-width width pruning: every part of a UNet gets a width of its own, from one ranking of all channels.
+"""Per-layer width pruning: each width of a UNet is set separately, from one ranking of all channels.
 
-No stock config can express the result: its checkpoint carries a small model file, which stock diffusers loads with
+No stock config can express the result, so its checkpoint contains a small model file, which stock diffusers loads with
 ``trust_remote_code=True`` (see :mod:`compress.models.shaped_unet`).
 """
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STAGE = Stage(version=1, keeps_names=True, tag="pruned")
 
 KINDS = ("resnet_inner", "ffn_inner", "attention", "residual")
-"""Of widths: inside a resnet, inside a feed-forward, of attention, and of the streams between layers."""
+"""Kinds of widths: inside a resnet, inside a feed-forward, of attention, and of the residual streams between layers."""
 
 NORMALIZE = ("auto", "none", "mean", "max")
 PER = ("channel", "cost")
@@ -33,26 +33,26 @@ PER = ("channel", "cost")
 
 @dataclass(frozen=True)
 class Config:
-    """What to prune and by which measure.
+    """What to prune, and by which importance.
 
     Attributes:
-        ratio: Share of the parameters to remove, in (0, 1), met within 2 % of what is left. Counts where ``target``
-            gives nothing.
-        target: How much is to be left, met within 2 %.
+        ratio: Share of the parameters to remove, in (0, 1); the remaining share is met within 2 %. Ignored if
+            ``target`` is set.
+        target: Remaining share of the cost, met within 2 %.
         importance: See :class:`compress.prune.width.Config`.
-        scope: The kinds of widths that may change, of :data:`KINDS`.
-        normalize: What a channel's score is divided by, so that scores of different layers compare: the ``"mean"`` or
-            the ``"max"`` of its group, or ``"none"``. ``"auto"``: none for scores that are a loss's rise (taylor,
+        scope: The kinds of widths that may change, from :data:`KINDS`.
+        normalize: What a channel's score is divided by to make layers comparable: the ``"mean"`` or the ``"max"`` of
+            its group, or ``"none"``. ``"auto"``: none for scores that estimate a rise of the loss (taylor,
             diff_pruning, hessian), the mean for all others.
-        per: What the sum of the scores that leave together is divided by: their number (``"channel"``), or the
-            ``"cost"`` that goes with them, in the unit that ratio or target count.
-        heads: What attention gives up: ``"narrow"``: channels of every head, with the ratio of their scales folded into
-            the query. ``"remove"``: whole heads.
-        min_share: Share of itself that every width keeps at least, in [0, 1]; one channel of each norm group and each
-            head (or one head) stays in any case.
-        multiple: What every new width is a multiple of, at least 1, of narrowed heads each of them; None: 8 where all
-            levels have 256 channels or more, as half-precision kernels want it, else 1.
-        calibration: Examples for an importance that looks at what the UNet does with them.
+        per: What the summed scores of a slice are divided by: its number of channels (``"channel"``), or the ``"cost"``
+            that removing it saves, in the unit of ratio or target.
+        heads: What attention loses. ``"narrow"``: channels of every head; the change of the attention scale is folded
+            into the query. ``"remove"``: whole heads.
+        min_share: Minimum share that every width keeps, in [0, 1]. One channel of each norm group and each head (or one
+            head) is always kept.
+        multiple: Every new width is a multiple of this, at least 1; for narrowed heads, the width of each head. None: 8
+            (for half-precision kernels) if all levels have 256 channels or more, else 1.
+        calibration: Examples for importances that need them.
     """
 
     ratio: float = 0.25
@@ -87,7 +87,7 @@ class Config:
 
     @property
     def goal(self) -> tuple[str, float]:
-        """What is counted, and the share of it that is to be left."""
+        """The unit of the cost, and the share of it to keep."""
         return self.target.goal or ("params", 1 - self.ratio)
 
 
@@ -98,23 +98,24 @@ def prune_per_layer(
     calibration: "Calibration | None" = None,
     seed: int = 0,
 ) -> PerLayerReport:
-    """Remove the channels that matter least anywhere; the result is a UNet with shapes of its own.
+    """Remove the least important channels of the whole UNet; layers of a level may end up with different widths.
 
-    What leaves at once is the smallest slice that keeps norm groups and heads whole: one channel of every norm group
-    of a resnet's inner width, one of a feed-forward's hidden channels, one channel of every head's queries, keys and
-    values (or a whole head), and of the streams between the layers as many of each as keep the norms over
-    concatenations whole. All slices of all widths stand in one ranking, and leave in its order until the target is met.
+    Channels are removed in slices, the smallest sets that keep norm groups and heads equally large: one channel of
+    every norm group of a resnet's inner width, one hidden channel of a feed-forward, one channel of every head's
+    queries, keys and values (or a whole head), and, of the streams between layers, as many channels of each as the
+    norms over concatenations require. All slices of all widths are ranked together and removed in this order until the
+    target is met.
 
     Args:
         unet: Any float weights; stays unchanged. Stock or shaped; its blocks must be those of Stable Diffusion (1.x,
-            2.x, XL), or of DDPM.
+            2.x, XL) or DDPM.
         config: See :class:`Config`.
-        calibration: Examples, where :func:`compress.prune.importance.needs_calibration` says that they are needed.
-        seed: Of what is drawn.
+        calibration: Examples; required if :func:`compress.prune.importance.needs_calibration` is true.
+        seed: Seed of random choices.
 
     Raises:
-        UserError: For blocks of an unsupported architecture, weights that are not finite, a target that no widths meet,
-            or examples that are missing.
+        UserError: The architecture is unsupported, weights are not finite, no widths meet the target, or examples are
+            missing.
     """
     from compress.models.meta import checked_weights
     from compress.prune.layers.remove import PerLayerPruner
@@ -126,7 +127,7 @@ def prune_per_layer(
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
-    """Refuses what cannot be done with a denoiser, whatever its weights are; what would be left of it they decide.
+    """Reject what is impossible for any weights of this denoiser; returns nothing, as weights determine the widths.
 
     Raises:
         UserError: See :func:`prune_per_layer`.
@@ -137,13 +138,13 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
-    """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_per_layer`."""
+    """Replace ``pipeline.unet`` with its pruned version; see :func:`prune_per_layer`."""
     from compress.models.inputs import captured_inputs
     from compress.models.meta import checked_weights
     from compress.prune.layers.remove import PerLayerPruner
 
     unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
-    pruner = PerLayerPruner(unet, config, captured_inputs(pipeline))  # before examples are encoded: it may refuse
+    pruner = PerLayerPruner(unet, config, captured_inputs(pipeline))  # may raise, so before examples are encoded
     weights = checked_weights(unet)
     calibration = None
     if needs_calibration(config.importance):

@@ -1,11 +1,11 @@
-"""Unstructured and n:m pruning: the weights of least magnitude become zero, and every layer keeps its shape.
+"""Unstructured and n:m pruning: sets the weights of smallest magnitude to zero; every layer keeps its shape.
 
-Magnitude is the importance of Han et al. 2015, arXiv:1506.02626; 2:4 is what NVIDIA's sparse tensor cores take (Mishra
-et al. 2021, arXiv:2104.08378). Measures that look at examples, as Wanda's and SparseGPT's, are not here.
+Importance is magnitude (Han et al. 2015, arXiv:1506.02626). NVIDIA's sparse tensor cores support the 2:4 pattern
+(Mishra et al. 2021, arXiv:2104.08378). Importances that need examples, as in Wanda and SparseGPT, are not implemented.
 
-The result is a stock checkpoint with zeros in it: as large on the disk and as fast as before. What it would take when
-only the other weights were stored is reported; docs/pruning.md tells how 2:4 linear layers run on sparse tensor cores.
-Distillation after it leaves the zeros zero.
+The result is a stock checkpoint with zeros in it, with the same file size and speed. The report gives the size with
+only the nonzero weights stored; docs/pruning.md explains how to run 2:4 linear layers on sparse tensor cores.
+Distillation afterwards keeps the zeros.
 """
 
 import re
@@ -33,7 +33,7 @@ STAGE = Stage(
 )
 
 UNSTRUCTURED = "unstructured"
-SHOWN = 5  # layers that the details name as the ones with most and least zeros, and the most weight lost
+SHOWN = 5  # layers listed in the details: those with the most and fewest zeros, and the most weight lost
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,12 @@ class Config:
     """Which weights become zero.
 
     Attributes:
-        pattern: ``unstructured``, or ``n:m`` such as ``2:4``: of m neighbors along a layer's inputs at most n stay.
-        sparsity: Share of the weights that become zero, in (0, 1); None: what n:m asks for, else a half.
-        scope: ``layer``: that share of each layer; ``global``: of all together, by one ranking; n:m is by layer.
-        include: Shell patterns of the names of layers that take part. The default are those inside of blocks: what
-            comes before, after and beside them (the first and last layer, time and text embeddings) is small, and
-            everything passes through it.
-        skip: Patterns of the names of those that do not.
+        pattern: ``unstructured``, or ``n:m`` such as ``2:4``: of m neighbors along a layer's inputs, keep at most n.
+        sparsity: Share of the weights set to zero, in (0, 1); None: 1 - n/m for n:m, else 0.5.
+        scope: ``layer``: this share of each layer; ``global``: of all layers, in one ranking. n:m requires ``layer``.
+        include: Shell patterns of the names of layers to prune. The default selects the layers inside blocks. The
+            others (first and last layer, time and text embeddings) are small, and all features pass through them.
+        skip: Shell patterns of the names of layers to exclude; takes precedence over ``include``.
     """
 
     pattern: str = UNSTRUCTURED
@@ -81,14 +80,14 @@ class Config:
 
     @property
     def groups(self) -> tuple[int, int] | None:
-        """``(n, m)`` of the pattern; None: it has no groups."""
+        """``(n, m)`` of the pattern; None: unstructured or invalid."""
         found = re.fullmatch(r"(\d{1,2}):(\d{1,2})", self.pattern)
         numbers = (int(found[1]), int(found[2])) if found else (0, 0)
         return numbers if 0 < numbers[0] < numbers[1] else None
 
     @property
     def asked(self) -> float:
-        """The share of the weights that become zero."""
+        """The share of the weights to set to zero."""
         if self.groups is not None:
             return 1 - self.groups[0] / self.groups[1]
         return 0.5 if self.sparsity is None else self.sparsity
@@ -99,15 +98,15 @@ class SparseReport:
     """What :func:`prune_sparse` did.
 
     Attributes:
-        layers: Those that took part, by name.
-        skipped: Conv2d and Linear that did not, with the reason.
-        params: Share of the denoiser's parameters that sit in the weights of layers that changed, in [0, 1].
-        macs: Share of the multiply-accumulates done there; None if the denoiser's inputs are not known.
-        sparsity: Share of zeros in the weights of the layers that took part.
-        sparsity_denoiser: Those zeros over all of the denoiser's parameters.
-        emptied: Layers that have no weight left but zero; what they give is their bias.
-        bytes: Of the denoiser's parameters and buffers as they are.
-        sparse_bytes: Of the same, with one bit for each weight and the values of the others alone, see
+        layers: Selected layers, by name.
+        skipped: Conv2d and Linear layers that were not pruned, to the reason.
+        params: Share of the denoiser's parameters that are in the weights of changed layers, in [0, 1].
+        macs: Share of the multiply-accumulates in these layers; None if the denoiser's inputs are unknown.
+        sparsity: Share of zeros in the weights of the selected layers.
+        sparsity_denoiser: These zeros over all parameters of the denoiser.
+        emptied: Layers whose weights are all zero; they output only their bias.
+        bytes: Bytes of the denoiser's parameters and buffers.
+        sparse_bytes: The same with only nonzero values stored, plus one bit per weight; see
             :func:`compress.evaluate.cost.sparsity.packed_bytes`.
     """
 
@@ -126,17 +125,17 @@ class SparseReport:
 
 
 def prune_sparse(denoiser: "nn.Module", config: Config = Config(), *, inputs: "Inputs | None" = None) -> SparseReport:
-    """Sets the weights of least magnitude to zero, in place, in plain weights without masks of their own.
+    """Set the weights of smallest magnitude to zero, in place and without separate masks.
 
     Args:
-        denoiser: Any denoiser with float weights: Conv2d and Linear take part, whatever is around them.
+        denoiser: Any denoiser with float weights; its Conv2d and Linear layers are pruned.
         config: See :class:`Config`.
-        inputs: Keyword arguments of the pass whose multiply-accumulates count; None: one at the model's own size, where
-            it is known what the denoiser takes.
+        inputs: Keyword arguments of the forward pass used to count multiply-accumulates; None: inputs at the model's
+            own size, if they are known.
 
     Raises:
-        UserError: The weights are quantized or not finite, a pattern matches no Conv2d or Linear, or none is left. The
-            denoiser is unchanged then.
+        UserError: The weights are quantized or not finite, a pattern matches no Conv2d or Linear, or no layer is
+            selected. The denoiser is unchanged in this case.
     """
     import torch
 
@@ -173,12 +172,7 @@ def prune_sparse(denoiser: "nn.Module", config: Config = Config(), *, inputs: "I
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":
-    """Refuses patterns that fit no layer; every layer keeps its shape.
-
-    Args:
-        config: See :class:`Config`.
-        denoiser: Needs no weights.
-        outline: Not looked at.
+    """Reject patterns that fit no layer; returns the same denoiser, as every layer keeps its shape.
 
     Raises:
         UserError: See :func:`prune_sparse`.
@@ -188,7 +182,7 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
-    """Zeroes weights of the pipeline's denoiser in place; see :func:`prune_sparse`."""
+    """Set weights of the pipeline's denoiser to zero in place; see :func:`prune_sparse`."""
     from compress.models import denoiser
     from compress.models.inputs import captured_inputs
 
@@ -224,7 +218,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
 
 def _choose(denoiser: "nn.Module", config: Config) -> tuple[dict[str, "nn.Module"], dict[str, str]]:
-    """The layers that take part, and the others with the reason; see :func:`choose_layers`."""
+    """The selected layers, and the skipped ones with the reason; see :func:`choose_layers`."""
 
     def unfit(name: str, module: "nn.Module") -> str | None:
         inputs = module.weight.shape[1]  # type: ignore[index,union-attr]
@@ -236,7 +230,7 @@ def _choose(denoiser: "nn.Module", config: Config) -> tuple[dict[str, "nn.Module
 
 
 def _masks(chosen: "Mapping[str, nn.Module]", config: Config) -> "Iterator[Tensor]":
-    """For each layer in turn a mask that is true where its weight becomes zero."""
+    """For each layer, a mask that is true where the weight becomes zero."""
     weights = [module.weight for module in chosen.values()]
     if config.groups is not None:
         yield from (least_of_groups(weight, *config.groups) for weight in weights)

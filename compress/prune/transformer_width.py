@@ -1,9 +1,9 @@
-"""Width pruning inside of a transformer's blocks: hidden channels of the feed-forward and heads of cross-attention.
+"""Width pruning inside a transformer's blocks: hidden channels of the feed-forward and heads of cross-attention.
 
-What the blocks add to keeps its width, and every block loses as many, as a stock config has one key for all blocks;
-*which* ones go is chosen for each block by magnitude. The family of a denoiser says which keys there are (see
-``widths`` of :class:`compress.models.families.Family`). SANA has both; where feed-forward and heads follow from the
-width of the model, whole blocks can go instead (:mod:`compress.prune.depth`).
+The residual stream keeps its width. Every block loses the same number, as a stock config has one key for all blocks;
+the channels and heads to remove are chosen per block by magnitude. The denoiser's family lists the config keys (see
+``widths`` of :class:`compress.models.families.Family`). SANA has both keys. If the model's width determines
+feed-forward and heads, use :mod:`compress.prune.depth` to remove whole blocks instead.
 """
 
 import math
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 STAGE = Stage(version=1, tag="pruned")
 
-ALIGNED = 64  # what fused kernels want a width to be a multiple of
+ALIGNED = 64  # fused kernels are fastest at multiples of this
 
 
 @dataclass(frozen=True)
 class Config:
-    """How much goes from every block; not both shares 0.
+    """How much to remove from every block; at least one share must be above 0.
 
     Attributes:
         feed_forward: Share of the hidden channels of the feed-forward to remove, in [0, 1).
         heads: Share of the heads of cross-attention to remove, in [0, 1).
-        multiple: What the new hidden width is a multiple of, at least 1; None: 64 from 256 channels on, else 1.
+        multiple: The new hidden width is a multiple of this, at least 1; None: 64 from 256 channels on, else 1.
     """
 
     feed_forward: float = 0.25
@@ -50,7 +50,7 @@ class Config:
             if not 0 <= getattr(self, key) < 1:
                 raise bad_value(key, getattr(self, key), "a number in [0, 1)")
         if not self.feed_forward and not self.heads:
-            raise bad_value("feed_forward", self.feed_forward, "a number in (0, 1) where heads=0: nothing would go")
+            raise bad_value("feed_forward", self.feed_forward, "a number in (0, 1) if heads=0, to remove something")
         if self.multiple is not None and self.multiple < 1:
             raise bad_value("multiple", self.multiple, "a whole number of at least 1, or null")
 
@@ -60,18 +60,18 @@ class TransformerWidthReport:
     """A narrower transformer and what was done to get it.
 
     Attributes:
-        transformer: The new, smaller model; the one given is left as it was.
-        channels: Feed-forward to the indices of its hidden channels that are left, ascending.
-        heads: Cross-attention to the indices of its heads that are left, ascending.
-        config_before: What differs between the configs, before.
-        config_after: The same, after.
-        params_before: Number of parameters of the model given.
-        params_after: Number of parameters of the new one.
-        macs_before: Multiply-accumulates of a pass of the model given.
-        macs_after: Multiply-accumulates of a pass of the new one.
-        modules: Number of layers in the parts that became narrower.
-        share_params: Share of the old parameters that sit in these parts, in [0, 1].
-        share_macs: Share of the old multiply-accumulates done there.
+        transformer: The new, smaller model; the input model is unchanged.
+        channels: Name of a feed-forward to the indices of its kept hidden channels, ascending.
+        heads: Name of a cross-attention to the indices of its kept heads, ascending.
+        config_before: Old values of the config keys that change.
+        config_after: New values of the same keys.
+        params_before: Number of parameters of the input model.
+        params_after: Number of parameters of the new model.
+        macs_before: Multiply-accumulates of one pass of the input model.
+        macs_after: Multiply-accumulates of one pass of the new model.
+        modules: Number of layers in the narrowed parts.
+        share_params: Share of the input model's parameters in these parts, in [0, 1].
+        share_macs: Share of the input model's multiply-accumulates in these parts, in [0, 1].
     """
 
     transformer: "nn.Module"
@@ -95,15 +95,15 @@ class TransformerWidthReport:
 def prune_transformer_width(
     transformer: "nn.Module", config: Config = Config(), *, inputs: "Inputs | None" = None
 ) -> TransformerWidthReport:
-    """Remove the hidden channels and heads of least magnitude; the result is a stock model with another config.
+    """Remove the hidden channels and heads of smallest magnitude; the result is a stock model with a new config.
 
     Args:
-        transformer: Any float weights; stays unchanged. Of a family with config keys for what is to be removed.
+        transformer: Any float weights; stays unchanged. Its family must have config keys for the widths to prune.
         config: See :class:`Config`.
-        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the model's own size.
+        inputs: Arguments of the forward pass used to count multiply-accumulates; None: inputs at the model's own size.
 
     Raises:
-        UserError: No config key can express it, the shares leave nothing or everything, or the weights are not finite
+        UserError: No config key sets the width, a share removes nothing or everything, or the weights are not finite
             floats.
     """
     from compress.models.inputs import example_inputs
@@ -143,7 +143,7 @@ def prune_transformer_width(
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline | None" = None) -> "nn.Module":
-    """What would be left of a meta-device model, also on the meta device.
+    """Build the pruned transformer on the meta device from a meta-device model.
 
     Raises:
         UserError: See :func:`prune_transformer_width`.
@@ -154,7 +154,7 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline | None" = Non
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
-    """Replace the pipeline's transformer by its narrower version; see :func:`prune_transformer_width`."""
+    """Replace the pipeline's transformer with its pruned version; see :func:`prune_transformer_width`."""
     from compress.models import denoiser, set_denoiser
     from compress.models.inputs import captured_inputs
 
@@ -184,11 +184,7 @@ def _cross_attentions(transformer: "nn.Module") -> dict[str, Any]:
 
 
 def _changes(config: Config, transformer: Any) -> dict[str, Any]:
-    """The config keys that change, with their new values.
-
-    Raises:
-        UserError: See :func:`prune_transformer_width`.
-    """
+    """The config keys that change, with their new values; raises the errors of :func:`prune_transformer_width`."""
     from compress.models.families import family_of
 
     family, changes = family_of(transformer), {}
@@ -197,15 +193,15 @@ def _changes(config: Config, transformer: Any) -> dict[str, Any]:
         share = getattr(config, name)
         if share and name not in widths:
             raise UserError(
-                f"{name}={share:g}: no config key of {type(transformer).__name__} sets this width alone, so that no "
-                "stock model could hold the result; prune=depth removes whole blocks of a transformer"
+                f"{name}={share:g}: no config key of {type(transformer).__name__} sets this width alone, so no stock "
+                "model could express the result; prune=depth removes whole blocks of a transformer"
             )
     if config.feed_forward:
         conv = next(iter(_feed_forwards(transformer).values())).conv_point
         multiple = config.multiple or (ALIGNED if conv.in_channels >= 4 * ALIGNED else 1)
         hidden = _left("feed_forward", config.feed_forward, conv.in_channels, multiple, "hidden channels")
         ratio = hidden / conv.out_channels
-        # The model takes the whole part of the product, which rounding may have put just below.
+        # The model truncates the product to an integer, and rounding may have put it just below ``hidden``.
         exact = int(ratio * conv.out_channels) == hidden
         changes[widths["feed_forward"]] = ratio if exact else math.nextafter(ratio, math.inf)
     if config.heads:
@@ -217,10 +213,10 @@ def _changes(config: Config, transformer: Any) -> dict[str, Any]:
 
 
 def _left(key: str, share: float, size: int, multiple: int, what: str) -> int:
-    """How many of ``size`` are left: the nearest multiple.
+    """How many of ``size`` to keep: the nearest multiple.
 
     Raises:
-        UserError: None, or all.
+        UserError: The result is 0 or ``size``.
     """
     left = multiple * round((1 - share) * size / multiple)
     if not 0 < left < size:
@@ -231,19 +227,19 @@ def _left(key: str, share: float, size: int, multiple: int, what: str) -> int:
 
 
 def _narrow_feed_forward(weights: "dict[str, Tensor]", name: str, count: int) -> list[int]:
-    """Keeps the hidden channels of largest magnitude of a gated feed-forward of three convolutions.
+    """Keep the hidden channels of largest magnitude in a gated feed-forward of three convolutions.
 
-    Hidden channel i is value i times gate i, and both come from ``conv_depth`` of ``conv_inverted``: value i is
-    channel i there and gate i is channel ``hidden + i``. Its magnitude is that of value times gate times reader, so
-    that it is 0 if one of them is.
+    Hidden channel i is value i times gate i. Both are outputs of ``conv_depth``, applied to ``conv_inverted``: value i
+    is channel i, and gate i is channel ``hidden + i``. The score is the product of the magnitudes of value, gate and
+    reader, so it is 0 if one of them is 0.
 
     Args:
-        weights: State dict; the feed-forward's become narrower.
-        name: Of the feed-forward.
-        count: How many are left.
+        weights: State dict, changed in place.
+        name: Name of the feed-forward.
+        count: Number of channels to keep.
 
     Returns:
-        Their indices, ascending.
+        Indices of the kept channels, ascending.
     """
     import torch
 
@@ -261,16 +257,16 @@ def _narrow_feed_forward(weights: "dict[str, Tensor]", name: str, count: int) ->
 
 
 def _remove_heads(weights: "dict[str, Tensor]", name: str, heads: int, count: int) -> list[int]:
-    """Keeps the heads of largest magnitude of an attention: what writes their values times what reads them.
+    """Keep the heads of largest magnitude in an attention; the score is value weights times output weights.
 
     Args:
-        weights: State dict; the attention's become narrower.
-        name: Of the attention.
-        heads: How many it has.
-        count: How many are left.
+        weights: State dict, changed in place.
+        name: Name of the attention.
+        heads: Number of heads.
+        count: Number of heads to keep.
 
     Returns:
-        Their indices, ascending.
+        Indices of the kept heads, ascending.
     """
     out = f"{name}.to_out.0.weight"
     reads = weights[out].double().square().sum(0)
@@ -281,7 +277,7 @@ def _remove_heads(weights: "dict[str, Tensor]", name: str, heads: int, count: in
         norm = f"{name}.norm_{side}.weight"
         if norm in weights and len(weights[norm]) == len(reads):  # one root mean square over all heads
             energy = _squares(weights, f"{name}.to_{side}.weight") + _squares(weights, f"{name}.to_{side}.bias")
-            # Undoes what the removed heads' absence changes in it, as far as weights tell: exact for heads of zeros.
+            # Corrects the mean for the removed heads, estimated from the weights; exact for heads of zeros.
             factor = (energy[channels].mean() / energy.mean()).sqrt()
             weights[norm] = (weights[norm][channels] * factor).to(weights[norm].dtype)
     for side in ("q", "k", "v"):
@@ -291,12 +287,12 @@ def _remove_heads(weights: "dict[str, Tensor]", name: str, heads: int, count: in
 
 
 def _squares(weights: "Mapping[str, Tensor]", key: str) -> Any:
-    """Sum of squares of each row, float64; 0 where there is no such weight."""
+    """Sum of squares of each row, float64; 0 if the weight does not exist."""
     return weights[key].double().square().reshape(len(weights[key]), -1).sum(1) if key in weights else 0.0
 
 
 def _largest(scores: "Tensor", count: int) -> "Tensor":
-    """Indices of the largest, ascending; of equal ones the first."""
+    """Indices of the ``count`` largest scores, ascending; ties go to the first."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
 
 

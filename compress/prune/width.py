@@ -1,8 +1,8 @@
-"""Pruning of the channels of a ``UNet2DConditionModel`` or ``UNet2DModel``, level by level.
+"""Width pruning: removes channels of a ``UNet2DConditionModel`` or ``UNet2DModel``, level by level.
 
-A stock config holds one width per resolution level, so every layer of a level is pruned to the same width; *which*
-channels go is chosen for each group of coupled channels on its own (see :mod:`compress.prune.channels.groups`), by
-one of the importances of :mod:`compress.prune.importance`.
+A stock config has one width per resolution level, so every layer of a level is pruned to the same width. The channels
+to remove are chosen separately for each group of coupled channels (see :mod:`compress.prune.channels.groups`), by an
+importance of :mod:`compress.prune.importance`.
 """
 
 import math
@@ -32,11 +32,11 @@ STAGE = Stage(version=2, keeps_names=True, tag="pruned")
 
 @dataclass(frozen=True)
 class SensitivityConfig:
-    """How a level's sensitivity is measured, where ratios are chosen by it.
+    """How the sensitivity of levels is measured; used only with a target.
 
     Attributes:
-        ratios: Shares of a level's channels that are removed from it alone, each in (0, 1).
-        examples: How many of the calibration's examples the prediction is looked at for, at least 1.
+        ratios: Shares of channels to remove from one level at a time, each in (0, 1).
+        examples: Number of calibration examples on which the prediction error is measured, at least 1.
     """
 
     ratios: tuple[float, ...] = (0.25, 0.5, 0.75)
@@ -56,20 +56,20 @@ class SensitivityConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """What to prune and by which measure.
+    """What to prune, and by which importance.
 
     Attributes:
         ratio: Share of the channels to remove, in (0, 1); or a list of one share in [0, 1) per resolution level, the
-            level of the highest resolution first, not all of them 0. Counts where ``target`` gives nothing.
-        target: How much is to be left, with ratios chosen by each level's measured sensitivity.
-        importance: What decides which channels go: a name or a mapping of ``name`` and its keys, see
-            :mod:`compress.prune.importance`; afterwards the ``Config`` of its family.
-        heads: What attention gives up: ``"narrow"``: channels of every head, with the ratio of their scales folded into
-            the query. ``"remove"``: whole heads. ``"auto"``: whichever allows widths nearer to those asked for.
-        multiple: What every new width is a multiple of, at least 1, besides norm groups and heads; None: 64 where all
-            levels have 256 channels or more, as fused kernels want it, else 1.
-        calibration: Examples for an importance that looks at what the UNet does with them, and for sensitivity.
-        sensitivity: How it is measured.
+            level of the highest resolution first, not all of them 0. Ignored if ``target`` is set.
+        target: Remaining share of the cost; ratios are chosen by each level's measured sensitivity.
+        importance: Selects the channels to remove: a name, or a mapping of ``name`` and its keys, see
+            :mod:`compress.prune.importance`. Stored as the ``Config`` of its family.
+        heads: What attention loses. ``"narrow"``: channels of every head; the change of the attention scale is folded
+            into the query. ``"remove"``: whole heads. ``"auto"``: the mode whose widths are nearer to the ratio.
+        multiple: Every new width is a multiple of this, at least 1, besides norm groups and heads; None: 64 (for fused
+            kernels) if all levels have 256 channels or more, else 1.
+        calibration: Examples for importances that need them, and for sensitivity.
+        sensitivity: How sensitivity is measured.
     """
 
     ratio: Any = 0.25
@@ -113,23 +113,22 @@ def prune_width(
     seed: int = 0,
     inputs: "Inputs | None" = None,
 ) -> PruneReport:
-    """Remove the channels that matter least; the result is a stock UNet with other ``block_out_channels``.
+    """Remove the least important channels; the result is a stock UNet with smaller ``block_out_channels``.
 
-    A channel's score is taken over all layers that torch-pruning's dependency graph couples (DepGraph, Fang et
-    al. 2023, arXiv:2301.12900). Within a coupled group every norm group keeps the same number of channels, and every
-    attention head too, so that normalization and heads work on what they worked on before.
+    A channel's score covers all layers that torch-pruning's dependency graph couples (DepGraph, Fang et al. 2023,
+    arXiv:2301.12900). Within a group, every norm group keeps the same number of channels, and so does every attention
+    head, so that each norm group and head contains channels of one old norm group or head.
 
     Args:
-        unet: Any float weights; stays unchanged. Its blocks must be those of Stable Diffusion (1.x, 2.x, XL), or of
-            DDPM.
+        unet: Any float weights; stays unchanged. Its blocks must be those of Stable Diffusion (1.x, 2.x, XL) or DDPM.
         config: See :class:`Config`.
-        calibration: Examples, where :func:`needs_examples` says that they are needed.
-        seed: Of what is drawn.
-        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the UNet's own size.
+        calibration: Examples; required if :func:`needs_examples` is true.
+        seed: Seed of random choices.
+        inputs: Arguments of the forward pass used to count multiply-accumulates; None: inputs at the UNet's own size.
 
     Raises:
-        UserError: For blocks of an unsupported architecture, weights that are not finite, a ratio that leaves every
-            width as it is, a target that no widths meet, or examples that are missing.
+        UserError: The architecture is unsupported, weights are not finite, the ratio changes no width, no widths meet
+            the target, or examples are missing.
     """
     if calibration is None and needs_examples(config):
         raise UserError(f"importance={config.importance.name}: examples are needed: give calibration=calibrate(...)")
@@ -137,14 +136,14 @@ def prune_width(
 
 
 def needs_examples(config: Config) -> bool:
-    """Whether pruning looks at what the UNet does with examples."""
+    """Whether pruning with this config requires calibration examples."""
     return needs_calibration(config.importance) or config.target.goal is not None
 
 
 def _planner(
     unet: "UNet2DConditionModel | UNet2DModel", config: Config, inputs: "Inputs | None" = None
 ) -> "Planner | None":
-    """Refuses a target that cannot be met; None without one."""
+    """The planner of a target; None without a target. Raises UserError if no widths meet it."""
     if config.target.goal is None:
         return None
     from compress.prune.sensitivity.plan import Planner
@@ -171,12 +170,12 @@ def _prune(
 
 
 def pruner(unet: "UNet2DConditionModel | UNet2DModel", config: Config, scorer: "Scorer") -> Pruner:
-    """From a ratio, or one per level, to the pruned UNet, all else as in the config.
+    """A function from a ratio, or one per level, to the pruned UNet.
 
     Args:
         unet: Stays unchanged.
-        config: Its ``ratio`` and ``target`` do not count.
-        scorer: Of its importance.
+        config: Its ``ratio`` and ``target`` are ignored.
+        scorer: Scorer of its importance.
     """
     from compress.prune.channels.rebuild import Narrower
 
@@ -185,7 +184,7 @@ def pruner(unet: "UNet2DConditionModel | UNet2DModel", config: Config, scorer: "
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module | None":
-    """What would be left of a denoiser without weights, also without weights; None where examples decide that.
+    """Build the pruned denoiser on the meta device; None with a target, as examples then determine the widths.
 
     Raises:
         UserError: See :func:`prune_width`.
@@ -218,12 +217,12 @@ def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditio
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
-    """Replace ``pipeline.unet`` by its pruned version; see :func:`prune_width`."""
+    """Replace ``pipeline.unet`` with its pruned version; see :func:`prune_width`."""
     from compress.models.inputs import captured_inputs
 
     unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
     inputs = captured_inputs(pipeline) if config.target.goal else None
-    planner = _planner(unet, config, inputs)  # before the examples are encoded: it may refuse
+    planner = _planner(unet, config, inputs)  # may raise, so before examples are encoded
     calibration = None
     if needs_examples(config):
         calibration = calibrate(pipeline, context.data.train, config.calibration, context.seed)

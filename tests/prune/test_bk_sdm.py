@@ -69,7 +69,7 @@ def test_one_layer_a_level_leaves_the_mid_block_to_remove() -> None:
 
 
 def test_a_level_that_cannot_go() -> None:
-    message = "size=tiny: no stock config can express that of this UNet: up_blocks.1.resnets.0 reads 24 + 16 channels"
+    message = "size=tiny: no stock config can express the result for this UNet: up_blocks.1.resnets.0 reads 24 + 16"
     with pytest.raises(UserError, match=re.escape(message)):
         prune_bk_sdm(unet_of(block_out_channels=(8, 16, 24)), "tiny")
 

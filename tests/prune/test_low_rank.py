@@ -154,7 +154,7 @@ def test_products_stay_and_can_be_pruned_no_further() -> None:
     unet = tiny_unet()
     once = prune_low_rank(unet, Config(target=Target(params=0.8)))
     twice = prune_low_rank(once.unet, Config(target=Target(params=0.8)))
-    halves = [name for name, why in twice.skipped.items() if why == "half of a product already"]
+    halves = [name for name, why in twice.skipped.items() if why == "already factored"]
     assert sorted(halves) == sorted(f"{name}.{part}" for name in once.layers for part in ("reduce", "expand"))
     assert twice.unet.num_parameters() / unet.num_parameters() == pytest.approx(0.64, rel=0.03)
     assert set(twice.unet.config.layers) == set(once.layers) | set(twice.layers)
@@ -211,7 +211,7 @@ def test_a_check_needs_no_weights_and_methods_for_stock_unets_refuse_what_comes_
 def test_a_target_between_two_ranks_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(low_rank, "TOLERANCE", 1e-3)
     config = Config(target=Target(params=0.95), include=["*mid_block*"], multiple=8)
-    with pytest.raises(UserError, match=r"target.params=0.95: expected about 0.943, the nearest that ranks"):
+    with pytest.raises(UserError, match=r"target.params=0.95: expected about 0.943, the nearest share that ranks"):
         prune_low_rank(random_unet("sd 1.x"), config)
 
 

@@ -45,7 +45,7 @@ REFUSED = [
     ("sd", ["prune=depth", "stages.prune.target.macs=0.01"], "stages.prune.target.macs=0.01: expected at least 0[.]"),
     ("ddpm", ["evaluate.images=5"], "evaluate.images=5: DDPMPipeline takes no prompt, .*: use evaluate=cost"),
     ("ddpm", ["stages.prune.heads=remove"], "stages.prune.ratio="),
-    ("ddpm", ["prune=depth"], "stages.prune: blocks cannot be removed from UNet2DModel: known are UNet2DCond"),
+    ("ddpm", ["prune=depth"], "stages.prune: blocks cannot be removed from UNet2DModel; supported: UNet2DCond"),
     ("ddpm", ["prune=bk_sdm_small"], "stages.prune: BK-SDM is an architecture of UNet2DConditionModel; .* UNet2DModel"),
 ]
 

@@ -1,6 +1,6 @@
-"""Which blocks of a denoiser are left, what leaving one out costs, and the smaller stock model.
+"""Removal of blocks from a denoiser: remaining blocks, their cost and effect, and the smaller stock model.
 
-Every architecture has a class that holds what is left of a model of it (:class:`Blocks`); the rest works on any.
+Each architecture has a class that describes the remaining blocks (:class:`Blocks`); all other code works on any.
 """
 
 from collections.abc import Collection, Iterator
@@ -12,29 +12,32 @@ KINDS = ("layers", "attentions", "transformer_layers", "mid_block", "levels")
 
 
 class Blocks(Protocol):
-    """What is left of a denoiser, in a form from which a stock config can be written."""
+    """The remaining blocks of a denoiser; a stock config can be derived from them."""
 
     def config(self) -> dict[str, Any]:
         """The config of the stock model that has these blocks."""
 
     def names(self) -> dict[str, str]:
-        """Modules of that model to the modules of the model given whose weights they take, without those inside it."""
+        """Modules of the smaller model to the modules of the input model that provide their own weights.
+
+        A module inside another one in the map has its own entry.
+        """
 
     def outputs(self) -> dict[str, str | None]:
-        """Blocks of that model to those of the model given; None where another layer gives the block's output now."""
+        """Blocks of the smaller model to those of the input model; None if another layer now produces the output."""
 
     def problem(self) -> str | None:
-        """Why no stock config can say this; None where one can."""
+        """Why no stock config can express these blocks; None if one can."""
 
     def candidates(self, kinds: Collection[str]) -> Iterator[tuple[str, str, "Blocks"]]:
-        """What could be removed next: what it is part of, its name, and what would be left, expressible or not."""
+        """Possible next removals, as (group, name, remaining blocks); a stock config may not express the result."""
 
 
 def read_blocks(denoiser: Any) -> Blocks:
     """All blocks of a denoiser, which may be on the meta device.
 
     Raises:
-        UserError: No block can be removed from a model of this class or architecture.
+        UserError: The class or architecture is unsupported.
     """
     from compress.models.families import families, family_of
     from compress.prune.blocks.transformer import read_transformer
@@ -47,4 +50,4 @@ def read_blocks(denoiser: Any) -> Blocks:
     if family is not None and family.blocks:
         return read_transformer(family, dict(denoiser.config))
     known = ", ".join(["UNet2DConditionModel", *(name for one in families() if one.blocks for name in one.classes)])
-    raise UserError(f"blocks cannot be removed from {name}: known are {known}")
+    raise UserError(f"blocks cannot be removed from {name}; supported: {known}")

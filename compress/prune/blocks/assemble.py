@@ -1,4 +1,4 @@
-"""The stock model that has the blocks that are left, with the weights of the model given."""
+"""Builds the stock model of the remaining blocks, with the weights of the input model."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,25 +10,25 @@ from compress.prune.blocks import Blocks
 
 
 def assemble(model_class: Any, blocks: Blocks, weights: Mapping[str, Tensor]) -> Any:
-    """The stock model of what is left, in evaluation mode; it shares the memory of the weights.
+    """Build the stock model of the remaining blocks, in evaluation mode; it shares memory with ``weights``.
 
     Args:
         model_class: Class of the denoiser.
-        blocks: What is left of it.
-        weights: Its parameters and buffers.
+        blocks: Remaining blocks.
+        weights: Parameters and buffers of the denoiser.
     """
     names = blocks.names()
     return filled(meta_model(model_class, blocks.config()), lambda key: weights[source(key, names)])
 
 
 def source(key: str, names: Mapping[str, str]) -> str:
-    """Where a weight comes from: the innermost module around it that :meth:`Blocks.names` knows decides."""
+    """Name of a weight in the input model, from the innermost enclosing module in :meth:`Blocks.names`."""
     prefix = owner(key, names)
     return names[prefix] + key[len(prefix) :] if prefix else key
 
 
 def owner(key: str, names: Iterable[str]) -> str:
-    """The longest of ``names`` that ``key`` lies in; empty where it lies in none."""
+    """The longest of ``names`` that is ``key`` or a module around it; empty if there is none."""
     prefix = key
     while prefix and prefix not in names:
         prefix = prefix.rpartition(".")[0]

@@ -1,4 +1,4 @@
-"""What each block of a denoiser has and does."""
+"""Parameters and multiply-accumulates of each block of a denoiser."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from compress.prune.blocks.assemble import owner
 class BlockCosts:
     """Parameters and multiply-accumulates of a denoiser, by block.
 
-    Leaving blocks out changes the cost of no other, so those of what is left add up.
+    Removing a block does not change the cost of others, so the costs of the remaining blocks add up.
 
     Attributes:
-        by_part: ``"params"`` and, where counted, ``"macs"``, each module of :meth:`Blocks.names` to its own without
-            those inside it; ``""`` is all the rest.
+        by_part: ``"params"`` and, if counted, ``"macs"``: module of :meth:`Blocks.names` to its cost without the
+            modules inside it that are in the map; ``""`` is everything else.
     """
 
     by_part: Mapping[str, Mapping[str, int]]
 
     def of(self, blocks: Blocks) -> dict[str, int]:
-        """``params`` and, where counted, ``macs`` of what is left."""
+        """``params`` and, if counted, ``macs`` of the remaining blocks."""
         parts = {"", *blocks.names().values()}
         return {
             unit: sum(count for part, count in counts.items() if part in parts) for unit, counts in self.by_part.items()
@@ -35,12 +35,12 @@ class BlockCosts:
 
 @torch.no_grad()
 def count_costs(model: Any, blocks: Blocks, inputs: Inputs | None) -> BlockCosts:
-    """Counts on the meta device.
+    """Count the cost of each block on the meta device.
 
     Args:
-        model: The denoiser; its weights are not touched.
+        model: The denoiser; its weights are not used.
         blocks: All of its blocks.
-        inputs: Keyword arguments of the pass to count; None: parameters alone.
+        inputs: Keyword arguments of the forward pass to count; None: count parameters only.
     """
     parts = set(blocks.names().values())
     params = dict.fromkeys(("", *parts), 0)

@@ -1,4 +1,4 @@
-"""How far what is left of a denoiser predicts from the whole of it."""
+"""Prediction error of a denoiser with fewer blocks, relative to the original."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +14,19 @@ from compress.prune.blocks import Blocks
 from compress.prune.blocks.assemble import assemble
 from compress.prune.blocks.subject import Subject
 
-MOST = 2**30  # bytes of what blocks were given and gave that are kept
+MOST = 2**30  # maximum bytes of cached block inputs and outputs
 
 
 class Effect:
-    """Measures the effect of leaving out blocks on the prediction.
+    """Measures how removing blocks changes the prediction.
 
-    What a block computed is kept: candidates have most blocks in common, and those before the one that is left out are
-    given the same again. So are, in every block, the keys and values of the caption, which in Stable Diffusion XL are
-    more work than all else where images are small.
+    Block outputs are cached: candidates share most blocks, and blocks before the removed one get the same inputs again.
+    So do the key and value projections of the caption in every block, which dominate the cost of Stable Diffusion XL
+    for small images.
 
     Args:
         subject: The denoiser.
-        calls: What it predicts, and from what.
+        calls: Recorded inputs and predictions of the denoiser.
     """
 
     def __init__(self, subject: Subject, calls: Sequence[Call]) -> None:
@@ -39,19 +39,20 @@ class Effect:
         if joint is not None:
             found = self._predict(subject.blocks, [joint], keep=False)[0]
             wanted = torch.cat([call.output for call in calls])
-            # Some argument may have as many rows as there are images by chance: then this is something else.
+            # An argument may have as many rows as there are images by chance; joining it would be wrong then.
             if found.shape == wanted.shape and _relative(found, wanted) < 1e-2:
                 self.inputs, self.wanted = [joint], [[call.output for call in calls]]
 
     def keep(self, blocks: Blocks) -> None:
-        """Remembers what these blocks compute, for candidates that have most of them."""
+        """Cache what these blocks compute, for candidates that share most of them."""
         self._predict(blocks, self.inputs, keep=True)
 
     def error(self, blocks: Blocks) -> float:
-        """How far the predictions of what is left are from those of the whole, relative to them.
+        """Relative error of the predictions of these blocks.
 
         Returns:
-            Root mean square of the difference over that of the prediction, the mean over the calls; at least 0.
+            Root mean square of the difference over that of the original prediction, averaged over the calls; at least
+            0, infinite if it is NaN.
         """
         errors = []
         for found, wanted in zip(self._predict(blocks, self.inputs, keep=False), self.wanted, strict=True):
@@ -74,7 +75,7 @@ class Effect:
         return found
 
     def _intercept(self, block: Any, source: str, place: list[int], keep: bool) -> None:
-        """Makes a block of a model that is thrown away give what it gave before, if it is given the same."""
+        """Make a block of a temporary model return its cached output if its inputs are the same."""
         forward = block.forward
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -95,18 +96,18 @@ class Effect:
 
 @torch.no_grad()
 def prediction_error(model: Any, calls: Sequence[Call]) -> float:
-    """What :meth:`Effect.error` says, of any denoiser with the same inputs and outputs."""
+    """:meth:`Effect.error` for any denoiser with the same inputs and outputs."""
     return sum(_relative(model(**call.inputs)[0], call.output) for call in calls) / len(calls)
 
 
 def innermost(names: Mapping[str, str]) -> dict[str, str]:
-    """Those of :meth:`Blocks.names` that hold no other."""
+    """Entries of :meth:`Blocks.names` that contain no other entry."""
     outer = {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
     return {name: source for name, source in names.items() if name not in outer}
 
 
 def of_condition(block: Any) -> Iterator[str]:
-    """Names of what in a block looks at the condition alone: keys and values of cross-attention."""
+    """Names of modules in a block that depend on the condition only: keys and values of cross-attention."""
     from diffusers.models.attention_processor import Attention
 
     for name, module in block.named_modules():
@@ -115,7 +116,7 @@ def of_condition(block: Any) -> Iterator[str]:
 
 
 def merged(calls: Sequence[Call]) -> Inputs | None:
-    """Arguments of one call on the rows of all; None where they do not fit together."""
+    """Arguments of one call on the rows of all calls; None if they cannot be joined."""
     rows = [len(call.output) for call in calls]
     flat = [tree_flatten(call.inputs) for call in calls]
     if any(form != flat[0][1] for _, form in flat):

@@ -1,4 +1,4 @@
-"""Removal of blocks one after another, each time the one whose loss is felt least in the denoiser's prediction."""
+"""Greedy removal of blocks: each step removes the block whose removal changes the denoiser's prediction least."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -18,10 +18,10 @@ class Removal:
     """One step.
 
     Attributes:
-        name: What was removed.
+        name: The removed block or blocks.
         error: Relative error of the prediction afterwards, see :class:`compress.prune.blocks.effect.Effect`.
-        params: Parameters left.
-        macs: Multiply-accumulates left.
+        params: Remaining parameters.
+        macs: Remaining multiply-accumulates.
     """
 
     name: str
@@ -35,10 +35,10 @@ class Found:
     """Outcome of a search.
 
     Attributes:
-        blocks: What is left.
-        removed: The steps to it.
-        effects: What could be removed first to the relative error of the prediction without it alone.
-        skipped: What can not be removed, to why no stock config can say so.
+        blocks: Remaining blocks.
+        removed: The steps, in order.
+        effects: Candidate measured in the first step to the relative error without it alone.
+        skipped: Group of blocks that cannot be removed to the reason.
     """
 
     blocks: Blocks
@@ -48,13 +48,13 @@ class Found:
 
 
 def least_shares(blocks: Blocks, costs: BlockCosts, kinds: Collection[str], unit: str) -> dict[str, float]:
-    """What is left where everything goes that can, as shares of ``params`` and ``macs``.
+    """Shares of ``params`` and ``macs`` that remain after every possible removal.
 
     Args:
-        blocks: All of the denoiser's.
-        costs: Of them.
-        kinds: Of blocks that may go.
-        unit: ``params`` or ``macs``: what to make little of where one removal rules out another.
+        blocks: All blocks of the denoiser.
+        costs: Their costs.
+        kinds: Kinds of blocks that may be removed.
+        unit: ``params`` or ``macs``: the cost to minimize if one removal excludes another.
 
     Raises:
         UserError: Nothing can be removed.
@@ -70,20 +70,20 @@ def least_shares(blocks: Blocks, costs: BlockCosts, kinds: Collection[str], unit
 
 
 def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shares: Mapping[str, float]) -> Found:
-    """Removes blocks greedily, until no more than ``shares`` is left.
+    """Remove blocks greedily until at most ``shares`` of the cost remain.
 
-    What a block adds to the squared error, measured before an earlier step, stands for what it adds now until the
-    block is about to be chosen, and is then measured again: removing blocks rarely makes others matter less (lazy
-    greedy search, Minoux 1978), and most need not be looked at twice.
+    The search is lazy (Minoux 1978): a block keeps the increase of the squared error measured in an earlier step until
+    it is about to be chosen, and is then measured again. Removing blocks rarely makes others less important, so most
+    blocks are measured only once.
 
     Args:
         subject: The denoiser.
-        calls: What it predicts, and from what.
-        kinds: Of blocks that may go.
-        shares: ``params`` or ``macs`` to the share of it that is to be left at most.
+        calls: Recorded inputs and predictions of the denoiser.
+        kinds: Kinds of blocks that may be removed.
+        shares: ``params`` or ``macs`` to the maximum share to keep.
 
     Raises:
-        UserError: Nothing more can be removed and more than ``shares`` is left.
+        UserError: Nothing more can be removed, and more than ``shares`` remain.
     """
     blocks, costs = subject.blocks, subject.costs
     full = costs.of(blocks)
@@ -95,10 +95,10 @@ def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shar
     sizes: dict[str, tuple[int, ...]] = {}
     options = _possible(left, kinds)
     effect = Effect(subject, calls)
-    error = 0.0  # of what is left
+    error = 0.0  # of the remaining blocks
 
     def first() -> str:
-        # Of blocks that matter equally little, the largest.
+        # Of equally unimportant candidates, the one that leaves the smallest model.
         return min(options, key=lambda name: (adds.get(name, -math.inf), sizes[name]))
 
     with bar() as progress:
@@ -106,7 +106,7 @@ def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shar
         while any(costs.of(left)[unit] > limit for unit, limit in limits.items()):
             if not options:
                 reached = ", ".join(f"{costs.of(left)[unit] / full[unit]:.3f} of the {unit}" for unit in limits)
-                raise UserError(f"nothing more can be removed, and {reached} are left: ask for more than that")
+                raise UserError(f"nothing more can be removed, and {reached} remain: set a higher target")
             effect.keep(left)
             fresh: dict[str, float] = {}
             sizes = {name: tuple(costs.of(option).values()) for name, option in options.items()}
@@ -124,7 +124,7 @@ def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shar
 
 
 def impossible(blocks: Blocks, kinds: Collection[str]) -> dict[str, str]:
-    """Blocks of which nothing can be removed, to the reason."""
+    """Groups of blocks from which nothing can be removed, to the reason."""
     reasons: dict[str, str | None] = {}
     for group, _, left in blocks.candidates(kinds):
         if reasons.get(group, "") is not None:

@@ -1,4 +1,4 @@
-"""A denoiser taken apart into blocks, and the report about what is left of it."""
+"""A denoiser with its blocks and their costs, and the report of a removal."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,21 +19,19 @@ class DepthReport:
     """A denoiser with fewer blocks and what was done to get it.
 
     Attributes:
-        denoiser: The new, smaller model; the one given is left as it was.
-        config_before: What differs between the configs, before.
-        config_after: The same, after.
-        params_before: Number of parameters of the model given.
-        params_after: Number of parameters of the new one.
-        macs_before: Multiply-accumulates of a pass of the model given.
-        macs_after: Multiply-accumulates of a pass of the new one.
-        modules: Number of layers with weights that were removed.
-        blocks: Blocks of the new model to those of the model given; None where another layer gives the block's output
-            now.
-        removed: What was removed, in that order: ``name``, and of what was left afterwards ``error`` (relative error
-            of the prediction), ``params`` and ``macs``. Empty where nothing was measured.
-        effects: What could be removed to the relative error of the prediction without it alone. Empty where nothing
-            was measured.
-        skipped: What was asked for and could not be removed, to the reason.
+        denoiser: The new, smaller model; the input model is unchanged.
+        config_before: Old values of the config keys that change.
+        config_after: New values of the same keys.
+        params_before: Number of parameters of the input model.
+        params_after: Number of parameters of the new model.
+        macs_before: Multiply-accumulates of one pass of the input model.
+        macs_after: Multiply-accumulates of one pass of the new model.
+        modules: Number of removed layers with weights.
+        blocks: Blocks of the new model to those of the input model; None if another layer now produces the output.
+        removed: Steps in order: ``name`` of the removed blocks, then ``error`` (relative error of the prediction),
+            ``params`` and ``macs`` of the remaining model. Empty if nothing was measured.
+        effects: Candidate to the relative error of the prediction without it alone. Empty if nothing was measured.
+        skipped: Requested blocks that could not be removed to the reason.
     """
 
     denoiser: nn.Module
@@ -55,14 +53,14 @@ class DepthReport:
 
 
 class Subject:
-    """A denoiser whose blocks are to be removed.
+    """A denoiser to remove blocks from.
 
     Args:
-        denoiser: In float weights; stays as it is.
-        inputs: Arguments of the pass whose multiply-accumulates count.
+        denoiser: With float weights; stays unchanged.
+        inputs: Arguments of the forward pass used to count multiply-accumulates.
 
     Raises:
-        UserError: No block can be removed from such a model, or its weights are not finite floats.
+        UserError: The architecture is unsupported, or the weights are not finite floats.
     """
 
     def __init__(self, denoiser: Any, inputs: Inputs) -> None:
@@ -79,11 +77,11 @@ class Subject:
         effects: Mapping[str, float] | None = None,
         skipped: Mapping[str, str] | None = None,
     ) -> DepthReport:
-        """Puts together what is left, with weights of its own.
+        """Build the smaller model, with copied weights, and its report.
 
         Args:
-            left: What is left.
-            removed: The steps to it, as dataclasses.
+            left: Remaining blocks.
+            removed: The steps, as dataclasses.
             effects: See :class:`DepthReport`.
             skipped: See :class:`DepthReport`.
         """
@@ -111,7 +109,7 @@ class Subject:
 
 
 def stage_report(report: DepthReport, config: Any) -> StageReport:
-    """What the stage hands on: what was removed counts as touched."""
+    """The stage's report; its coverage is the removed share."""
     details = {key: value for key, value in vars(report).items() if key not in ("denoiser", "skipped")}
     coverage = {
         "params": 1 - report.params_after / report.params_before,

@@ -1,4 +1,4 @@
-"""The blocks of transformer denoisers, whose configs say how many there are."""
+"""The blocks of transformer denoisers; their configs set the number of blocks."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from compress.models.families import Family
 
 @dataclass(frozen=True)
 class TransformerBlocks:
-    """What is left of a transformer.
+    """The remaining blocks of a transformer.
 
     Attributes:
         family: Its family.
-        given: Config of the model given.
-        left: Module list to the places of the blocks that are left of it, ascending.
+        given: Config of the input model.
+        left: Module list to the original positions of its remaining blocks, ascending.
     """
 
     family: Family
@@ -45,7 +45,7 @@ class TransformerBlocks:
             if not self.left[name]:
                 return f"{name} must keep a block"
             if self.family.keep_last and self.left[name][-1] != self.given[key] - 1:
-                return f"{name}.{self.given[key] - 1} differs from all others, and has to be the last"
+                return f"{name}.{self.given[key] - 1} differs from all others and must stay the last block"
         return None
 
     def candidates(self, kinds: Collection[str]) -> Iterator[tuple[str, str, "TransformerBlocks"]]:

@@ -1,8 +1,8 @@
-"""The layers of a ``UNet2DConditionModel``, and the stock config of one that lost some of them.
+"""The layers of a ``UNet2DConditionModel``, and the stock config of a UNet with fewer layers.
 
-A stock config says, for each level, how many layers its down block has (the up block has one more), and for each
-block whether its layers have attention and of how many transformer layers. So a layer leaves a level's down block and
-up block together, a block's attentions leave together, and transformer layers leave one by one.
+A stock config sets, per level, the number of layers of the down block (the up block has one more), and per block
+whether its layers have attention and with how many transformer layers. So a layer is removed from a level's down block
+and up block together, the attentions of a block are removed together, and transformer layers one by one.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -28,13 +28,13 @@ PER_LEVEL = (
 
 @dataclass(frozen=True)
 class UNetLayer:
-    """A resnet with its attention, by the names that they have in the model given.
+    """A resnet with its attention, by their names in the input model.
 
     Attributes:
-        resnet: ``"down_blocks.0.resnets.1"``.
-        reads: Channels of its two inputs: what comes from the layer before, and over the skip (0 in a down block).
-        attention: ``"down_blocks.0.attentions.1"``; None where it has none.
-        transformer: Which of the attention's transformer layers are left, ascending.
+        resnet: For example ``"down_blocks.0.resnets.1"``.
+        reads: Channels of its two inputs: from the layer before, and from the skip connection (0 in a down block).
+        attention: For example ``"down_blocks.0.attentions.1"``; None if it has no attention.
+        transformer: Indices of the attention's remaining transformer layers, ascending.
     """
 
     resnet: str
@@ -48,13 +48,13 @@ Layers = tuple[UNetLayer, ...]
 
 @dataclass(frozen=True)
 class UNetBlocks:
-    """What is left of a UNet.
+    """The remaining layers of a UNet.
 
     Attributes:
-        given: Config of the model given.
+        given: Config of the input model.
         down: Layers of each level's down block, the level of the highest resolution first.
         up: Layers of each level's up block, in the same order of levels.
-        mid: Layers of the mid block; the second has the attention.
+        mid: Layers of the mid block; the second one has the attention.
     """
 
     given: Mapping[str, Any]
@@ -65,7 +65,7 @@ class UNetBlocks:
     def config(self) -> dict[str, Any]:
         """See :class:`compress.prune.blocks.Blocks`."""
         levels = len(self.down)
-        # Private keys stay out: from_config drops whatever "_use_default_values" lists, be it given or not.
+        # Without private keys: from_config drops every key that "_use_default_values" lists, even if it is given.
         config = {key: value for key, value in self.given.items() if not key.startswith("_")}
         config |= {key: config[key][:levels] for key in PER_LEVEL if isinstance(config[key], (list, tuple))}
         config["down_block_types"] = [_attends(layers, "DownBlock2D") for layers in self.down]
@@ -91,7 +91,7 @@ class UNetBlocks:
         first, top, given_top = read_unet(self.given), len(self.up) - 1, len(self.given["block_out_channels"]) - 1
         found: dict[str, str | None] = {}
         for level in range(top + 1):
-            # A block ends with its sampler, or, at the top of the up blocks and below the down blocks, with a layer.
+            # A block ends with its sampler; the last down block and the last up block end with a layer.
             down, up = f"down_blocks.{level}", f"up_blocks.{given_top - level}"
             sampled = level < top or (top == given_top and _last(self.down[level]) == _last(first.down[level]))
             found[down] = down if sampled else None
@@ -105,7 +105,7 @@ class UNetBlocks:
         widths = self.given["block_out_channels"][: len(self.down)]
         for level, (layers, got) in enumerate(zip(self.down, _down_reads(widths, self.down), strict=True)):
             if not layers and widths[level] != widths[max(level - 1, 0)]:
-                return f"a layer must stay that turns {widths[level - 1]} channels into {widths[level]}"
+                return f"a layer from {widths[level - 1]} to {widths[level]} channels must stay"
             if reason := _mismatch(layers, got):
                 return reason
         for layers, got in zip(self.up, _up_reads(widths, self.up), strict=True):
@@ -114,7 +114,7 @@ class UNetBlocks:
         tied = self._tied()
         if len({len(layer.transformer) for layer in tied}) > 1:
             names = " and ".join(str(layer.attention) for layer in tied)
-            return f"one entry of transformer_layers_per_block holds for {names}"
+            return f"one entry of transformer_layers_per_block sets {names}"
         return None
 
     def candidates(self, kinds: Collection[str]) -> Iterator[tuple[str, str, "UNetBlocks"]]:
@@ -178,15 +178,15 @@ class UNetBlocks:
         )
 
     def _tied(self) -> Layers:
-        """Layers that must have equally many transformer layers: a stock config has no entry for the mid block's own.
+        """Layers that must have the same number of transformer layers, as a stock config has one entry for them.
 
-        The first layer of the last down block and the mid block's, where both attend.
+        The first layer of the last down block and that of the mid block, if both have attention.
         """
         tied = tuple(layer for layer in (*self.down[-1][:1], *self.mid[1:]) if layer.attention)
         return tied if len(tied) > 1 else ()
 
     def _transformer_layers(self) -> dict[str, Any]:
-        """The two config keys that say of how many layers the attentions are."""
+        """The two config keys that set the number of transformer layers of the attentions."""
         down, up = [_depths(layers) for layers in self.down], [_depths(layers) for layers in self.up]
         mid = _depths(self.mid)
         given = self.given["transformer_layers_per_block"]
@@ -212,7 +212,7 @@ def read_unet(config: Mapping[str, Any]) -> UNetBlocks:
     """All layers of the UNet that a config describes.
 
     Raises:
-        UserError: Its blocks are not those of Stable Diffusion.
+        UserError: Its blocks are not Stable Diffusion's.
     """
     for key, known in KNOWN.items():
         values = config[key] if isinstance(config[key], (list, tuple)) else [config[key]]
@@ -260,7 +260,7 @@ def _mid(block_type: str | None, width: int, depths: Any) -> Layers:
 
 
 def _down_reads(widths: list[int], blocks: Collection[Collection[Any]]) -> list[list[tuple[int, int]]]:
-    """Channels that each layer of the down blocks reads in a stock UNet of these widths and numbers of layers."""
+    """Input channels of each layer of the down blocks in a stock UNet with these widths and numbers of layers."""
     return [
         [(widths[level] if i else widths[max(level - 1, 0)], 0) for i in range(len(layers))]
         for level, layers in enumerate(blocks)
@@ -268,7 +268,7 @@ def _down_reads(widths: list[int], blocks: Collection[Collection[Any]]) -> list[
 
 
 def _up_reads(widths: list[int], blocks: Collection[Collection[Any]]) -> list[list[tuple[int, int]]]:
-    """The same of the up blocks, by level: from the layer before, and over the skip."""
+    """The same for the up blocks, by level: from the layer before, and from the skip connection."""
     last = len(widths) - 1
     return [
         [
@@ -291,14 +291,14 @@ def _mismatch(layers: Layers, got: list[tuple[int, int]]) -> str | None:
 
 
 def _attends(layers: Layers, plain: str) -> str:
-    """The type of a block: the plain one, or its counterpart with attention."""
+    """The type of a block: ``plain``, or its counterpart with attention."""
     if not any(layer.attention for layer in layers):
         return plain
     return f"{plain}CrossAttn" if "Mid" in plain else f"CrossAttn{plain}"
 
 
 def _plain(layers: Layers) -> Layers:
-    """The same without attention."""
+    """The same layers without attention."""
     return tuple(replace(layer, attention=None, transformer=()) for layer in layers)
 
 
@@ -324,5 +324,5 @@ def _changed(blocks: tuple[Layers, ...], level: int, layers: Layers) -> tuple[La
 
 
 def _squeezed(values: list[int]) -> int | list[int]:
-    """One number where all are the same."""
+    """One number if all are equal."""
     return values[0] if len(set(values)) == 1 else values
