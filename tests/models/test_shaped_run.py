@@ -71,5 +71,5 @@ def test_prune_distill_int8(
     preflight.check_stages(to_run_config(compose(again)))
     with pytest.raises(UserError, match=r"stages\.prune\.target\.params=0\.01: expected at least 0"):
         preflight.check_stages(to_run_config(compose([*again, "stages.prune.target.params=0.01"])))
-    with pytest.raises(UserError, match="its layers have shapes of their own"):
+    with pytest.raises(UserError, match="its layers have individual shapes"):
         preflight.check_stages(to_run_config(compose([*tiny_overrides, "recipe=prune", f"model.path={measured[0]}"])))

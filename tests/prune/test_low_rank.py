@@ -200,7 +200,7 @@ def test_a_check_needs_no_weights_and_methods_for_stock_unets_refuse_what_comes_
     with pytest.raises(UserError, match=r"target\.macs=0\.01: expected at least"):
         check(Config(target=Target(macs=0.01)), empty, OUTLINE)
     new = prune_low_rank(tiny_unet(), Config(target=Target(params=0.8))).unet
-    with pytest.raises(UserError, match="its layers have shapes of their own"):
+    with pytest.raises(UserError, match="its layers have individual shapes"):
         prune_width(new)
     with pytest.raises(UserError, match="BK-SDM is an architecture of UNet2DConditionModel"):
         prune_bk_sdm(new, "small")

@@ -1,1 +1,1 @@
-"""Which channels of a UNet belong together, and removing them."""
+"""Groups of coupled channels of a UNet, and their removal."""

@@ -1,7 +1,7 @@
-"""Groups of coupled channels of a UNet, from torch-pruning's dependency graph, and which of them to keep.
+"""Groups of coupled channels of a UNet, from torch-pruning's dependency graph, and the choice of channels to keep.
 
-A group is a set of channels that several layers share and that can only be removed from all of them together: a
-residual stream, the inner width of a resnet, the hidden width of a feed-forward, queries with keys, values with what
+A group is a set of channels that several layers share and that must be removed from all of them together: a residual
+stream, the inner width of a resnet, the hidden width of a feed-forward, queries with keys, values with the layer that
 reads them.
 """
 
@@ -16,7 +16,7 @@ from torch_pruning import DependencyGraph
 
 from compress.prune.channels.proxy import UNet, proxy
 
-Axis = tuple[str, str]  # module name, and "out" or "in": the axis of its weight that counts output or input channels
+Axis = tuple[str, str]  # module name, and "out" or "in": the output or input axis of its weight
 
 
 @dataclass
@@ -24,9 +24,9 @@ class Member:
     """The part of one layer's axis that belongs to a group.
 
     Attributes:
-        axis: Which axis of which layer.
+        axis: The layer and its axis.
         index: Channels of the layer, ascending, shape ``(n,)``.
-        root: The group's channel that each of them is, shape ``(n,)``.
+        root: The group's channel for each of them, shape ``(n,)``.
     """
 
     axis: Axis
@@ -40,11 +40,11 @@ class Group:
 
     Attributes:
         size: Number of channels.
-        members: Where they occur.
-        borders: Channels at which another norm group or another head starts; the same share is kept between any
-            two of them.
-        unit: Channels that leave together, one after the other: a head's width where whole heads leave.
-        followers: Where the same channels leave that have no say in which: queries and keys where whole heads leave.
+        members: Layers that have these channels.
+        borders: Channels at which a new norm group or head starts; the same share is kept between any two borders.
+        unit: Number of consecutive channels that are removed together: a head's width if whole heads are removed.
+        followers: Layers that lose the same channels but do not affect the scores: queries and keys if whole heads are
+            removed.
     """
 
     size: int
@@ -58,9 +58,9 @@ def find_groups(unet: UNet, inputs: dict[str, object], heads: str = "narrow") ->
     """All groups of channels of a UNet.
 
     Args:
-        unet: Needs no weights: may be on the meta device.
-        inputs: Arguments of one call of it, on the meta device.
-        heads: ``"narrow"``: every head of an attention loses channels. ``"remove"``: whole heads leave.
+        unet: May be on the meta device.
+        inputs: Arguments of one call, on the meta device.
+        heads: ``"narrow"``: every head of an attention loses channels. ``"remove"``: whole heads are removed.
     """
     narrow = proxy(unet)
     graph = DependencyGraph()
@@ -86,8 +86,8 @@ def axis_size(unet: nn.Module, axis: Axis) -> int:
 
 
 def _roots(unet: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-    # A feed-forward starts from its last layer's inputs: starting from GEGLU's outputs would take its two halves, which
-    # are multiplied with each other, for different channels.
+    # A feed-forward starts from its last layer's inputs: GEGLU multiplies the two halves of its outputs, and starting
+    # from these would treat the halves as different channels.
     for module in unet.modules():
         if isinstance(module, FeedForward):
             yield module.net[-1], "in"
@@ -106,7 +106,7 @@ def _group(graph: DependencyGraph, names: dict[nn.Module, str], module: nn.Modul
     for item in graph.get_pruning_group(module, prune, list(range(size))):
         target = item.dep.target.module
         if isinstance(target, nn.Module) and target in names:
-            # A norm has one axis only, and torch-pruning calls both ways of pruning it the same.
+            # A norm has only one axis, and torch-pruning uses the same name for both ways of pruning it.
             writes = graph.is_out_channel_pruning_fn(item.dep.handler)
             order = torch.tensor(item.idxs).argsort()
             axis = (names[target], "out" if writes else "in")
@@ -115,7 +115,7 @@ def _group(graph: DependencyGraph, names: dict[nn.Module, str], module: nn.Modul
 
 
 def _expanded(group: Group, narrow: nn.Module, unet: nn.Module) -> Group:
-    """A group of the proxy's channels as one of the UNet's: each channel a run of as many as the UNet has of them."""
+    """Convert a group of the proxy to a group of the UNet: each proxy channel becomes a run of UNet channels."""
     axis = group.members[0].axis
     run = axis_size(unet, axis) // axis_size(narrow, axis)
 
@@ -127,7 +127,7 @@ def _expanded(group: Group, narrow: nn.Module, unet: nn.Module) -> Group:
 
 
 def _split_attention(group: Group, attentions: dict[str, Attention], heads: str) -> list[Group]:
-    """Take queries and keys apart from values: the graph couples them, attention does not unless whole heads leave."""
+    """Separate queries and keys from values: the graph couples them, but attention does only if heads are removed."""
     owner = next((n for m in group.members for n in attentions if m.axis == (f"{n}.to_q", "out")), None)
     if owner is None:
         return [group]
@@ -136,41 +136,41 @@ def _split_attention(group: Group, attentions: dict[str, Attention], heads: str)
     scores = [member for member in group.members if member.axis in pair]
     values = [member for member in group.members if member.axis not in pair]
     if heads == "remove":
-        # What a head adds to the output passes through its values: where they give nothing, queries do not matter.
+        # A head affects the output only through its values: if these are zero, its queries do not matter.
         return [Group(size, values, unit=head, followers=scores)]
     return [Group(size, part, set(range(head, size, head))) for part in (scores, values)]
 
 
 def add_norm_borders(group: Group, unet: nn.Module) -> None:
-    """Let a group's norm groups keep their shares: what starts another one of a UNet's is a border of the group."""
+    """Add the starts of the UNet's norm groups to a group's borders, so that each norm group keeps its share."""
     for member in group.members:
         norm = unet.get_submodule(member.axis[0])
         if isinstance(norm, nn.GroupNorm):
-            # Over concatenated inputs a norm's groups start anywhere in a source, and one may span two sources.
+            # Over concatenated inputs, norm groups can start anywhere in a source, and one may span two sources.
             number = member.index // (norm.num_channels // norm.num_groups)
             same_source = member.root[1:] == member.root[:-1] + 1
             group.borders.update(member.root[1:][same_source & (number[1:] != number[:-1])].tolist())
 
 
 def choose(group: Group, scores: Tensor, count: int) -> Tensor:
-    """Which ``count`` channels of a group to keep: the best between any two borders, as many as their share.
+    """Choose the channels of a group to keep: between two borders, those with the best scores, by proportional share.
 
-    Where all widths are pruned by the same share, every norm group and head keeps exactly that share.
+    If all widths are pruned by the same share, every norm group and head keeps exactly that share.
 
     Args:
         group: The group.
         scores: Shape ``(size,)``.
-        count: How many to keep, in [1, size], a multiple of the group's unit.
+        count: Number of channels to keep, in [1, size], a multiple of the group's unit.
 
     Returns:
-        Mask of those kept, shape ``(size,)``.
+        Mask of the kept channels, shape ``(size,)``.
     """
     if group.unit > 1:
         units = Group(group.size // group.unit, [])
         return choose(units, scores.view(-1, group.unit).sum(1), count // group.unit).repeat_interleave(group.unit)
     keep = torch.zeros(group.size, dtype=torch.bool)
     borders = [0, *sorted(group.borders), group.size]
-    # Rounding the share up to each border, not the share of each part, makes the parts sum up.
+    # Rounding the cumulative share at each border, not the share of each part, makes the parts add up to ``count``.
     kept = [(2 * border * count + group.size) // (2 * group.size) for border in borders]
     for start, end, less, more in zip(borders[:-1], borders[1:], kept[:-1], kept[1:], strict=True):
         order = scores[start:end].argsort(descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""Weightless copies of a UNet: as it is, or with few channels, for what depends on its architecture alone."""
+"""A meta-device copy of a UNet with few channels, to analyze its architecture."""
 
 import math
 from typing import TypeAlias
@@ -12,16 +12,16 @@ UNet: TypeAlias = UNet2DConditionModel | UNet2DModel
 
 
 def proxy(unet: UNet) -> UNet:
-    """The same UNet, meta_model and so narrow that the widths of its levels have no more in common than 2 channels.
+    """Build a narrow copy on the meta device; the greatest common divisor of its widths is usually 2.
 
-    Every channel of it stands for a run of the UNet's, equally long on all levels, and depends on the others as those
-    do: what takes time with the number of channels is done on it first.
+    Each of its channels represents a run of the UNet's channels, of the same length on all levels and with the same
+    dependencies. Analyses whose time grows with the number of channels run on this copy.
     """
     config = unet.config
     run = max(1, math.gcd(*config["block_out_channels"]) // 2)
     if any(width % run for width in config["block_out_channels"]):
         run = 1
-    one_head = 1 if isinstance(unet, UNet2DConditionModel) else None  # their number, or their width
+    one_head = 1 if isinstance(unet, UNet2DConditionModel) else None  # number of heads, or width of a head
     changes = {
         "block_out_channels": tuple(width // run for width in config["block_out_channels"]),
         "norm_num_groups": 1,
@@ -36,7 +36,7 @@ def proxy(unet: UNet) -> UNet:
 
 
 def add_shortcuts(unet: UNet, like: UNet) -> None:
-    """Give the first resnet of a level the shortcut of another UNet, where that one has it and this has none."""
+    """Add a shortcut to the first resnet of each level where ``like`` has one and ``unet`` does not."""
     for level in range(1, len(like.down_blocks)):
         name = f"down_blocks.{level}.resnets.0"
         resnet = unet.get_submodule(name)

@@ -1,4 +1,4 @@
-"""Prune the groups of a UNet and put the result together as a stock model."""
+"""Prunes the groups of a UNet and builds the result as a stock model."""
 
 import math
 from collections.abc import Mapping
@@ -21,8 +21,7 @@ from compress.prune.channels.proxy import UNet, add_shortcuts, meta_model
 from compress.prune.channels.report import PruneReport
 from compress.prune.importance.score import Scorer
 
-# What adds to the embedding or projects the text has no part in the levels' widths; without it, one set of inputs fits
-# every UNet.
+# Extra embeddings and text projections do not affect the levels' widths; without them, the same inputs fit every UNet.
 PLAIN = {
     "class_embed_type": None,
     "num_class_embeds": None,
@@ -42,12 +41,12 @@ def prune_unet(
 
 
 class Narrower:
-    """Prunes a UNet to any ratios; what does not depend on them is found out once.
+    """Prunes a UNet to any ratios; results that do not depend on the ratios are cached.
 
     Args:
-        unet: Stays as it is; its weights must not change meanwhile.
+        unet: Stays unchanged; its weights must not change while this object is used.
         heads: See :class:`compress.prune.width.Config`.
-        multiple: See there.
+        multiple: See :class:`compress.prune.width.Config`.
 
     Raises:
         UserError: Its blocks are of an unsupported architecture.
@@ -63,12 +62,12 @@ class Narrower:
         """The UNet with fewer channels.
 
         Args:
-            ratio: Share of the channels to remove, or one for each level.
+            ratio: Share of the channels to remove, or one share per level.
             scorer: Scores the channels of a group.
 
         Raises:
-            UserError: No possible widths are nearer to the ratio than the present ones, or the weights are not those of
-                the config in finite floats.
+            UserError: The current widths are the possible ones nearest to the ratio, or the weights do not match the
+                config or are not finite floats.
         """
         asked = widths.level_ratios(ratio, self.widths)
         shape = widths.choose_shape(self.config, asked, self.heads, self.multiple)
@@ -107,7 +106,7 @@ class Narrower:
             norms_regrouped=regrouped(plain, keep),
             time_residual=residual,
             skipped={
-                f"level {i}": f"stays {old} channels wide: the nearest width that norm groups and heads divide"
+                f"level {i}": f"stays {old} channels wide: the nearest width divisible by norm groups and heads"
                 for i, (old, new, ratio) in enumerate(zip(self.widths, shape.widths, asked, strict=True))
                 if ratio and old == new
             },
@@ -123,7 +122,7 @@ class Narrower:
         return count_macs(plain, inputs).by_module
 
     def _coupled(self, pruned: UNet, heads: str) -> tuple[UNet, list[channels.Group]]:
-        """A meta_model UNet with the shortcuts that a pruned one has, and its groups of channels."""
+        """A meta-device UNet with the shortcuts of the pruned one, and its groups of channels."""
         plain, inputs = plain_unet(type(self.unet), self.config)
         own = {name for name, _ in plain.named_modules()}
         add_shortcuts(plain, like=pruned)
@@ -134,7 +133,7 @@ class Narrower:
 
 
 def plain_unet(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, Inputs]:
-    """A meta-device UNet of the same levels that takes a text and nothing more, and inputs for it."""
+    """A meta-device UNet with the same levels and without extra embeddings, and inputs for it."""
     plain = {**config, **{key: value for key, value in PLAIN.items() if key in config}}
     if issubclass(cls, UNet2DConditionModel):
         text = config["cross_attention_dim"]
@@ -144,7 +143,7 @@ def plain_unet(cls: type[UNet], config: Mapping[str, Any]) -> tuple[UNet, Inputs
 
 
 def _add_identities(plain: UNet, weights: dict[str, Tensor]) -> None:
-    """Weights of the added shortcuts: they pass on the channels that both levels keep."""
+    """Add identity weights for the added shortcuts."""
     for name, _ in plain.named_modules():
         if name.endswith(".conv_shortcut") and f"{name}.weight" not in weights:
             ones = torch.ones_like(weights[f"{name.rpartition('.')[0]}.conv1.bias"])
@@ -155,10 +154,10 @@ def _add_identities(plain: UNet, weights: dict[str, Tensor]) -> None:
 def _choose(
     groups: list[channels.Group], plain: nn.Module, pruned: nn.Module, weights: dict[str, Tensor], scorer: Scorer
 ) -> dict[Axis, Tensor]:
-    """Masks of the channels kept, by layer and axis."""
+    """Masks of the kept channels, by layer and axis."""
     keep: dict[Axis, Tensor] = {}
     for group in groups:
-        # The first member is a layer of which every channel belongs to the group.
+        # All channels of the first member's layer belong to the group.
         count = channels.axis_size(pruned, group.members[0].axis)
         if count == group.size:
             continue
@@ -167,14 +166,14 @@ def _choose(
 
 
 def mark(keep: dict[Axis, Tensor], group: channels.Group, mask: Tensor, unet: nn.Module) -> None:
-    """Enter the channels kept of a group, a mask of shape ``(size,)``, into the masks of all layers of a UNet."""
+    """Apply a group's mask of kept channels, shape ``(size,)``, to the masks of its layers."""
     for member in [*group.members, *group.followers]:
         axis = keep.setdefault(member.axis, torch.ones(channels.axis_size(unet, member.axis), dtype=torch.bool))
         axis[member.index] = mask[member.root]
 
 
 def narrow(weights: dict[str, Tensor], keep: dict[Axis, Tensor]) -> None:
-    """Take the channels that are not kept out of a state dict."""
+    """Remove the channels that are not kept from a state dict, in place."""
     for (name, side), mask in keep.items():
         keys = [f"{name}.weight", f"{name}.bias"] if side == "out" else [f"{name}.weight"]
         for key in keys:
@@ -184,7 +183,7 @@ def narrow(weights: dict[str, Tensor], keep: dict[Axis, Tensor]) -> None:
 
 
 def _rescale_queries(weights: dict[str, Tensor], plain: UNet, pruned: UNet) -> None:
-    """Undo that attention divides by the square root of a head's width, where that is smaller now."""
+    """Scale queries of narrowed heads: attention divides by the square root of the head's width, which is smaller."""
     for name, module in plain.named_modules():
         if isinstance(module, Attention):
             narrower = pruned.get_submodule(name)
@@ -195,7 +194,7 @@ def _rescale_queries(weights: dict[str, Tensor], plain: UNet, pruned: UNet) -> N
 
 
 def _refit_time(unet: UNet, pruned: UNet, weights: dict[str, Tensor]) -> float:
-    """Fit the time embedding to the narrower sinusoid; returns the relative error that is left."""
+    """Fit the time embedding to the narrower sinusoid; returns the remaining relative error."""
     steps = torch.arange(time_embedding.TIMESTEPS)
     fitted, residual = time_embedding.refit(unet.time_embedding, unet.time_proj(steps), pruned.time_proj(steps))
     weights.update({f"time_embedding.{key}": value for key, value in fitted.state_dict().items()})
@@ -203,14 +202,14 @@ def _refit_time(unet: UNet, pruned: UNet, weights: dict[str, Tensor]) -> float:
 
 
 def check_fixed(unet: UNet, pruned: UNet) -> None:
-    """Refuses widths that would change a layer outside of the levels, of which no channels can be chosen.
+    """Reject widths that would change a layer outside the levels, whose channels cannot be chosen.
 
     Args:
-        unet: The one to prune; needs no weights.
-        pruned: One of the new config; needs none either.
+        unet: The UNet to prune; may be on the meta device.
+        pruned: A UNet with the new config; may be on the meta device.
 
     Raises:
-        UserError: Naming the weight.
+        UserError: Names the weight.
     """
     levels = plain_unet(type(unet), unet.config)[0].state_dict()
     _check_shapes(pruned, {name: tensor for name, tensor in unet.state_dict().items() if name not in levels})
@@ -220,13 +219,13 @@ def _check_shapes(pruned: UNet, weights: Mapping[str, Tensor]) -> None:
     for name, tensor in pruned.state_dict().items():
         if name in weights and weights[name].shape != tensor.shape:
             raise UserError(
-                f"this UNet cannot be pruned so: {name} would need shape {tuple(tensor.shape)} but has "
-                f"{tuple(weights[name].shape)}; leave the level it belongs to as it is (a ratio of 0 in the list)"
+                f"this UNet cannot be pruned to these widths: {name} would need shape {tuple(tensor.shape)} but has "
+                f"{tuple(weights[name].shape)}; do not prune its level (a ratio of 0 in the list)"
             )
 
 
 def _load(pruned: UNet, weights: dict[str, Tensor], given: Mapping[str, Tensor]) -> None:
-    """Give the pruned UNet its weights, and copies of those that are still of the model given."""
+    """Load the weights into the pruned UNet; copies those that are shared with the input model."""
     _check_shapes(pruned, weights)
     shared = {name for name, tensor in given.items() if weights[name] is tensor}
     own = {name: tensor.clone() if name in shared else tensor for name, tensor in weights.items()}
@@ -234,7 +233,7 @@ def _load(pruned: UNet, weights: dict[str, Tensor], given: Mapping[str, Tensor])
 
 
 def kept_outputs(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
-    """Channels kept of what each down, mid and up block hands on."""
+    """Indices of the kept output channels of each down, mid and up block."""
     blocks = [f"down_blocks.{i}" for i in range(len(unet.down_blocks))]
     blocks += ["mid_block"] if unet.mid_block is not None else []
     blocks += [f"up_blocks.{i}" for i in range(len(unet.up_blocks))]
@@ -249,7 +248,7 @@ def kept_outputs(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
 
 
 def regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
-    """Norms of which a group does not hold just what is left of that group."""
+    """Norms in which a new group contains channels of another old group."""
     names = []
     for (name, _), mask in keep.items():
         norm = plain.get_submodule(name)
@@ -261,7 +260,7 @@ def regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:
 
 
 def share_of_macs(plain: nn.Module, macs: Mapping[str, float], touched: set[str]) -> float:
-    """Share of the multiply-accumulates done in some layers, and in the attention whose queries are among them."""
+    """Share of the multiply-accumulates in the touched layers, and in attentions whose queries are touched."""
     total = sum(macs.get(name, 0) for name in touched)
     for name, module in plain.named_modules():
         if isinstance(module, Attention) and f"{name}.to_q" in touched:
@@ -270,5 +269,5 @@ def share_of_macs(plain: nn.Module, macs: Mapping[str, float], touched: set[str]
 
 
 def attention_macs(name: str, attention: nn.Module, macs: Mapping[str, float]) -> float:
-    """Those of queries with keys and of scores with values, which are counted in no layer."""
+    """Multiply-accumulates of queries with keys and of scores with values, which belong to no layer."""
     return macs[name] - sum(macs.get(f"{name}.{part}", 0) for part, _ in attention.named_modules() if part)

@@ -1,4 +1,4 @@
-"""What pruning the levels of a UNet gives."""
+"""The result of pruning the levels of a UNet."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,26 +17,26 @@ class PruneReport:
     """A pruned UNet and what was done to get it.
 
     Attributes:
-        unet: The new, smaller model; the one given is left as it was.
-        kept: Output of a block (``"down_blocks.0"``, ``"mid_block"``, ``"up_blocks.1"``) to the indices of the
-            channels that are left of it, ascending.
-        widths_before: ``block_out_channels`` of the model given.
-        widths_after: ``block_out_channels`` of the new one.
-        ratios_asked: Share of channels to remove per level.
-        ratios_achieved: Share removed per level; differs, as widths must be divisible by norm groups and heads.
-        heads: ``"narrow"`` or ``"remove"``: what attention gave up.
-        multiple: What every new width is a multiple of, besides norm groups and heads.
-        params_before: Number of parameters of the model given.
-        params_after: Number of parameters of the new one.
+        unet: The new, smaller model; the input model is unchanged.
+        kept: Block (``"down_blocks.0"``, ``"mid_block"``, ``"up_blocks.1"``) to the indices of its kept output
+            channels, ascending.
+        widths_before: ``block_out_channels`` of the input model.
+        widths_after: ``block_out_channels`` of the new model.
+        ratios_asked: Requested share of channels to remove per level.
+        ratios_achieved: Removed share per level; may differ, as widths must be divisible by norm groups and heads.
+        heads: ``"narrow"`` or ``"remove"``: whether heads lost channels or whole heads were removed.
+        multiple: Every new width is a multiple of this, besides norm groups and heads.
+        params_before: Number of parameters of the input model.
+        params_after: Number of parameters of the new model.
         modules: Number of layers that lost channels.
-        share_params: Share of the old parameters that sit in such layers, in [0, 1].
-        share_macs: Share of the old multiply-accumulates done in such layers (and in the attention between them).
+        share_params: Share of the input model's parameters in these layers, in [0, 1].
+        share_macs: Share of the input model's multiply-accumulates in these layers and the attention between them.
         norms_regrouped: GroupNorm layers over a concatenated skip whose groups could not keep their channels, because
-            the concatenated levels lost different shares. Each of them now averages over slightly other channels.
+            the concatenated levels lost different shares. Each of them now averages over slightly different channels.
         time_residual: Root mean square error of the refitted time embedding over that embedding's root mean square,
-            over the timesteps 0 to 999; 0 where it needed no refit.
-        skipped: Level to the reason why it was asked for but left as it was.
-        plan: How the ratios were chosen, where a target was given.
+            over the timesteps 0 to 999; 0 without a refit.
+        skipped: Level that was requested but not changed to the reason.
+        plan: How the ratios were chosen; None without a target.
     """
 
     unet: "UNet2DConditionModel | UNet2DModel"

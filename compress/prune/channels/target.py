@@ -1,4 +1,4 @@
-"""A share of a UNet's cost that is to be left, and the widths that leave it."""
+"""A target for a UNet's remaining cost, and the widths that meet it."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from compress.models.inputs import Inputs
 
 TOLERANCE = 0.02
-"""How far the share that is left may be from the target, relative to it."""
+"""Maximum deviation of the remaining share from the target, relative to the target."""
 
 Widths = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Target:
-    """How much is to be left, as a share in (0, 1) of what the UNet has; one of them at most, None: it does not matter.
+    """The remaining share of the UNet's cost, in (0, 1). At most one may be set; None: no target.
 
     Attributes:
-        params: Of the parameters.
-        macs: Of the multiply-accumulates of one pass at the model's own size.
-        bytes: Of the bytes of the weights, in the run's precision.
+        params: Share of the parameters.
+        macs: Share of the multiply-accumulates of one forward pass at the model's own size.
+        bytes: Share of the bytes of the weights, in the run's precision.
     """
 
     params: float | None = None
@@ -47,22 +47,22 @@ class Target:
 
     @property
     def goal(self) -> tuple[str, float] | None:
-        """What is counted and the share of it, or None where nothing is asked for."""
+        """The unit and the share of it, or None if none is set."""
         return next(((key, share) for key, share in asdict(self).items() if share is not None), None)
 
 
 class WidthCosts:
-    """What a UNet costs at other widths, as a share of what it costs now.
+    """The cost of a UNet at other widths, as a share of its current cost.
 
-    Every layer's cost is a product of two widths at most, so the cost of the whole is a polynomial of second degree. It
-    is found from as many meta_model models as it has coefficients and checked by one more for each plan.
+    Each layer's cost is a product of at most two widths, so the total cost is a polynomial of degree two. It is fitted
+    to at most as many meta-device models as it has coefficients, and checked with one more per plan.
 
     Args:
-        unet: Its config counts, not its weights: it may be on the meta device.
-        inputs: Arguments of one pass, for ``"macs"``.
+        unet: Only its config is used; may be on the meta device.
+        inputs: Arguments of one forward pass, for ``"macs"``.
         unit: ``"params"``, ``"macs"`` or ``"bytes"``.
-        heads: What attention gives up, see :class:`compress.prune.width.Config`.
-        multiple: What new widths are multiples of, see there.
+        heads: See :class:`compress.prune.width.Config`.
+        multiple: See :class:`compress.prune.width.Config`.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class WidthCosts:
         self._full = self._cost(full)
 
     def exact(self, widths: Widths) -> float:
-        """The share that is left at these widths."""
+        """The remaining share at these widths."""
         return self._count(widths) / self._full
 
     def estimate(self, choices: Sequence[Widths]) -> "Tensor":
-        """The shares that are left at each of many choices of widths, ``(n,)``, float64.
+        """The remaining shares at many choices of widths, shape ``(n,)``, float64.
 
-        Exact but for choices that make neighboring levels equally wide that were not, or the other way round.
+        Exact, except for choices that make neighboring levels of different widths equally wide or vice versa.
         """
         import torch
 
@@ -92,7 +92,7 @@ class WidthCosts:
         samples = _spread(choices, terms.shape[1])
         found = torch.tensor([self.exact(sample) for sample in samples], dtype=torch.float64)
         scale = terms.amax(0)
-        # Where levels can take few widths, some coefficients cannot be told apart and none of them matters.
+        # If levels have few possible widths, some coefficients cannot be identified, and these do not matter.
         fit = torch.linalg.lstsq(_terms(torch.tensor(samples)) / scale, found[:, None], driver="gelsd").solution[:, 0]
         return terms / scale @ fit
 
@@ -116,16 +116,16 @@ class WidthCosts:
             if _is_attention(module):
                 total += self._times[name] * module.inner_dim
             elif _is_layer(module):
-                # A shortcut that the UNet does not have yet works on what its resnet gives out.
+                # A shortcut that the UNet does not have yet runs at the resolution of its resnet's output.
                 like = name if name in self._times else f"{name.rpartition('.')[0]}.conv2"
                 total += self._times[like] * module.weight.numel()
         return total
 
 
 def _times_used(model: Any, inputs: "Inputs") -> dict[str, float]:
-    """How often one pass multiplies by each weight of a layer, and by each channel of an attention's queries.
+    """How often one pass uses each weight of a layer, and each channel of an attention's queries.
 
-    That depends on the size of the inputs alone, not on the widths of the model.
+    This depends only on the size of the inputs, not on the widths of the model.
     """
     from compress.models.macs import count_macs
     from compress.prune.channels.rebuild import attention_macs
@@ -149,7 +149,7 @@ def _is_attention(module: Any) -> bool:
 
 
 def _terms(widths: "Tensor") -> "Tensor":
-    """1, every width and every product of two, ``(n, terms)``, float64."""
+    """1, every width and every product of two widths, shape ``(n, terms)``, float64."""
     import torch
 
     columns = [torch.ones(len(widths), dtype=torch.float64), *widths.double().T]
@@ -158,7 +158,7 @@ def _terms(widths: "Tensor") -> "Tensor":
 
 
 def _spread(choices: Sequence[Widths], count: int) -> list[Widths]:
-    """Choices that tell coefficients apart: of each of the others, the one least explained by those before it."""
+    """Choices that identify the coefficients: repeatedly the one least explained by those chosen before."""
     import torch
 
     candidates = _terms(torch.tensor(choices))
@@ -176,12 +176,12 @@ def _spread(choices: Sequence[Widths], count: int) -> list[Widths]:
 
 
 def choices_of(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> list[Widths]:
-    """All widths that a stock UNet of this config can be narrowed to, its own among them.
+    """All widths to which a stock UNet of this config can be narrowed, including its current ones.
 
     Args:
-        config: Of the UNet.
-        heads: What attention gives up, see :class:`compress.prune.width.Config`.
-        multiple: What new widths are multiples of, see there.
+        config: Config of the UNet.
+        heads: See :class:`compress.prune.width.Config`.
+        multiple: See :class:`compress.prune.width.Config`.
     """
     from compress.prune.channels.widths import keeps_shortcuts, possible_widths
 
@@ -190,15 +190,15 @@ def choices_of(config: Mapping[str, Any], heads: str = "auto", multiple: int | N
 
 
 def meeting(target: Target, costs: WidthCosts, choices: Sequence[Widths]) -> list[Widths]:
-    """The choices that leave the share that is asked for.
+    """The choices that meet a target, by estimated cost.
 
     Args:
-        target: With one share given.
-        costs: In its unit.
+        target: With one share set.
+        costs: Costs in the target's unit.
         choices: Widths to choose from.
 
     Raises:
-        UserError: None does; it names the nearest possible shares.
+        UserError: No choice meets it; the message names the nearest possible shares.
     """
     assert target.goal is not None
     unit, share = target.goal
@@ -208,23 +208,23 @@ def meeting(target: Target, costs: WidthCosts, choices: Sequence[Widths]) -> lis
     if not found:
         near = [choices[i] for i in off.argsort()[:2].tolist()]
         listed = " or ".join(f"{costs.exact(choice):.3f} (widths {', '.join(map(str, choice))})" for choice in near)
-        raise UserError(f"target.{unit}={share:g}: no widths of this UNet leave that within 2 %; nearest: {listed}")
+        raise UserError(f"target.{unit}={share:g}: no widths of this UNet meet this within 2 %; nearest: {listed}")
     return found
 
 
 def best(
     target: Target, costs: WidthCosts, choices: Sequence[Widths], predicted: Callable[[Widths], float]
 ) -> tuple[Widths, float]:
-    """Of the choices that meet a target the one of least predicted error, and the share that it leaves.
+    """The choice with the least predicted error that meets a target, and its remaining share.
 
     Args:
-        target: With one share given.
-        costs: In its unit.
-        choices: What :func:`meeting` gave.
-        predicted: Error of a choice.
+        target: With one share set.
+        costs: Costs in the target's unit.
+        choices: The result of :func:`meeting`.
+        predicted: Predicted error of a choice.
 
     Raises:
-        UserError: None of them meets it when counted exactly.
+        UserError: No choice meets the target when counted exactly.
     """
     assert target.goal is not None
     unit, share = target.goal
@@ -232,4 +232,4 @@ def best(
         left = costs.exact(choice)
         if abs(left / share - 1) <= TOLERANCE:
             return choice, left
-    raise UserError(f"target.{unit}={share:g}: no widths of this UNet leave that within 2 %")
+    raise UserError(f"target.{unit}={share:g}: no widths of this UNet meet this within 2 %")

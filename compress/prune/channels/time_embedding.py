@@ -1,7 +1,7 @@
-"""Fit a time embedding to a sinusoid of another width.
+"""Fits a time embedding to a sinusoid of another width.
 
-The sinusoid by which a UNet embeds its timestep has as many channels as the first level. Pruning this level changes
-all its frequencies, so there are no channels to select: the layers after it are fitted instead.
+The sinusoid that embeds a UNet's timestep has as many channels as the first level. Pruning this level changes all
+frequencies, so channels cannot be selected: the layers after the sinusoid are fitted instead.
 """
 
 import copy
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from compress.system.progress import bar
 
 TIMESTEPS = 1000
-EXACT = 1e-6  # relative error below which least squares on the first layer is the answer
-# Singular values below that share of the largest would only make the first layer's weights large; large weights that
-# cancel each other are what half precision cannot add up.
+EXACT = 1e-6  # relative error below which least squares on the first layer is sufficient
+# Singular values below this share of the largest would make the first layer's weights large, and half precision cannot
+# add up large weights that cancel each other.
 CUTOFF = 1e-5
 CUTOFF_HALF = 1e-2
-RIDGES = (1e-6, 1e-7, 1e-8, 1e-10)  # shares of the largest eigenvalue; which is best depends on the weights' precision
-ITERATIONS = 600  # of L-BFGS at most
-MOST_PASSES = ITERATIONS * 5 // 4  # its line searches included; that many where max_eval is not given
+RIDGES = (1e-6, 1e-7, 1e-8, 1e-10)  # shares of the largest eigenvalue; the best one depends on the weights' precision
+ITERATIONS = 600  # maximum of L-BFGS
+MOST_PASSES = ITERATIONS * 5 // 4  # including line searches; the default of max_eval
 
 
 def _error(found: Tensor, wanted: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ def _fit_first(fitted: nn.Module, sinusoid: Tensor, hidden: Tensor, cutoff: floa
 
 @torch.no_grad()
 def _fit_second(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor, ridges: Sequence[float]) -> list[nn.Module]:
-    """For each ridge the least change of ``linear_2`` (ridge regression) that makes up for what the first leaves."""
+    """For each ridge, correct the remaining error by the smallest change of ``linear_2`` (ridge regression)."""
     hidden = fitted.act(fitted.linear_1(sinusoid))
     inputs = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
     values, vectors = torch.linalg.eigh(inputs @ inputs.T)  # one row per timestep: fewer than hidden units
@@ -54,7 +54,7 @@ def _fit_second(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor, ridges: Seq
 
 
 def _fit_both(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor) -> None:
-    """Full-batch L-BFGS on all weights: the problem is smooth and small, and nothing in it is random."""
+    """Full-batch L-BFGS on all weights: the problem is smooth, small and deterministic."""
     scale = wanted.square().mean()
     optimizer = torch.optim.LBFGS(
         fitted.parameters(), max_iter=ITERATIONS, max_eval=MOST_PASSES, history_size=20, tolerance_change=1e-9,
@@ -75,11 +75,11 @@ def _fit_both(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor) -> None:
 
 
 def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, float]:
-    """Fit both layers of a diffusers ``TimestepEmbedding`` so that it maps ``new`` to what it mapped ``old`` to.
+    """Fit both layers of a diffusers ``TimestepEmbedding`` so that its outputs for ``new`` equal those for ``old``.
 
-    The first layer is solved by least squares. Where that is not exact, the second is solved too if there are at least
-    as many hidden units as timesteps (Stable Diffusion has 1280), for the first as it is in the embedding's precision;
-    if there are fewer, both layers follow by L-BFGS, which takes a few seconds.
+    The first layer is solved by least squares. If this is not exact and there are at least as many hidden units as
+    timesteps (Stable Diffusion has 1280), the second layer is solved too, with the first one rounded to the embedding's
+    precision. With fewer hidden units, both layers are optimized by L-BFGS, which takes a few seconds.
 
     Args:
         embedding: With layers ``linear_1`` and ``linear_2``; stays unchanged.

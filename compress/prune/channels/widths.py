@@ -1,4 +1,4 @@
-"""Which widths a UNet's levels can have, and which are nearest to the ratios asked for; needs the config alone."""
+"""The possible widths of a UNet's levels, and those nearest to the requested ratios, from the config only."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,8 +8,7 @@ from typing import Any
 
 from compress.errors import UserError, bad_value
 
-# The blocks whose layers all follow their level's width. Others scale and shift by the time embedding, or hold widths
-# of their own.
+# Blocks in which all layers have the level's width. Others scale and shift by the time embedding, or have other widths.
 KNOWN_BLOCKS: dict[str, set[Any]] = {
     "resnet_time_scale_shift": {"default"},
     "time_embedding_type": {"positional"},
@@ -28,19 +27,19 @@ KNOWN_WITHOUT_TEXT: dict[str, set[Any]] = {
     "mid_block_type": {"UNetMidBlock2D", None},
     "up_block_types": {"UpBlock2D", "AttnUpBlock2D"},
 }
-LARGE = 256  # levels at least that wide are where kernels are tuned to multiples of LARGE_MULTIPLE
+LARGE = 256  # from this width on, kernels are tuned to multiples of LARGE_MULTIPLE
 LARGE_MULTIPLE = 64
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a narrower UNet looks like.
+    """The widths and config changes of a narrower UNet.
 
     Attributes:
         widths: ``block_out_channels``, in channels.
-        heads: ``"narrow"`` or ``"remove"``: what attention has given up.
-        multiple: What every width that changed is a multiple of, beyond norm groups and heads.
-        changes: Keys of the stock config that are new, ``block_out_channels`` among them.
+        heads: ``"narrow"`` or ``"remove"``: whether heads lose channels or whole heads are removed.
+        multiple: Every changed width is a multiple of this, besides norm groups and heads.
+        changes: Changed keys of the stock config, including ``block_out_channels``.
     """
 
     widths: list[int]
@@ -50,9 +49,9 @@ class Shape:
 
 
 def check_blocks(config: Mapping[str, Any]) -> None:
-    """Raise a :class:`UserError` that names what cannot be pruned in a UNet of this config."""
+    """Raise a :class:`UserError` if a UNet of this config cannot be pruned; it names the reason."""
     for key, known in (KNOWN_BLOCKS | (KNOWN_WITH_TEXT if _has_text(config) else KNOWN_WITHOUT_TEXT)).items():
-        if key not in config:  # each kind of UNet lacks some
+        if key not in config:  # each UNet class lacks some
             continue
         for value in config[key] if isinstance(config[key], (list, tuple)) else [config[key]]:
             if value not in known:
@@ -70,12 +69,12 @@ def check_blocks(config: Mapping[str, Any]) -> None:
 
 
 def _has_text(config: Mapping[str, Any]) -> bool:
-    """Whether it is a ``UNet2DConditionModel``'s: a ``UNet2DModel`` takes no text, and tells heads by their width."""
+    """Whether this is the config of a ``UNet2DConditionModel``; a ``UNet2DModel`` has no text input."""
     return "cross_attention_dim" in config
 
 
 def level_heads(config: Mapping[str, Any]) -> list[int | None]:
-    """Number of heads of each level, None where it has no attention."""
+    """Number of heads of each level, None if it has no attention."""
     widths = config["block_out_channels"]
     given = config["attention_head_dim"]
     heads: list[int | None] = []
@@ -86,7 +85,7 @@ def level_heads(config: Mapping[str, Any]) -> list[int | None]:
             attention |= "CrossAttn" in config["mid_block_type"] if _has_text(config) else config["add_attention"]
         if not attention:
             heads.append(None)
-        elif _has_text(config):  # the stock config's attention_head_dim is the number of heads there
+        elif _has_text(config):  # in its stock config, attention_head_dim is the number of heads
             heads.append(given[level] if isinstance(given, (list, tuple)) else given)
         else:
             heads.append(width // given if given else 1)
@@ -94,27 +93,27 @@ def level_heads(config: Mapping[str, Any]) -> list[int | None]:
 
 
 def default_multiple(config: Mapping[str, Any]) -> int:
-    """64 at the size of Stable Diffusion, where attention and convolutions are fastest so; otherwise 1."""
+    """64 at the size of Stable Diffusion, for fast attention and convolutions; otherwise 1."""
     widths = config["block_out_channels"]
     return LARGE_MULTIPLE if all(w >= LARGE and w % LARGE_MULTIPLE == 0 for w in widths) else 1
 
 
 def level_steps(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> list[int]:
-    """What each level's width must be divisible by if it changes.
+    """The divisor of each level's width if it changes.
 
     Args:
-        config: Of the UNet to prune.
-        heads: ``"narrow"``: by the number of heads, which stays. ``"remove"``: by the width of a head, which stays.
-            ``"auto"``: whichever allows more widths, the first where both do.
-        multiple: A divisor beyond those and the norm groups; None: :func:`default_multiple`.
+        config: Config of the UNet to prune.
+        heads: ``"narrow"``: divisible by the number of heads, which stays. ``"remove"``: divisible by the width of a
+            head, which stays. ``"auto"``: the mode that allows more widths, narrow on a tie.
+        multiple: A further divisor besides heads and norm groups; None: :func:`default_multiple`.
 
     Raises:
-        UserError: The levels have no widths: the layers of the UNet have shapes of their own.
+        UserError: The levels have no common width, because layers have individual shapes.
     """
     if config.get("layers"):
         raise UserError(
-            "this UNet cannot be pruned by level: its layers have shapes of their own, which a stage before gave them; "
-            "methods per_layer and low_rank can go on with it"
+            "this UNet cannot be pruned by level: its layers have individual shapes from an earlier stage; use method "
+            "per_layer or low_rank"
         )
     if heads == "auto":
         modes = _modes(config, heads)
@@ -128,18 +127,18 @@ def level_steps(config: Mapping[str, Any], heads: str = "auto", multiple: int | 
 
 
 def _number(config: Mapping[str, Any], steps: list[int]) -> int:
-    """How many widths there are to choose from on all levels."""
+    """Total number of possible widths on all levels."""
     return sum(-(-width // step) for width, step in zip(config["block_out_channels"], steps, strict=True))
 
 
 def possible_widths(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> list[list[int]]:
-    """The widths that each level can have, ascending; the last is the present one. Arguments as :func:`level_steps`."""
+    """The possible widths of each level, ascending; the last is the current one. Arguments as :func:`level_steps`."""
     steps = level_steps(config, heads, multiple)
     return [[*range(step, width, step), width] for step, width in zip(steps, config["block_out_channels"], strict=True)]
 
 
 def _modes(config: Mapping[str, Any], heads: str) -> list[str]:
-    """What attention can give up, of what is asked for."""
+    """The possible modes for heads, ``"narrow"`` and ``"remove"``, of those requested."""
     one_width_for_all = not _has_text(config) and config["attention_head_dim"] is not None and any(level_heads(config))
     possible = ["remove"] if one_width_for_all else ["narrow", "remove"]
     modes = [mode for mode in possible if heads in ("auto", mode)]
@@ -154,7 +153,7 @@ def level_ratios(ratio: float | list[float], widths: list[int]) -> list[float]:
     """One ratio per level.
 
     Raises:
-        UserError: If a list has another length than there are levels.
+        UserError: The length of a list differs from the number of levels.
     """
     if not isinstance(ratio, (list, tuple)):
         return [float(ratio)] * len(widths)
@@ -167,20 +166,20 @@ def level_ratios(ratio: float | list[float], widths: list[int]) -> list[float]:
 def choose_shape(
     config: Mapping[str, Any], ratios: list[float], heads: str = "auto", multiple: int | None = None
 ) -> Shape:
-    """The possible shape whose widths are nearest to those asked for, together; of equally near ones the widest.
+    """The possible shape with the least total distance to the requested widths; on a tie, the widest.
 
-    Two neighboring levels of different widths stay different: a stock UNet has a learned shortcut only between
-    those, and equal widths would throw it away.
+    Neighboring levels of different widths stay different: a stock UNet has a learned shortcut only between these, and
+    equal widths would remove it.
 
     Args:
-        config: Of the UNet to prune.
+        config: Config of the UNet to prune.
         ratios: Share to remove per level, in [0, 1).
-        heads: ``"narrow"``, ``"remove"``, or ``"auto"``: whichever comes nearer, narrow where both do.
+        heads: ``"narrow"``, ``"remove"``, or ``"auto"``: the nearer of the two, narrow on a tie.
         multiple: See :class:`Shape`; None: :func:`default_multiple`.
 
     Raises:
-        UserError: If no level would become narrower; it names the nearest ratios that work, or the possible widths.
-            If level 0 would and must stay as it is.
+        UserError: No level would become narrower (the message names the nearest ratios that work, or the possible
+            widths), or level 0 would but must keep its width.
     """
     multiple = default_multiple(config) if multiple is None else multiple
     modes = _modes(config, heads)
@@ -204,14 +203,14 @@ def choose_shape(
         raise _impossible(config, ratios, modes, multiple, min(smaller, key=error, default=None))
     if chosen[0] != widths[0] and config.get("class_embed_type") == "timestep":
         raise UserError(
-            "this UNet cannot be pruned so: class_embedding.linear_1.weight reads as many channels as level 0 has; "
-            "leave that level as it is (a ratio of 0 in the list)"
+            "this UNet cannot be pruned to these widths: class_embedding.linear_1.weight has as many inputs as level 0 "
+            "has channels; do not prune this level (a ratio of 0 in the list)"
         )
     return Shape(chosen, mode, multiple, {"block_out_channels": tuple(chosen), **_head_changes(config, mode, chosen)})
 
 
 def _nearest_first(possible: list[list[int]], wanted: list[float], ratios: list[float]) -> list[list[int]]:
-    """For each level the three widths nearest to that wanted: of them at least one differs from each neighbor."""
+    """For each level the three widths nearest to the wanted one; at least one of three differs from both neighbors."""
     near = []
     for widths, goal, ratio in zip(possible, wanted, ratios, strict=True):
         by_distance = sorted((abs(width - goal), -width) for width in widths)
@@ -220,7 +219,7 @@ def _nearest_first(possible: list[list[int]], wanted: list[float], ratios: list[
 
 
 def keeps_shortcuts(old: Sequence[int], new: Sequence[int]) -> bool:
-    """Whether levels of different widths stay different: only between those a stock UNet has a learned shortcut."""
+    """Whether neighboring levels of different widths stay different, so that their learned shortcuts remain."""
     return all(old[i] == old[i + 1] or new[i] != new[i + 1] for i in range(len(old) - 1))
 
 
@@ -244,18 +243,18 @@ def _impossible(
     return bad_value(
         "ratio",
         ratios,
-        f"ratios that leave fewer channels; the nearest possible widths are the present ones, and {hint}. Widths must "
+        f"ratios that leave fewer channels; the nearest possible widths are the current ones, and {hint}. Widths must "
         f"be divisible by the norm groups{beyond} and by the heads and stay different where they differ: {listed}",
     )
 
 
 def _head_changes(config: Mapping[str, Any], heads: str, widths: list[int]) -> dict[str, Any]:
-    """What of ``attention_head_dim`` changes: a number of heads, but for a ``UNet2DModel``, where it is their width."""
+    """Change of ``attention_head_dim``: the number of heads; in a ``UNet2DModel`` it is a width and does not change."""
     numbers = level_heads(config)
     if heads == "narrow" or not _has_text(config) or not any(numbers):
         return {}
     old, given = config["block_out_channels"], config["attention_head_dim"]
     given = given if isinstance(given, (list, tuple)) else [given] * len(old)
-    # A level without attention has a number that means nothing.
+    # The number of a level without attention is unused.
     left = [n * new // was if n else any_ for n, any_, new, was in zip(numbers, given, widths, old, strict=True)]
     return {"attention_head_dim": left}
