@@ -142,7 +142,7 @@ def test_everything_that_can_go_goes() -> None:
     calls = calls_of(unet, unet_inputs(unet))
     kinds = ("layers", "mid_block", "levels")
     with pytest.raises(
-        UserError, match=r"^ratio=0.9: expected at most 0\.\d+: with all layers, mid_block, levels gone"
+        UserError, match=r"^ratio=0.9: expected at most 0\.\d+: removing all possible layers, mid_block, levels"
     ) as info:
         prune_depth(unet, calls, Config(ratio=0.9, remove=kinds))
     most = float(str(info.value).split("at most ")[1].split(":")[0])

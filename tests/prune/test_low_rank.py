@@ -101,7 +101,7 @@ def test_energy_is_kept_in_every_layer() -> None:
     skipped = set(report.skipped.values())
     assert "asked for by skip: *.time_emb_proj" in skipped and "not in include" in skipped
     left_alone = set(prune_low_rank(unet, Config(energy=0.9)).skipped.values())
-    assert any("the largest rank that saves something, " in why for why in left_alone)
+    assert any("the largest rank that reduces the cost, " in why for why in left_alone)
     everything = {name for name, m in unet.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     assert set(report.layers) | set(report.skipped) == everything
     in_layers = sum(unet.get_submodule(name).weight.numel() for name in report.layers)
@@ -178,10 +178,10 @@ def test_wrong_values(config: dict[str, Any], message: str) -> None:
 def test_what_cannot_be_done_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     unet = tiny_unet()
     monkeypatch.setattr("compress.prune.layers.ranks.lost_energy", lambda *_: pytest.fail("it was begun"))
-    least = r"target\.params=0\.05: expected at least 0\.\d+: with the rank 8 in each of the \d+ layers"
+    least = r"target\.params=0\.05: expected at least 0\.\d+: rank 8 in each of the \d+ selected layers"
     with pytest.raises(UserError, match=least):
         prune_low_rank(unet, Config(target=Target(params=0.05), multiple=8))
-    with pytest.raises(UserError, match=r"skip=mid_blok\.\*: expected a pattern of names of layers, such as conv_in"):
+    with pytest.raises(UserError, match=r"skip=mid_blok\.\*: expected a pattern of layer names, such as conv_in"):
         prune_low_rank(unet, Config(skip=["mid_blok.*"]))
     with pytest.raises(UserError, match="include=.*patterns that leave a Conv2d or Linear"):
         prune_low_rank(unet, Config(skip=["*"]))

@@ -254,7 +254,7 @@ def test_bad_configs(values: dict[str, Any], text: str) -> None:
     [
         (Config(target=Target(params=0.01)), r"^target\.params=0\.01: no widths in scope leave.*nearest found: 0\.0"),
         (Config(0.2, scope=("attention",)), r"^ratio=0\.2: no widths in scope leave.*nearest found: 0\.94"),
-        (Config(multiple=256), r"^ratio=0\.25: no width of this UNet can be narrowed so: lower multiple"),
+        (Config(multiple=256), r"^ratio=0\.25: no width of this UNet can be narrowed: lower multiple"),
         (Config(importance="taylor"), "importance=taylor: examples are needed"),
     ],
 )
@@ -272,7 +272,7 @@ def test_models_that_cannot_be_pruned() -> None:
     parts = {"conv_in.reduce.weight": weight[:4], "conv_in.expand.weight": torch.zeros(32, 4, 1, 1)}
     kept = {key: value for key, value in unet.state_dict().items() if key not in ("conv_in.weight", "conv_in.bias")}
     product = shaped(unet, layers, {**kept, **parts, "conv_in.expand.bias": torch.zeros(32)})
-    with pytest.raises(UserError, match=r"1 of its layers are products of two \(the first: conv_in\)"):
+    with pytest.raises(UserError, match=r"1 of its layers are factored \(the first: conv_in\)"):
         prune_per_layer(product)
     with pytest.raises(UserError, match="this one has Linear"):
         per_layer.check(Config(), torch.nn.Linear(1, 1), OUTLINE)

@@ -212,7 +212,7 @@ def test_values_that_cannot_be(keys: dict[str, Any], message: str) -> None:
 def test_what_cannot_be_pruned_is_refused_and_left_as_it_was() -> None:
     unet = tiny_unet()
     for keys, message in (
-        ({"include": ["encoder.*"]}, "include=encoder.*: expected a pattern of names of layers, such as conv_in"),
+        ({"include": ["encoder.*"]}, "include=encoder.*: expected a pattern of layer names, such as conv_in"),
         ({"skip": ["nothing"]}, "skip=nothing"),
         ({"include": ["conv_in"], "skip": ["conv_*"]}, "leave a Conv2d or Linear .*asked for by skip"),
         ({"pattern": "3:7"}, "16 inputs, not a multiple of 7"),

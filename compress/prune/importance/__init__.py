@@ -1,4 +1,4 @@
-"""What decides which channels go: one module a family, each with a ``Config`` and a ``scorer``."""
+"""Importances, which select the channels to remove: one module per family, each with ``Config`` and ``scorer``."""
 
 import importlib
 from types import ModuleType
@@ -27,7 +27,7 @@ def parse(value: Any) -> Any:
     """The ``Config`` of an importance.
 
     Args:
-        value: Its name, a mapping with its ``name`` and keys of its own, or a ``Config`` already.
+        value: Its name, a mapping of its ``name`` and its keys, or a ``Config``.
 
     Raises:
         UserError: An unknown name or key, or a value of the wrong type or range.
@@ -48,7 +48,7 @@ def parse(value: Any) -> Any:
 
 
 def needs_calibration(config: Any) -> bool:
-    """Whether an importance looks at what the denoiser does with examples."""
+    """Whether an importance requires calibration examples."""
     return _family(config.name).CALIBRATED
 
 
@@ -56,9 +56,9 @@ def make_scorer(config: Any, calibration: "Calibration | None", seed: int) -> "S
     """The scorer of an importance.
 
     Args:
-        config: What :func:`parse` gave.
-        calibration: Denoiser and examples; None where :func:`needs_calibration` says that none is needed.
-        seed: The run's, for what is drawn.
+        config: The result of :func:`parse`.
+        calibration: Denoiser and examples; may be None if :func:`needs_calibration` is false.
+        seed: The run's seed, for random scores.
     """
     return _family(config.name).scorer(config, calibration, seed)
 

@@ -1,7 +1,7 @@
-"""Importance ``activation``: how much of what a channel's readers compute comes from it.
+"""Importance ``activation``: how much a channel contributes to the outputs of the layers that read it.
 
-A weight's saliency is its square times the mean square of what it is multiplied with, as in Wanda (Sun et al. 2023,
-arXiv:2306.11695), added up over a channel. Needs examples, but no gradients.
+A weight's saliency is its square times the mean square of its input, as in Wanda (Sun et al. 2023, arXiv:2306.11695),
+summed over a channel. Needs examples, but no gradients.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ class Config(Combined):
 
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
-    """Scores by the mean squares of every layer's inputs over all examples."""
+    """Scores from the mean squared inputs of every layer over all examples."""
     import torch
 
     from compress.prune.importance.score import score
@@ -58,7 +58,7 @@ def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Sco
 
 @contextmanager
 def _mean_squares(model: "nn.Module") -> "Iterator[dict[str, Tensor]]":
-    """Collects the sum of each layer's batches' mean squared inputs by channel, float32."""
+    """Collect each layer's mean squared inputs per channel, summed over batches, float32."""
     from torch import nn
 
     squares: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""How what a channel is written with and what reads it make one score."""
+"""The config key that sets how incoming and outgoing weights of a channel are combined into one score."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,14 @@ COMBINE = ("product", "sum", "outgoing")
 
 
 def check_combine(value: str) -> None:
-    """Refuses what :func:`compress.prune.importance.score.score` does not know.
-
-    Raises:
-        UserError: Naming the value and what would be right.
-    """
+    """Raise UserError if :func:`compress.prune.importance.score.score` does not support the value."""
     if value not in COMBINE:
         raise bad_value("combine", value, "product, sum or outgoing")
 
 
 @dataclass(frozen=True)
 class Combined:
-    """Config of an importance without other keys.
+    """Config of an importance with no other keys.
 
     Attributes:
         combine: See :func:`compress.prune.importance.score.score`.

@@ -1,7 +1,7 @@
-"""Importance ``diff_pruning``: Taylor on the diffusion loss without the timesteps that matter little.
+"""Importance ``diff_pruning``: Taylor on the diffusion loss, without the timesteps of small loss.
 
-Fang et al. 2023, "Structural Pruning for Diffusion Models", arXiv:2305.10924: gradients of one batch are added up from
-the first timestep on, until the loss falls below a share of the largest seen.
+Fang et al. 2023, "Structural Pruning for Diffusion Models", arXiv:2305.10924: gradients of one batch are summed from
+the first timestep on, until the loss falls below a share of the largest loss so far.
 """
 
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ CALIBRATED = True
 
 @dataclass(frozen=True)
 class Config:
-    """Which timesteps count.
+    """Which timesteps are used.
 
     Attributes:
         name: ``"diff_pruning"``.
-        threshold: Timesteps end where the mean loss is below this share of the largest before, in [0, 1); 0: never.
-        timesteps: How many are tried, evenly spaced from 0 on, at least 1. They take the place of the calibration's.
+        threshold: Stop where the mean loss is below this share of the largest so far, in [0, 1); 0: never stop.
+        timesteps: Maximum number of timesteps, evenly spaced from 0, at least 1. They replace the calibration's.
         per: See :class:`compress.prune.importance.taylor.Config`.
         combine: See :func:`compress.prune.importance.score.score`.
     """
@@ -51,7 +51,7 @@ class Config:
 
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
-    """Scores by the sum of the gradients at all timesteps that count; one batch of the examples is looked at."""
+    """Scores from the sum of the gradients at all used timesteps, for one batch of the examples."""
     import torch
 
     from compress.data.calibration import differentiable

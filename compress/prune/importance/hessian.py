@@ -1,7 +1,7 @@
-"""Importance ``hessian``: how much the diffusion loss would rise, to second order.
+"""Importance ``hessian``: the rise of the diffusion loss, to second order.
 
-Optimal brain damage (LeCun et al. 1989) with the diagonal of the Hessian taken as that of the empirical Fisher matrix,
-as in torch-pruning.
+Optimal brain damage (LeCun et al. 1989), with the Hessian's diagonal approximated by that of the empirical Fisher
+matrix, as in torch-pruning.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Config(Combined):
 
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
-    """Scores by gradients of single examples, one backward pass for each."""
+    """Scores from gradients of single examples, with one backward pass per example."""
     from compress.data.calibration import differentiable
     from compress.prune.importance.taylor import product_scorer
     from compress.system.progress import track

@@ -1,4 +1,4 @@
-"""Importances ``l1`` and ``l2``: how large a channel's weights are (Li et al. 2017, arXiv:1608.08710)."""
+"""Importances ``l1`` and ``l2``: the magnitude of a channel's weights (Li et al. 2017, arXiv:1608.08710)."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,9 +22,9 @@ class Config:
 
     Attributes:
         name: ``"l2"`` (sum of squares) or ``"l1"`` (sum of absolute values) of its weights.
-        combine: ``"product"``: incoming magnitude times outgoing magnitude, which stays the same when a channel is
-            scaled up and its readers down, and is 0 for a channel that nothing reads. ``"sum"``: all weights alike.
-            ``"outgoing"``: the weights that read it.
+        combine: ``"product"``: incoming times outgoing magnitude. It does not change if a channel is scaled up and its
+            readers are scaled down, and is 0 if all outgoing weights are 0. ``"sum"``: all weights. ``"outgoing"``:
+            only the weights that read the channel.
     """
 
     name: str = "l2"
@@ -42,7 +42,7 @@ class Config:
 
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
-    """Scores by the weights alone."""
+    """Scores from the weights only."""
     from compress.prune.importance.score import score
 
     def magnitude(group: "Group", weights: "dict[str, Tensor]") -> "Tensor":

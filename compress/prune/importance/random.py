@@ -1,4 +1,4 @@
-"""Importance ``random``: channels are drawn; the control that every other importance has to beat."""
+"""Importance ``random``: random scores, the baseline that every other importance has to beat."""
 
 import hashlib
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ CALIBRATED = False
 
 @dataclass(frozen=True)
 class Config:
-    """A draw.
+    """Random scores.
 
     Attributes:
         name: ``"random"``.
-        seed: Of the draw, in [0, 2^32); None: that of the run.
+        seed: Seed of the scores, in [0, 2^32); None: the run's seed.
     """
 
     name: str = "random"
@@ -39,7 +39,7 @@ class Config:
 
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
-    """Uniform scores, the same for a group whatever the order in which groups are scored."""
+    """Uniform random scores; a group's scores do not depend on the order in which groups are scored."""
     import torch
 
     seed = seed if config.seed is None else config.seed

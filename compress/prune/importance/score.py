@@ -1,4 +1,4 @@
-"""From the saliency of single weights to a score of each channel of a group."""
+"""Combines the saliency of single weights into a score for each channel of a group."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from compress.prune.channels.groups import Group
 
 Scorer = Callable[["Group", dict[str, Tensor]], Tensor]
-"""From a group and the state dict of the UNet that it is of to a score of each channel, ``(size,)``, float64."""
+"""From a group and the state dict of its UNet to a score for each channel, ``(size,)``, float64."""
 
 Saliency = Callable[[str], Tensor | None]
-"""From the name of a weight to how much each of its entries matters, in its shape; None where nothing is known."""
+"""From the name of a weight to the importance of each of its entries, in its shape; None if unknown."""
 
 
 def score(group: "Group", saliency: Saliency, combine: str) -> Tensor:
@@ -21,10 +21,10 @@ def score(group: "Group", saliency: Saliency, combine: str) -> Tensor:
 
     Args:
         group: The group.
-        saliency: Of single weights. Those of one channel in one layer are added up, and the absolute value counts.
-        combine: ``"product"``: incoming weights (norms and biases among them) times outgoing ones; for queries and
-            keys, one times the other, as only their product counts. ``"sum"``: of all. ``"outgoing"``: those that
-            read the channel alone; for queries and keys, which nothing reads, their product.
+        saliency: Saliency of single weights; summed over a channel in each layer, then the absolute value is taken.
+        combine: ``"product"``: incoming weights (including norms and biases) times outgoing weights; for queries and
+            keys, queries times keys, as only their product matters. ``"sum"``: all weights. ``"outgoing"``: only the
+            weights that read the channel; for queries and keys, which no layer reads, their product.
     """
     incoming = torch.zeros(group.size, dtype=torch.float64)
     outgoing = torch.zeros(group.size, dtype=torch.float64)

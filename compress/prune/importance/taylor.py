@@ -1,4 +1,4 @@
-"""Importance ``taylor``: how much the diffusion loss would change, to first order.
+"""Importance ``taylor``: the change of the diffusion loss, to first order.
 
 Molchanov et al. 2019, "Importance Estimation for Neural Network Pruning", arXiv:1906.10771.
 """
@@ -25,7 +25,7 @@ class Config:
 
     Attributes:
         name: ``"taylor"``.
-        per: What the product's absolute value is taken of: ``"weight"``, or the sum over a ``"channel"`` of a layer.
+        per: ``"weight"``: absolute value of each product; ``"channel"``: of the sum over a channel of a layer.
         combine: See :func:`compress.prune.importance.score.score`.
     """
 
@@ -44,17 +44,13 @@ class Config:
 
 
 def check_per(value: str) -> None:
-    """Refuses what :func:`product_scorer` does not know.
-
-    Raises:
-        UserError: Naming the value and what would be right.
-    """
+    """Raise UserError if :func:`product_scorer` does not support the value."""
     if value not in ("weight", "channel"):
         raise bad_value("per", value, "weight or channel")
 
 
 def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Scorer":
-    """Scores by the gradient of the mean loss of all examples."""
+    """Scores from the gradient of the mean loss of all examples."""
     from compress.data.calibration import differentiable
     from compress.system.progress import track
 
@@ -66,7 +62,7 @@ def scorer(config: Config, calibration: "Calibration | None", seed: int) -> "Sco
 
 
 def products(model: "nn.Module") -> "dict[str, Tensor]":
-    """Every weight times its gradient, by name; the gradients are used up.
+    """Each weight times its gradient, by name; overwrites the gradients.
 
     Raises:
         UserError: A gradient is not finite.
@@ -86,8 +82,8 @@ def product_scorer(saliency: "dict[str, Tensor]", per: str, combine: str) -> "Sc
 
     Args:
         saliency: Name of a weight to values of its shape.
-        per: ``"weight"``: each counts by its absolute value; ``"channel"``: those of one channel in one layer are added
-            up first, so that they may cancel.
+        per: ``"weight"``: the absolute value of each is taken; ``"channel"``: they are first summed over a channel of a
+            layer, so they may cancel.
         combine: See :func:`compress.prune.importance.score.score`.
     """
     from compress.prune.importance.score import score

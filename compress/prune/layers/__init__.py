@@ -1,1 +1,1 @@
-"""A width of its own for every part of a UNet: which widths there are, what they cost, and which go first."""
+"""Changes to single layers of a denoiser: widths, ranks, their costs, and the order in which slices are removed."""

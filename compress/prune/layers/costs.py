@@ -1,4 +1,4 @@
-"""What a UNet costs while its widths change: a sum over layers, each a product of its own inputs and outputs."""
+"""The cost of a UNet while its widths change: a sum over layers of products of inputs and outputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from compress.prune.channels.rebuild import attention_macs
 from compress.prune.layers.widths import Width
 
 Cost = tuple[float, float]  # parameters and multiply-accumulates
-UNITS = {"params": 0, "bytes": 0, "macs": 1}  # which of them; in one precision, parameters are bytes
+UNITS = {"params": 0, "bytes": 0, "macs": 1}  # index in Cost; in one precision, bytes are proportional to parameters
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class LayerCost:
 
 
 class LayerCosts:
-    """Counts exactly, from one pass over the UNet as it is: a step costs no more than the layers it changes.
+    """Exact costs, from one pass of the original UNet; a step recomputes only the layers that it changes.
 
     Args:
-        unet: Its shapes count, not its weights.
-        macs: Multiply-accumulates of every module and what is in it, by name; ``""`` is the whole.
-        widths: What may change.
+        unet: Only its shapes are used.
+        macs: Multiply-accumulates of every module, including those inside it, by name; ``""`` is the total.
+        widths: Widths that may change.
 
     Attributes:
-        total: Of the UNet at the present widths.
-        left: Of each width, how many of its steps there are.
+        total: Cost of the UNet at the current widths.
+        left: Current number of steps of each width.
     """
 
     def __init__(self, unet: nn.Module, macs: Mapping[str, float], widths: Sequence[Width]) -> None:
@@ -75,7 +75,7 @@ class LayerCosts:
         return params, macs
 
     def move(self, index: int, left: int) -> None:
-        """Leaves so many steps of a width, fewer or more than now."""
+        """Set the number of steps of a width to ``left``."""
         steps = left - self.left[index]
         params, macs = self.total
         for name in self._touched[index]:
@@ -89,6 +89,6 @@ class LayerCosts:
         self.left[index] = left
 
     def set(self, left: Sequence[int]) -> None:
-        """Leaves so many steps of every width."""
+        """Set the number of steps of every width."""
         for index, steps in enumerate(left):
             self.move(index, steps)

@@ -1,4 +1,4 @@
-"""Layers chosen by patterns of their names."""
+"""Selection of layers by name patterns."""
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,11 +11,7 @@ if TYPE_CHECKING:
 
 
 def check_patterns(key: str, patterns: Sequence[str]) -> None:
-    """Checks that patterns are texts.
-
-    Raises:
-        UserError: One is not, or is empty.
-    """
+    """Raise UserError if a pattern is empty or not a string."""
     if not all(isinstance(pattern, str) and pattern for pattern in patterns):
         raise bad_value(key, patterns, 'a list of patterns of module names, such as ["mid_block.*"]')
 
@@ -26,16 +22,16 @@ def choose_layers(
     skip: Sequence[str],
     unfit: "Callable[[str, nn.Module], str | None]",
 ) -> "tuple[dict[str, nn.Module], dict[str, str]]":
-    """The Conv2d and Linear that take part, and the others with the reason.
+    """The selected Conv2d and Linear layers, and the skipped ones with the reason.
 
     Args:
-        denoiser: In float weights.
-        include: Shell patterns of the names of those that take part.
-        skip: Of those that do not, whatever ``include`` says.
-        unfit: Why a layer cannot take part; None: it can.
+        denoiser: With float weights.
+        include: Shell patterns of the names of layers to select.
+        skip: Shell patterns of the names of layers to exclude; takes precedence over ``include``.
+        unfit: Returns why a layer cannot be selected; None: it can.
 
     Raises:
-        UserError: A pattern matches no layer, or none is left.
+        UserError: A pattern matches no layer, or no layer is selected.
     """
     from torch import nn
 
@@ -43,7 +39,7 @@ def choose_layers(
     for key, patterns in (("include", include), ("skip", skip)):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in every):
-                raise bad_value(key, pattern, f"a pattern of names of layers, such as {', '.join(list(every)[:3])}")
+                raise bad_value(key, pattern, f"a pattern of layer names, such as {', '.join(list(every)[:3])}")
     skipped: dict[str, str] = {}
     for name, module in every.items():
         asked = next((pattern for pattern in skip if fnmatchcase(name, pattern)), None)
@@ -61,13 +57,9 @@ def choose_layers(
 
 
 def check_finite(layers: "Mapping[str, nn.Module]") -> None:
-    """Checks weights.
-
-    Raises:
-        UserError: One is NaN or infinite.
-    """
+    """Raise UserError if a weight is NaN or infinite."""
     import torch
 
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
-            raise UserError(f"{name} has weights that are NaN or infinite: a stage before diverged; lower its rate")
+            raise UserError(f"{name} has weights that are NaN or infinite: an earlier stage diverged; lower its rate")

@@ -1,4 +1,4 @@
-"""One ranking of the slices of all widths, and how far down it has to be followed."""
+"""One ranking of the slices of all widths, and the removal of slices in this order until a target is met."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from compress.prune.layers.widths import Width
 
 @dataclass(frozen=True)
 class Slice:
-    """Channels that leave together.
+    """Channels that are removed together.
 
     Attributes:
-        score: What they matter, in whatever the price is.
-        width: Index of the width that they are of.
-        left: Steps of that width that are left without them.
+        score: Their importance per unit of the price.
+        width: Index of their width.
+        left: Steps of this width that remain without them.
     """
 
     score: float
@@ -29,28 +29,28 @@ class Slice:
 
 
 def rank(widths: Sequence[Width], scores: Sequence[Sequence[Tensor]], prices: Sequence[float]) -> list[Slice]:
-    """All slices, those that go first first; of one width the less important channels.
+    """All slices in the order of removal; within a width, the least important channels first.
 
-    A slice's score is the sum over its channels, which leave all at once: to first order, what their loss does adds up.
-    Divided by its price it tells what a unit of that costs, so slices of one channel compare with slices of hundreds.
+    A slice's score is the sum over its channels: to first order, the effects of removing them add up. It is divided by
+    the slice's price, so that slices of one channel can be compared with slices of hundreds.
 
     Args:
-        widths: All.
-        scores: For every group of every width a score of each channel, ``(size,)``, float64.
-        prices: Of one step of each width, above 0.
+        widths: All widths.
+        scores: For each group of each width, the scores of its channels, ``(size,)``, float64.
+        prices: Price of one step of each width, above 0.
     """
     found = []
     for index, (width, of_groups, price) in enumerate(zip(widths, scores, prices, strict=True)):
         lost = sum(_lost(width, group, values) for group, values in zip(width.groups, of_groups, strict=True))
         steps = -torch.tensor(width.allowed, dtype=torch.float64).diff()
-        # They rise already, but for rounding.
+        # They increase already, except for rounding.
         per_price = (torch.as_tensor(lost).diff() / (steps * price)).cummax(0).values if len(steps) else []
         found += [Slice(float(score), index, left) for score, left in zip(per_price, width.allowed[1:], strict=True)]
     return sorted(found, key=lambda piece: (piece.score, piece.width, -piece.left))
 
 
 def _lost(width: Width, group: Group, scores: Tensor) -> Tensor:
-    """Sum of the scores of the channels that leave, for each number of steps that may be left."""
+    """Sum of the scores of the removed channels, for each allowed number of remaining steps."""
     gone = width.steps - torch.tensor(width.allowed)
     if group.unit > 1:
         parts = [scores.view(-1, group.unit).sum(1)]
@@ -65,19 +65,19 @@ def _lost(width: Width, group: Group, scores: Tensor) -> Tensor:
 
 
 def follow(order: Sequence[Slice], costs: LayerCosts, unit: str, share: float) -> list[float]:
-    """Removes slices in order until a share is met; see ``costs`` for the widths that are left then.
+    """Remove slices in order until a share is met; afterwards, ``costs`` has the new widths.
 
-    A slice that would leave too little stays, and so does what is left of its width. Where only such slices remain, one
-    of them goes after all and those removed last come back in its place.
+    A slice whose removal would leave too little is kept, and so are the later slices of its width. If only such slices
+    remain, one of them is removed and the slices removed last are restored.
 
     Args:
         order: All slices, from :func:`rank`.
-        costs: Of the UNet as it is.
+        costs: Costs of the UNet; changed in place.
         unit: ``"params"``, ``"bytes"`` or ``"macs"``.
-        share: To be left, within :data:`compress.prune.channels.target.TOLERANCE`.
+        share: Share to keep, met within :data:`compress.prune.channels.target.TOLERANCE`.
 
     Returns:
-        Shares that were left on the way, the final one last.
+        Remaining shares after each step, the final one last.
     """
     full = costs.total[UNITS[unit]]
     seen: list[float] = []
@@ -117,13 +117,13 @@ def follow(order: Sequence[Slice], costs: LayerCosts, unit: str, share: float) -
 
 
 def _even(widths: Sequence[Width]) -> list[Slice]:
-    """All slices in an order that takes the same share of every width."""
+    """All slices, in an order that removes the same share from every width."""
     found = [Slice(1 - left / width.steps, i, left) for i, width in enumerate(widths) for left in width.allowed[1:]]
     return sorted(found, key=lambda piece: (piece.score, piece.width))
 
 
 def _coarse_first(widths: Sequence[Width], costs: LayerCosts, unit: str) -> list[Slice]:
-    """All slices, those of the widths with the costliest first: finer ones fill up what these leave."""
+    """All slices, those of widths with the most expensive steps first; finer ones then reach the exact share."""
     found = []
     for index, width in enumerate(widths):
         costs.move(index, width.allowed[1])
@@ -134,23 +134,23 @@ def _coarse_first(widths: Sequence[Width], costs: LayerCosts, unit: str) -> list
 
 
 def check_reachable(widths: Sequence[Width], costs: LayerCosts, unit: str, share: float, key: str) -> list[int]:
-    """Steps of each width that leave the share, chosen without looking at any weight.
+    """Steps of each width that meet the share, chosen without using any weight.
 
     Args:
-        widths: All.
-        costs: Of the UNet as it is, and again afterwards.
+        widths: All widths.
+        costs: Costs of the unchanged UNet; restored afterwards.
         unit: See :func:`follow`.
         share: See :func:`follow`.
-        key: What asked for it, with its value, for the message.
+        key: Config key that sets the share, with its value, for the message.
 
     Raises:
-        UserError: No width can be narrowed, or none leave the share; it names the nearest that can be left.
+        UserError: No width can be narrowed, or no widths meet the share; the message names the nearest shares found.
     """
     full = costs.total[UNITS[unit]]
     costs.set([width.allowed[-1] for width in widths])
     seen = [costs.total[UNITS[unit]] / full]
     if seen[0] == 1:
-        raise UserError(f"{key}: no width of this UNet can be narrowed so: lower multiple or min_share, or widen scope")
+        raise UserError(f"{key}: no width of this UNet can be narrowed: lower multiple or min_share, or widen scope")
     found: list[int] | None = None
     costs.set([width.steps for width in widths])
     for order in (_even(widths), _coarse_first(widths, costs, unit)):
@@ -163,7 +163,5 @@ def check_reachable(widths: Sequence[Width], costs: LayerCosts, unit: str, share
     if found is None:
         near = [max((s for s in seen if s < share), default=None), min((s for s in seen if s > share), default=None)]
         listed = " or ".join(f"{value:.4g}" for value in near if value not in (None, 1))
-        raise UserError(
-            f"{key}: no widths in scope leave that share of the {unit} within 2 %; nearest found: {listed} is left"
-        )
+        raise UserError(f"{key}: no widths in scope leave this share of the {unit} within 2 %; nearest found: {listed}")
     return found

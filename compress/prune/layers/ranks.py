@@ -1,4 +1,4 @@
-"""Ranks of layers: what each would lose and save, and which together lose least for what they save."""
+"""Ranks of layers: the energy each rank loses, the cost it saves, and the choice of ranks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Matrix:
-    """The weight of a Linear or a Conv2d as a matrix (outputs, everything else), and what it costs.
+    """The shape of a Linear or Conv2d weight as a matrix (outputs, everything else), and the layer's cost.
 
     Attributes:
         outputs: Rows.
-        inputs: Columns: of a Conv2d its channels times the size of its kernel.
-        cost: Of the layer as it is, in any unit.
+        inputs: Columns; for a Conv2d, input channels times kernel size.
+        cost: Cost of the unchanged layer, in any unit.
     """
 
     outputs: int
@@ -23,56 +23,56 @@ class Matrix:
 
     @property
     def full(self) -> int:
-        """The rank that it can have."""
+        """The full rank."""
         return min(self.outputs, self.inputs)
 
     def at(self, rank: int) -> float:
-        """The cost of a rank, whether it saves something or not."""
+        """The cost at a rank; may exceed the layer's cost."""
         return self.cost * rank * (self.outputs + self.inputs) / (self.outputs * self.inputs)
 
     def ranks(self, multiple: int) -> list[int]:
-        """Ranks that cost less than the layer as it is, ascending."""
+        """Ranks that cost less than the unchanged layer, ascending."""
         most = (self.outputs * self.inputs - 1) // (self.outputs + self.inputs)
         return list(range(multiple, most + 1, multiple))
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """A weight as (outputs, everything else), in double precision where the device has it."""
+    """A weight as a float64 matrix (outputs, everything else); moved to the CPU from MPS, which lacks float64."""
     matrix = weight.detach().flatten(1)
     return (matrix.cpu() if matrix.device.type == "mps" else matrix).double()
 
 
 def lost_energy(weight: Tensor) -> Tensor:
-    """What is lost of the energy of a weight, the sum of its squared singular values, at every rank.
+    """Lost share of a weight's energy, the sum of its squared singular values, at every rank.
 
     Args:
         weight: (outputs, inputs, ...), float.
 
     Returns:
-        Shares at the ranks 0, 1, ..., n, with n the full one: ``(n + 1,)``, float64 on the CPU, falling from 1 to 0,
-        which stands also for what cannot be told from the rounding of the weight.
+        Shares at ranks 0, 1, ..., n, where n is the full rank: ``(n + 1,)``, float64 on the CPU, decreasing from 1 to
+        0. Shares within the rounding error of the weight are set to 0.
     """
     matrix = as_matrix(weight)
     wide = matrix.shape[0] <= matrix.shape[1]
-    # Their squares come from the smaller of the products with itself, at a fraction of the time of the values.
+    # Eigenvalues of the smaller Gram matrix are the squared singular values, and much faster to compute.
     energies = torch.linalg.eigvalsh(matrix @ matrix.T if wide else matrix.T @ matrix).flip(0).clamp(min=0).cpu()
     total = energies.sum()
     left = torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(1)])
     lost = left / total if total else torch.zeros_like(left)
-    # No more than this is what rounding to its dtype adds to a weight that is of lower rank.
+    # Rounding a weight of lower rank to its dtype adds at most this much.
     return torch.where(lost > torch.finfo(weight.dtype).eps ** 2, lost, 0.0)
 
 
 def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The two factors of least squared error, equally large (Eckart and Young 1936).
+    """The two factors with the least squared error (Eckart and Young 1936), scaled to equal magnitude.
 
     Args:
         weight: (outputs, inputs, ...) of a Linear or a Conv2d.
-        rank: At most the lesser of rows and columns of its matrix.
+        rank: At most the smaller of rows and columns of its matrix.
 
     Returns:
-        ``reduce`` (rank, inputs, ...) and ``expand`` (outputs, rank), of a Conv2d (outputs, rank, 1, 1), in the dtype
-        and on the device of the weight.
+        ``reduce`` (rank, inputs, ...) and ``expand`` (outputs, rank), or (outputs, rank, 1, 1) for a Conv2d, in the
+        dtype and on the device of the weight.
     """
     matrix = as_matrix(weight)
     if matrix.shape[0] <= matrix.shape[1]:
@@ -83,7 +83,7 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         energies, vectors = torch.linalg.eigh(matrix.T @ matrix)
         reduce = vectors[:, -rank:].flip(1).T
         expand = matrix @ reduce.T
-    # One of them carries the singular values, the other is orthonormal: each gets the root of their ratio.
+    # One factor contains the singular values, the other is orthonormal: scale both by the root of their ratio.
     ratio = (reduce.norm(dim=1) / expand.norm(dim=0)).sqrt().nan_to_num(1.0, 1.0, 1.0)
     ratio = torch.where(ratio > 0, ratio, 1.0)
     reduce, expand = reduce / ratio[:, None], expand * ratio
@@ -97,46 +97,46 @@ def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def by_energy(
     layers: Mapping[str, Matrix], lost: Mapping[str, Tensor], energy: float, multiple: int
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """For each layer the least rank that keeps a share of its energy.
+    """The smallest rank of each layer that keeps a share of its energy.
 
     Args:
-        layers: By name.
-        lost: What :func:`lost_energy` says of each.
-        energy: The share, in (0, 1].
-        multiple: Of the ranks.
+        layers: Layers by name.
+        lost: Results of :func:`lost_energy` by name.
+        energy: Share to keep, in (0, 1].
+        multiple: Every rank is a multiple of this.
 
     Returns:
-        Layer to rank, and layer to the reason why it stays as it is.
+        Layer to rank, and unchanged layer to the reason.
     """
     ranks, skipped = {}, {}
     for name, layer in layers.items():
         possible = layer.ranks(multiple)
-        # 1e-12 more may go: energy=0.9 asks for 1 - 0.9, which is not 0.1 in floating point.
+        # Tolerance of 1e-12: 1 - 0.9 is not 0.1 in floating point.
         needed = next((rank for rank in possible if lost[name][rank] <= 1 - energy + 1e-12), None)
         if needed is not None:
             ranks[name] = needed
         elif possible:
             kept = 1 - float(lost[name][possible[-1]])
-            skipped[name] = f"the largest rank that saves something, {possible[-1]}, keeps {kept:.3f} of its energy"
+            skipped[name] = f"the largest rank that reduces the cost, {possible[-1]}, keeps {kept:.3f} of its energy"
         else:
-            skipped[name] = f"no multiple of {multiple} is a rank that saves something"
+            skipped[name] = f"no multiple of {multiple} is a rank that reduces the cost"
     return ranks, skipped
 
 
 def by_cost(
     layers: Mapping[str, Matrix], lost: Mapping[str, Tensor], saving: float, multiple: int
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """Ranks that save a given cost and together lose the least sum of shares of energy.
+    """Ranks that save a given cost with the least sum of lost shares of energy.
 
-    That sum is least where no rank of any layer would save more for what it loses: with one threshold on the energy
-    lost per cost saved for all layers (a Lagrange multiplier). What a layer can do is walked down on its lower convex
-    hull, all layers' steps in the order of what they lose per cost; the last one goes as far as it has to.
+    At the minimum, all layers have the same threshold on the energy lost per cost saved (a Lagrange multiplier). Each
+    layer moves down the lower convex hull of its ranks; the steps of all layers are taken in the order of energy lost
+    per cost saved, and the last step goes only as far as needed.
 
     Args:
-        layers: By name.
-        lost: What :func:`lost_energy` says of each.
-        saving: In the unit of their costs, at most what :func:`most_saved` says.
-        multiple: Of the ranks.
+        layers: Layers by name.
+        lost: Results of :func:`lost_energy` by name.
+        saving: Cost to save, in the unit of the layers' costs, at most :func:`most_saved`.
+        multiple: Every rank is a multiple of this.
 
     Returns:
         As :func:`by_energy`.
@@ -160,9 +160,9 @@ def by_cost(
         ranks[name] = after
         saving -= saved
     skipped = {
-        name: "loses more energy for what it saves than the others do"
+        name: "loses more energy per cost saved than the other layers"
         if layer.ranks(multiple)
-        else f"no multiple of {multiple} is a rank that saves something"
+        else f"no multiple of {multiple} is a rank that reduces the cost"
         for name, layer in layers.items()
         if name not in ranks
     }
@@ -170,12 +170,12 @@ def by_cost(
 
 
 def most_saved(layers: Mapping[str, Matrix], multiple: int) -> float:
-    """What the least ranks of all layers save."""
+    """The cost saved by the smallest ranks of all layers."""
     return sum(layer.cost - layer.at(ranks[0]) for layer in layers.values() if (ranks := layer.ranks(multiple)))
 
 
 def _hull(layer: Matrix, lost: Tensor, multiple: int) -> list[tuple[float, float, int | None, int]]:
-    """The steps down a layer's lower convex hull: energy lost, cost saved, rank before (None: as it is) and after."""
+    """The steps down a layer's lower convex hull: energy lost, cost saved, rank before (None: not factored), after."""
     points: list[tuple[float, float, int | None]] = [(layer.cost, 0.0, None)]
     points += [(layer.at(rank), float(lost[rank]), rank) for rank in reversed(layer.ranks(multiple))]
     hull: list[tuple[float, float, int | None]] = []

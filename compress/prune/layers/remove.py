@@ -1,4 +1,4 @@
-"""Takes the channels that rank lowest out of a UNet and puts what is left together."""
+"""Removes the channels with the lowest rank from a UNet and builds the result."""
 
 import math
 from collections.abc import Mapping
@@ -25,21 +25,21 @@ if TYPE_CHECKING:
     from compress.prune.per_layer import Config
 
 LOSS = ("taylor", "diff_pruning", "hessian")
-"""Importances whose scores are rises of the same loss, whatever the layer."""
+"""Importances whose scores estimate a rise of the loss, so that they are comparable between layers."""
 
 UNFIT = "no smaller width fits norm groups, heads, multiple and min_share"
 
 
 class PerLayerPruner:
-    """A UNet whose widths are to become smaller.
+    """Prunes the widths of a UNet.
 
     Args:
-        unet: Stays unchanged; may be without weights as long as nothing is pruned.
+        unet: Stays unchanged; may be on the meta device if :meth:`prune` is not called.
         config: See :class:`compress.prune.per_layer.Config`.
-        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the model's own size.
+        inputs: Arguments of the forward pass used to count multiply-accumulates; None: inputs at the model's own size.
 
     Raises:
-        UserError: It cannot be pruned, or no widths meet the target.
+        UserError: The UNet cannot be pruned, or no widths meet the target.
     """
 
     def __init__(self, unet: UNet, config: "Config", inputs: Inputs | None = None) -> None:
@@ -56,10 +56,10 @@ class PerLayerPruner:
         self.fallback = check_reachable(self.widths, self.costs, unit, share, key)
 
     def prune(self, weights: Mapping[str, Tensor], scorer: Scorer) -> PerLayerReport:
-        """Removes what an importance ranks lowest.
+        """Remove the channels with the lowest scores.
 
         Args:
-            weights: The UNet's; stay as they are.
+            weights: The UNet's weights; stay unchanged.
             scorer: Scores the channels of a group.
         """
         unit, share = self.config.goal
@@ -84,16 +84,16 @@ class PerLayerPruner:
         return rank(self.widths, compared, [self._price(index) for index in range(len(self.widths))])
 
     def _comparable(self, group: Group, scores: Tensor) -> Tensor:
-        """A group's scores in a unit that all groups share."""
+        """A group's scores, normalized so that all groups are comparable."""
         importance, normalize = self.config.importance, self.config.normalize
         if getattr(importance, "combine", None) == "outgoing" and not _read(group):
-            scores = scores.sqrt()  # one product for queries with keys, where others are a single factor
+            scores = scores.sqrt()  # a product of queries and keys, while other scores have one factor
         if normalize == "none" or (normalize == "auto" and importance.name in LOSS):
             return scores
         return scores / (scores.max() if normalize == "max" else scores.mean()).clamp(min=1e-300)
 
     def _price(self, index: int) -> float:
-        """What a step of a width takes away: channels, or a share of the cost as it is at first."""
+        """The price of one step of a width: its number of channels, or its share of the original cost."""
         width = self.widths[index]
         if self.config.per == "channel":
             return sum(group.size for group in width.groups) / width.steps
@@ -134,7 +134,7 @@ class PerLayerPruner:
         )
 
     def _heads(self, name: str, attention: Attention, weights: dict[str, Tensor]) -> dict[str, dict[str, int]]:
-        """What an attention that lost channels is now; of narrowed heads, the scale goes into the query."""
+        """The new shape of an attention that lost channels; for narrowed heads, folds the scale into the query."""
         width, new = attention.inner_dim // attention.heads, weights[f"{name}.to_q.weight"].shape[0]
         if self.config.heads == "remove":
             return {name: {"heads": new // width}}
@@ -154,7 +154,7 @@ class PerLayerPruner:
 
 
 def _read(group: Group) -> bool:
-    """Whether any layer reads a group's channels: queries and keys are read by each other alone."""
+    """Whether any layer reads a group's channels; false for queries and keys."""
     return any(member.axis[1] == "in" for member in group.members)
 
 

@@ -1,4 +1,4 @@
-"""What pruning every layer to a width of its own gives."""
+"""The result of per-layer width pruning."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,10 +14,10 @@ class NarrowedWidth:
     """A width that may change.
 
     Attributes:
-        name: The module inside which it is; of a stream, the layer that the stream starts from.
+        name: The module that contains it; for a residual stream, the stream's first layer.
         kind: One of :data:`compress.prune.per_layer.KINDS`.
-        before: Channels of the UNet given.
-        after: Channels of the new one.
+        before: Channels in the input UNet.
+        after: Channels in the new UNet.
     """
 
     name: str
@@ -31,19 +31,19 @@ class PerLayerReport:
     """A pruned UNet and what was done to get it.
 
     Attributes:
-        unet: The new, smaller model; the one given is left as it was.
-        kept: Output of a block (``"down_blocks.0"``, ``"mid_block"``, ``"up_blocks.1"``) to the indices of the
-            channels that are left of it, ascending.
-        widths: Every width in scope, in the order of the model.
-        left: Share that is left of ``params`` and ``macs``.
-        ranked: Whether the ranking decided the widths. It cannot where they are so few and coarse that following it
-            does not meet the target; then costs alone decide them, and importance which channels go.
-        params_before: Number of parameters of the model given.
-        params_after: Number of parameters of the new one.
+        unet: The new, smaller model; the input model is unchanged.
+        kept: Block (``"down_blocks.0"``, ``"mid_block"``, ``"up_blocks.1"``) to the indices of its kept output
+            channels, ascending.
+        widths: Every width in scope, in model order.
+        left: Remaining share of ``params`` and ``macs``.
+        ranked: Whether the ranking determined the widths. If widths are too few or too coarse to meet the target this
+            way, costs determine the widths, and importance only the channels to remove.
+        params_before: Number of parameters of the input model.
+        params_after: Number of parameters of the new model.
         modules: Number of layers that lost channels.
-        share_params: Share of the old parameters that sit in such layers, in [0, 1].
-        share_macs: Share of the old multiply-accumulates done in such layers (and in the attention between them).
-        skipped: Width in scope to the reason why it stayed.
+        share_params: Share of the input model's parameters in these layers, in [0, 1].
+        share_macs: Share of the input model's multiply-accumulates in these layers and the attention between them.
+        skipped: Unchanged width in scope to the reason.
     """
 
     unet: "Shaped"

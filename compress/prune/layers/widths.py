@@ -1,4 +1,4 @@
-"""The widths of a UNet that can be chosen one by one, and the smallest slices that leave them."""
+"""The widths of a UNet that can be set separately, and the smallest slices that can be removed from them."""
 
 import math
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from compress.prune.channels.proxy import UNet
 from compress.prune.channels.rebuild import plain_unet
 from compress.prune.channels.widths import check_blocks, default_multiple
 
-LARGE_MULTIPLE = 8  # channels: what tensor cores take at once in half precision
+LARGE_MULTIPLE = 8  # channels: tensor cores process multiples of 8 in half precision
 
 
 @dataclass(frozen=True)
 class Width:
-    """Channels of which the same share leaves everywhere.
+    """Groups of channels that lose the same share.
 
     Attributes:
         kind: One of :data:`compress.prune.per_layer.KINDS`.
-        groups: The groups of coupled channels that it is the width of: one; queries with keys, and values, of an
-            attention; or all streams that norms read side by side.
-        steps: Into how many equal parts it can be cut so that each takes as much of every norm group and every head.
-        allowed: How many of these parts may be left, falling; the first is all of them.
+        groups: Groups of coupled channels with this width: one group; queries with keys, and values, of an attention;
+            or all streams that are concatenated before a norm.
+        steps: Number of equal parts of the width, each with the same share of every norm group and every head.
+        allowed: Allowed numbers of remaining parts, descending; the first is ``steps``.
     """
 
     kind: str
@@ -36,38 +36,38 @@ class Width:
     allowed: list[int]
 
     def size(self, group: Group, left: int) -> int:
-        """Channels of one of its groups when so many parts are left."""
+        """Number of channels of one of its groups if ``left`` parts remain."""
         return group.size * left // self.steps
 
 
 def group_name(group: Group, kind: str) -> str:
-    """The module inside which a group's channels are; of a stream, the layer that it starts from."""
+    """The module that contains a group's channels; for a residual stream, the stream's first layer."""
     name = group.members[0].axis[0]
     inside = {"resnet_inner": ".conv1", "ffn_inner": ".net.", "attention": ".to_"}.get(kind)
     return name.rpartition(inside)[0] if inside else name
 
 
 def find_widths(unet: UNet, heads: str, multiple: int | None, min_share: float) -> list[Width]:
-    """All widths of a UNet that can be chosen, with the slices that norm groups and heads allow.
+    """All widths of a UNet that can be changed, with the slices that norm groups and heads allow.
 
-    Streams that a norm reads side by side, as it does in every up block, share one width: groups of the norm start
-    anywhere in them and may span both, and would hold other channels than before if one stream lost a larger share.
+    Streams that are concatenated before a norm, as in every up block, share one width: the norm's groups can start
+    anywhere in a stream and may span two, so they would contain different channels if one stream lost a larger share.
 
     Args:
-        unet: Its config counts, not its weights.
+        unet: Only its config is used.
         heads: See :class:`compress.prune.per_layer.Config`.
-        multiple: See there.
-        min_share: See there.
+        multiple: See :class:`compress.prune.per_layer.Config`.
+        min_share: See :class:`compress.prune.per_layer.Config`.
 
     Raises:
-        UserError: The UNet's blocks are of a architecture that is not known, or its layers of low rank.
+        UserError: The UNet's architecture is unsupported, or it has factored layers.
     """
     check_blocks(unet.config)
     layers = unet.config.get("layers", {})
     if products := [name for name, shape in layers.items() if "rank" in shape]:
         raise UserError(
-            f"this UNet cannot be pruned: {len(products)} of its layers are products of two (the first: "
-            f"{products[0]}); prune its widths before its ranks"
+            f"this UNet cannot be pruned: {len(products)} of its layers are factored (the first: {products[0]}); "
+            f"prune widths before ranks"
         )
     stock = UNet2DConditionModel if isinstance(unet, UNet2DConditionModel) else UNet2DModel
     plain, inputs = plain_unet(stock, {key: value for key, value in unet.config.items() if key != "layers"})
@@ -84,16 +84,16 @@ def find_widths(unet: UNet, heads: str, multiple: int | None, min_share: float) 
 
 
 def _resized(groups: list[Group], unet: UNet) -> list[Group]:
-    """The groups of a stock UNet in one that was made from it with layers of other shapes."""
+    """Convert the groups of a stock UNet to those of a shaped UNet made from it."""
     sizes = [channels.axis_size(unet, group.members[0].axis) for group in groups]
-    shifts: dict[Axis, list[tuple[int, int]]] = {}  # where channels of a group start, and how many it has more
+    shifts: dict[Axis, list[tuple[int, int]]] = {}  # start of a group's channels, and change of their number
     for group, size in zip(groups, sizes, strict=True):
         for member in [*group.members, *group.followers]:
             for start in member.index[:: group.size].tolist():
                 shifts.setdefault(member.axis, []).append((start, size - group.size))
 
     def resized(member: Member, old: int, new: int) -> Member:
-        starts = member.index[::old].tolist()  # a norm over streams side by side may have a stream twice
+        starts = member.index[::old].tolist()  # a norm over concatenated streams may contain a stream twice
         moved = [start + sum(more for other, more in shifts[member.axis] if other < start) for start in starts]
         index = torch.cat([start + torch.arange(new) for start in moved])
         return Member(member.axis, index, torch.arange(new).repeat(len(moved)))
@@ -117,7 +117,7 @@ def _resized(groups: list[Group], unet: UNet) -> list[Group]:
 
 
 def _kind(group: Group) -> str | None:
-    """What a group is the width of; None where that is fixed: of the prediction and of the time embedding."""
+    """The kind of a group's width; None if it is fixed: that of the prediction and of the time embedding."""
     written = {name for name, side in (member.axis for member in group.members) if side == "out"}
     if any(name == "conv_out" or name.startswith("time_embedding.") for name in written):
         return None
@@ -130,8 +130,8 @@ def _kind(group: Group) -> str | None:
 
 
 def _tied(groups: list[Group], unet: nn.Module) -> Iterator[tuple[str, list[Group]]]:
-    """Groups that can only become narrower together, with their kind."""
-    owners: dict[str, list[int]] = {}  # whose channels, or parts of them, are of several groups
+    """Groups that must be narrowed together, with their kind."""
+    owners: dict[str, list[int]] = {}  # module whose channels belong to several groups, to these groups
     for number, group in enumerate(groups):
         for name, _ in {member.axis for member in group.members}:
             outer, _, layer = name.rpartition(".")
@@ -157,7 +157,7 @@ def _steps(groups: list[Group]) -> int:
 
 
 def _allowed(kind: str, groups: list[Group], steps: int, multiple: int, min_share: float) -> Iterator[int]:
-    # Narrower heads must be fit for the kernels of attention one by one, whole ones stay as wide as they are.
+    # The width of each narrowed head must fit attention kernels; whole heads keep their width.
     heads = len(groups[0].borders) + 1 if kind == "attention" else 1
     for left in range(steps, 0, -1):
         sizes = [group.size * left // steps for group in groups]

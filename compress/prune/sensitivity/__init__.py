@@ -1,1 +1,1 @@
-"""How much the denoiser's prediction suffers when levels, blocks and heads lose channels."""
+"""How much the denoiser's prediction changes when levels, blocks and heads lose channels."""

@@ -1,4 +1,4 @@
-"""Each block and each attention's heads against the share of their inner channels that nobody reads any more."""
+"""Sensitivity of each block, and of each attention's heads, to the removal of inner channels."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +16,11 @@ from compress.prune.sensitivity.error import Error, UnchangedPrediction
 from compress.system.progress import track
 
 Measured = dict[str, dict[float, Error]]
-"""Name of a module to the share removed to the error of the prediction."""
+"""Name of a module to removed share to the error of the prediction."""
 
 
 def inner_groups(unet: Any) -> dict[str, list[Group]]:
-    """The groups of channels that no other block sees, by the name of the resnet or transformer that they are in."""
+    """The groups of channels inside one block only, by the name of their resnet or transformer."""
     config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
     with torch.device("meta"):
         empty = type(unet).from_config(config)
@@ -50,14 +50,14 @@ def measure_blocks(
     reference: UnchangedPrediction,
     ratios: Sequence[float],
 ) -> Measured:
-    """Takes the least important inner channels from one block at a time.
+    """Remove the least important inner channels from one block at a time.
 
     Args:
-        unet: Its weights are changed on the way and are afterwards as they were.
-        groups: What :func:`inner_groups` gave.
-        scorer: Decides which channels go.
-        reference: Of the unet.
-        ratios: Shares of each group's channels to take away, each in (0, 1).
+        unet: Its weights are changed temporarily and restored.
+        groups: The result of :func:`inner_groups`.
+        scorer: Scores the channels.
+        reference: Predictions of the unchanged UNet.
+        ratios: Shares of each group's channels to remove, each in (0, 1).
     """
     weights = dict(unet.state_dict())
     found: Measured = {}
@@ -80,14 +80,14 @@ def measure_heads(
     reference: UnchangedPrediction,
     ratios: Sequence[float],
 ) -> Measured:
-    """Takes the least important heads from one attention at a time.
+    """Remove the least important heads from one attention at a time.
 
     Args:
         unet: See :func:`measure_blocks`.
         groups: See :func:`measure_blocks`.
-        scorer: A head's score is the sum of its channels'.
-        reference: Of the unet.
-        ratios: Shares of an attention's heads to take away; the nearest whole numbers of heads count.
+        scorer: Scores the channels; a head's score is the sum over its channels.
+        reference: Predictions of the unchanged UNet.
+        ratios: Shares of an attention's heads to remove, rounded to whole heads.
     """
     weights = dict(unet.state_dict())
     tried = []
@@ -113,14 +113,13 @@ def _is_value(group: Group, attention: str) -> bool:
 @contextmanager
 @torch.no_grad()
 def unread(unet: nn.Module, masks: Sequence[tuple[Group, Tensor]]) -> Iterator[None]:
-    """Makes the readers of some channels deaf to them, inside the block alone.
+    """Temporarily set to zero the weights that read some channels, inside the block only.
 
-    What normalizes a channel together with others still sees it. Of queries and keys, which no layer reads, the keys
-    become 0.
+    Norms still use these channels. For queries and keys, which no layer reads, the keys are set to 0.
 
     Args:
-        unet: Whose weights change.
-        masks: Groups with the channels that are still to be read, ``(size,)``.
+        unet: Its weights are changed and restored on exit.
+        masks: Groups with masks of the channels to keep, ``(size,)``.
     """
     before: dict[str, Tensor] = {}
     parameters = dict(unet.named_parameters())

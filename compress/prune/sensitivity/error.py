@@ -1,4 +1,4 @@
-"""How far a changed denoiser's prediction is from the unchanged one's."""
+"""The error of a changed denoiser's prediction relative to the unchanged denoiser's."""
 
 import math
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 MOST = 200.0
-"""PSNR in dB of what has not changed at all, or nearly."""
+"""Maximum PSNR in dB, also for identical predictions."""
 
 
 @dataclass(frozen=True)
 class Error:
-    """Of the prediction for all examples, each at its timestep.
+    """Error of the prediction over all examples, each at its timestep.
 
     Attributes:
         relative: Root mean square error over the root mean square of the unchanged prediction.
@@ -30,7 +30,7 @@ class Error:
 
 
 class UnchangedPrediction:
-    """The predictions of the denoiser as it is.
+    """The predictions of the unchanged denoiser.
 
     Args:
         calibration: The denoiser and its examples.
@@ -43,7 +43,7 @@ class UnchangedPrediction:
         self.square = _mean_square(self.predictions)
 
     def error(self, denoiser: "nn.Module") -> Error:
-        """Of a changed denoiser that takes the same inputs."""
+        """Error of a changed denoiser with the same inputs."""
         found = self._predict(denoiser)
         mean = _mean_square([ours - theirs for ours, theirs in zip(found, self.predictions, strict=True)])
         psnr = 10 * math.log10(self.range**2 / mean) if mean else MOST

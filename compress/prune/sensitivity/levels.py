@@ -1,4 +1,4 @@
-"""Each resolution level against the share of its channels that is removed."""
+"""Sensitivity of each resolution level to the removal of channels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NarrowedLevel:
-    """One level alone made narrower.
+    """The result of narrowing one level.
 
     Attributes:
-        level: Counted from the highest resolution.
-        width: Channels left.
-        ratio: Share removed; differs from the one asked for where that is not possible.
-        error: Of the prediction.
+        level: Index, counted from the highest resolution.
+        width: Remaining channels.
+        ratio: Removed share; differs from the requested one if that is not possible.
+        error: Error of the prediction.
     """
 
     level: int
@@ -33,19 +33,19 @@ class NarrowedLevel:
 def narrow_levels(
     widths: Sequence[int], prune: "Pruner", reference: UnchangedPrediction, ratios: Sequence[float]
 ) -> list[NarrowedLevel]:
-    """Prunes one level at a time and looks at the prediction.
+    """Prune one level at a time and measure the error of the prediction.
 
     Args:
-        widths: Of the UNet's levels.
+        widths: Widths of the UNet's levels.
         prune: Prunes the UNet.
-        reference: Of the UNet.
+        reference: Predictions of the unchanged UNet.
         ratios: Shares of a level's channels to remove, each in (0, 1).
 
     Returns:
-        In the order of levels and ratios; without ratios that a level cannot lose.
+        Results in the order of levels and ratios, without ratios that are impossible for a level.
 
     Raises:
-        UserError: No level can lose any of them, or the UNet cannot be pruned at all.
+        UserError: All ratios are impossible for all levels, or the UNet cannot be pruned at all.
     """
     tried = [(level, ratio) for level in range(len(widths)) for ratio in sorted(ratios)]
     found: dict[tuple[int, int], NarrowedLevel] = {}
@@ -65,15 +65,15 @@ def narrow_levels(
 
 
 def predicted_error(found: Sequence[NarrowedLevel], full: Sequence[int], widths: Widths) -> float:
-    """Relative error of the prediction with all levels narrowed, had each its error alone and independently.
+    """Predicted relative error with all levels narrowed, assuming that the errors of levels are independent.
 
-    Between two measured widths a level's squared error is interpolated linearly, and beyond them extrapolated; it never
-    falls with the share removed.
+    A level's squared error is interpolated linearly between measured widths and extrapolated beyond them. It never
+    decreases with the removed share.
 
     Args:
-        found: What :func:`narrow_levels` gave.
-        full: The widths now.
-        widths: The widths then.
+        found: The result of :func:`narrow_levels`.
+        full: Current widths.
+        widths: New widths.
     """
     total = 0.0
     for level, (old, new) in enumerate(zip(full, widths, strict=True)):
@@ -86,7 +86,7 @@ def _interpolate(points: list[tuple[float, float]], at: float) -> float:
     if at <= 0:
         return 0.0
     if len(points) == 1:
-        return at  # nothing is known of this level: as bad as can be
+        return at  # this level was not measured: assume a large error
     rising = [points[0]]
     for x, y in points[1:]:
         rising.append((x, max(y, rising[-1][1])))

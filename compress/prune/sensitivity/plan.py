@@ -1,4 +1,4 @@
-"""Widths that meet a target at the least predicted error."""
+"""The widths that meet a target with the least predicted error."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WidthPlan:
-    """Which widths to prune to, and why.
+    """The chosen widths and the measurements behind them.
 
     Attributes:
-        widths: Channels left of each level, that of the highest resolution first.
-        ratios: Shares removed.
-        left: The share of the target's unit that is left.
-        predicted: Relative error of the prediction, see :func:`compress.prune.sensitivity.levels.predicted_error`.
-        measured: Levels narrowed one at a time.
+        widths: Remaining channels of each level, the level of the highest resolution first.
+        ratios: Removed shares.
+        left: Remaining share in the target's unit.
+        predicted: Predicted relative error, see :func:`compress.prune.sensitivity.levels.predicted_error`.
+        measured: Results of narrowing one level at a time.
     """
 
     widths: list[int]
@@ -33,17 +33,17 @@ class WidthPlan:
 
 
 class Planner:
-    """Refuses a target that no widths meet when it is made, before anything is measured.
+    """Chooses widths for a target; the constructor checks that some widths meet it, before anything is measured.
 
     Args:
-        unet: Its config counts, not its weights.
-        target: With one share given.
-        heads: What attention may give up, see :class:`compress.prune.width.Config`.
-        multiple: What new widths are multiples of, see there.
-        inputs: Arguments of the pass whose multiply-accumulates count; None: one at the model's own size.
+        unet: Only its config is used.
+        target: With one share set.
+        heads: See :class:`compress.prune.width.Config`.
+        multiple: See :class:`compress.prune.width.Config`.
+        inputs: Arguments of the forward pass used to count multiply-accumulates; None: inputs at the model's own size.
 
     Raises:
-        UserError: No widths meet the target, or the UNet's inputs are not known.
+        UserError: No widths meet the target, or the UNet's inputs are unknown.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Planner:
         self.choices = meeting(target, self.costs, choices_of(unet.config, heads, multiple))
 
     def plan(self, prune: "Pruner", reference: "UnchangedPrediction", ratios: Sequence[float]) -> WidthPlan:
-        """Measures every level and chooses.
+        """Measure every level and choose the widths.
 
         Args:
             prune: Prunes the UNet.
-            reference: Of the UNet.
-            ratios: Shares of a level's channels that are tried.
+            reference: Predictions of the unchanged UNet.
+            ratios: Shares of a level's channels to try.
 
         Raises:
             UserError: No widths meet the target.
@@ -79,7 +79,7 @@ class Planner:
         return self.choose(narrow_levels(self.costs.widths, prune, reference, ratios))
 
     def choose(self, measured: "list[NarrowedLevel]") -> WidthPlan:
-        """The plan from what was measured.
+        """Choose the widths from measured levels.
 
         Raises:
             UserError: No widths meet the target.
