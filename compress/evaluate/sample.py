@@ -14,6 +14,7 @@ import torch
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.images import ImageFiles, reduced_size
 from compress.evaluate.latents import KEPT, FirstStep, Stopped, write_latents
+from compress.models.inputs import AS_ASKED
 from compress.models.schedulers import exchanged, used
 from compress.system.files import replace_with
 from compress.system.progress import track
@@ -184,8 +185,7 @@ def call(
         guidance_scale=config.guidance,
         output_type="np",
         **size(config),
-        # PixArt and SANA would draw the nearest size of a list, and know none for some models.
-        **accepted(pipeline, {"use_resolution_binning": False}),
+        **accepted(pipeline, AS_ASKED),
     ).images
 
 

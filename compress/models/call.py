@@ -1,13 +1,17 @@
 """What a pipeline's call needs besides a prompt, by the signature of its class, before any weight is loaded."""
 
+import copy
 import inspect
 import typing
+from typing import Any
 
-from compress.errors import UserError
+from compress.errors import UserError, bad_value
 
 # Arguments that pipelines need although their signature has a default.
 INPUTS = ("image", "control_image", "gligen_phrases", "gligen_boxes")
 ALWAYS = ("mask_image",)
+# Pipelines whose image of a single step is the scheduler's second output, as distilled models have it.
+TAKES_SECOND = ("PixArtAlphaPipeline",)
 
 
 def needs(pipeline_class: type) -> list[str]:
@@ -65,3 +69,26 @@ def check_call(pipeline_class: type | None, path: str) -> None:
             f"model.path={path}: {pipeline_class.__name__} needs {' and '.join(missing)} besides the prompt: expected "
             "a pipeline that draws from a prompt alone, from nothing, or from an image with a mask"
         )
+
+
+def check_steps(kind: str, scheduler: Any, steps: int, key: str) -> None:
+    """Refuses a single step where the pipeline takes more of its scheduler than this one gives.
+
+    Args:
+        kind: Class of the pipeline.
+        scheduler: The one that it draws with; None where it is not known.
+        steps: How many are asked for.
+        key: Of the config, for the message.
+
+    Raises:
+        UserError: With what would do.
+    """
+    import torch
+
+    if steps > 1 or kind not in TAKES_SECOND or scheduler is None:
+        return
+    twin, latents = copy.deepcopy(scheduler), torch.zeros(1, 1, 1, 1)
+    twin.set_timesteps(1)
+    if len(twin.step(latents, twin.timesteps[0], latents, return_dict=False)) < 2:
+        expected = f"at least 2: {kind} draws no image in one step with {type(scheduler).__name__}"
+        raise bad_value(key, steps, expected)

@@ -26,6 +26,10 @@ Inputs = dict[str, Any]
 SMALL_SIDE = 32  # latents: enough for every level of a UNet, and cheap even for the largest
 SMALL_TOKENS = 8
 
+AS_ASKED = {"use_resolution_binning": False, "clean_caption": False}
+"""Arguments of PixArt's and SANA's pipelines: the size that is asked for, not the nearest of a list, which lacks those
+of some models; and the prompt as it is, whether or not the packages that clean it are installed."""
+
 
 class _Captured(Exception):
     """Ends sampling at the first pass of the denoiser."""
@@ -116,9 +120,7 @@ def call(
     generators = [torch.Generator("cpu").manual_seed(seed + i) for i in range(len(prompts))]
     wanted: dict[str, Any] = {
         "prompt": list(prompts), "num_inference_steps": steps, "guidance_scale": guidance, "height": height,
-        "width": width, "generator": generators, "output_type": "latent",
-        # PixArt and SANA would change the size, or need packages to clean captions.
-        "use_resolution_binning": False, "clean_caption": False,
+        "width": width, "generator": generators, "output_type": "latent", **AS_ASKED,
     }  # fmt: skip
     known = inspect.signature(twin.__call__).parameters
     if "prompt" not in known:

@@ -176,6 +176,17 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
     _check(blocks, count_costs(denoiser, blocks, inputs), config)
 
 
+def check_teacher(config: Config, outline: "Outline") -> None:
+    """Refuses a calibration that the pipeline cannot draw.
+
+    Raises:
+        UserError: See :func:`compress.models.call.check_steps`.
+    """
+    from compress.models.call import check_steps
+
+    check_steps(outline.kind, outline.scheduler(), config.calibration.steps, "calibration.steps")
+
+
 def _check(blocks: "Blocks", costs: "BlockCosts", config: Config) -> None:
     """Reject targets that no stock config reaches; the message gives the nearest reachable value."""
     from compress.prune.blocks.greedy import least_shares

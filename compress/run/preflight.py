@@ -69,11 +69,15 @@ def check_stages(config: RunConfig) -> None:
         return
     import diffusers
 
-    from compress.models.call import check_call, check_draws
+    from compress.models.call import check_call, check_draws, check_steps
+    from compress.models.schedulers import exchanged
 
     kind = getattr(diffusers, outline.kind, None)
     check_call(kind, config.model.path)
     check_draws(kind, config.evaluate.images)
+    own, name = outline.scheduler(), config.evaluate.scheduler
+    other = exchanged(own, name) if own is not None and name != "checkpoint" else None
+    check_steps(outline.kind, own if other is None else other, config.evaluate.steps, "evaluate.steps")
     check_size(config.evaluate, outline)
     for stage in config.stages:
         try:

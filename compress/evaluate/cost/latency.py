@@ -11,7 +11,7 @@ import torch
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.sample import accepted, sampler, size
 from compress.models.call import needs
-from compress.models.inputs import Inputs
+from compress.models.inputs import AS_ASKED, Inputs
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -88,7 +88,7 @@ def image_latencies(
         wanted = {
             "prompt": "an image", "generator": torch.Generator("cpu").manual_seed(0), "output_type": "np",
             "num_inference_steps": config.steps, "guidance_scale": config.guidance, **size(config),
-            "use_resolution_binning": False,
+            **AS_ASKED,
         }  # fmt: skip
         twin(**accepted(twin, wanted))
 

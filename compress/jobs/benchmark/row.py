@@ -11,12 +11,13 @@ import torch
 from compress.config.values import PRECISIONS
 from compress.evaluate.cost.latency import spread, timed
 from compress.evaluate.cost.memory import forget_peak, peak_since, process_peak
+from compress.evaluate.sample import accepted
 from compress.jobs.benchmark.apply import apply, refusal
 from compress.jobs.benchmark.config import Choices
 from compress.jobs.benchmark.model import load_model
 from compress.jobs.benchmark.prompt import embedding_names
 from compress.models import ModelConfig
-from compress.models.inputs import own_size
+from compress.models.inputs import AS_ASKED, own_size
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -189,6 +190,7 @@ def _call(
     return pipeline(
         **text,
         **size,
+        **accepted(pipeline, AS_ASKED),
         generator=[torch.Generator("cpu").manual_seed(task.seeds[index]) for index in chosen],
         num_inference_steps=steps or task.choices.steps,
         guidance_scale=task.guidance,
