@@ -67,7 +67,7 @@ def test_attention_and_convolutions_are_counted():
         elif type(module).__name__ == "Attention":
             module.register_forward_hook(attention, with_kwargs=True)
     with torch.no_grad():
-        model(*inputs[0], **inputs[1])
+        model(**inputs)
     assert counted.macs_without_attention == sum(seen)
     assert counted.macs == sum(seen) + sum(products)
     assert counted.macs_by_type["attention products"] == sum(products)
@@ -103,8 +103,9 @@ def test_counts_of_stable_diffusion_are_the_published_ones():
     """859.5 M parameters, 338.6 GMACs at 64 x 64 latents and 77 tokens, 401.6 with attention's products."""
     with torch.device("meta"):
         model = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    text = {"encoder_hidden_states": torch.zeros(1, 77, 768)}
-    counted = count(model, ((torch.zeros(1, 4, 64, 64), torch.tensor(1)), text))
+    text = torch.zeros(1, 77, 768)
+    inputs = {"sample": torch.zeros(1, 4, 64, 64), "timestep": torch.tensor(1), "encoder_hidden_states": text}
+    counted = count(model, inputs)
     assert counted.params == pytest.approx(859.5e6, rel=1e-3)
     assert counted.macs_without_attention == pytest.approx(338.6e9, rel=1e-3)
     assert counted.macs == pytest.approx(401.6e9, rel=1e-3)
@@ -221,7 +222,7 @@ def test_cost_of_a_checkpoint(tmp_path):
 
 def test_failure_in_the_process_is_told(tmp_path):
     with pytest.raises(RuntimeError, match="No such file"):
-        peak_memory(tmp_path, "unet", ((), {}), CPU, torch.float32)
+        peak_memory(tmp_path, "unet", {}, CPU, torch.float32)
 
 
 def test_quantized_weights_count_as_what_they_stand_for(tmp_path):
