@@ -190,7 +190,7 @@ def test_the_command_line_knows_the_folder(
     assert "Prunes, then halves." not in capsys.readouterr().out
     (own / "conf" / "prune" / "taylor.yaml").write_text(GROUP)
     assert cli(monkeypatch, "--config-dir", "conf", "recipe=prune") == 2
-    assert "compress has a prune/taylor of its own" in capsys.readouterr().err
+    assert "the package already has prune/taylor" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("quick")

@@ -40,7 +40,7 @@ REFUSED = [
     ("sd", ["stages.prune.ratio=[0.5]"], "stages.prune.ratio=.*2: one for each level [(]of widths 32, 64[)]"),
     ("sd", ["stages.prune.target.macs=0.01"], "stages.prune.target.macs=0.01: no widths .* nearest: 0"),
     ("sd", ["prune=bk_sdm_base"], "stages.prune.size=base: this UNet has nothing that BK-SDM removes"),
-    ("sd", ["prune=bk_sdm_tiny"], "stages.prune.size=tiny: no stock config can express that"),
+    ("sd", ["prune=bk_sdm_tiny"], "stages.prune.size=tiny: no stock config can express the result"),
     ("sd", ["prune=depth", "stages.prune.ratio=0.99"], "stages.prune.ratio=0.99: expected at most 0[.][0-9]+"),
     ("sd", ["prune=depth", "stages.prune.target.macs=0.01"], "stages.prune.target.macs=0.01: expected at least 0[.]"),
     ("ddpm", ["evaluate.images=5"], "evaluate.images=5: DDPMPipeline takes no prompt, .*: use evaluate=cost"),
