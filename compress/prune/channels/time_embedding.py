@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from compress.errors import UserError
 from compress.system.progress import bar
 
 TIMESTEPS = 1000
@@ -89,7 +90,13 @@ def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, fl
     Returns:
         The new module in the dtype and on the device of the old one, and its relative error: root mean square error
         over the root mean square of the old embedding.
+
+    Raises:
+        UserError: A sinusoid is not finite, as of two channels with ``freq_shift=1``.
     """
+    for sinusoid in (old, new):
+        if not sinusoid.isfinite().all():
+            raise UserError(f"the time embedding of a level with {sinusoid.shape[1]} channels is NaN: keep it wider")
     weight = embedding.linear_1.weight
     fitted = copy.deepcopy(embedding).cpu().double().requires_grad_(False)
     old64, new64 = old.cpu().double(), new.cpu().double()
