@@ -52,7 +52,7 @@ def run(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         calls.append(more["cost_of"])
         return quick_evaluate(*arguments, **more)
 
-    monkeypatch.setattr(compress.evaluate, "evaluate", counted)
+    monkeypatch.setattr("compress.run.recipe.evaluate", counted)
 
     def go(*overrides: str, store: Path | None = None, out: str = "out") -> dict[str, Any]:
         calls.clear()
@@ -70,7 +70,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, tiny_overrides: list[str]) -
     folder = tmp_path_factory.mktemp("first")
     recipe = ["recipe=prune_distill_int8", "~stages.distill", "stages.prune.ratio=0.5", *tiny_overrides]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compress.evaluate, "evaluate", quick_evaluate)
+        patch.setattr("compress.run.recipe.evaluate", quick_evaluate)
         config = to_run_config(compose([*recipe, f"out={folder / 'out'}", f"store={folder / 'store'}"]))
         return folder, run_recipe(config)
 
@@ -164,7 +164,7 @@ def test_images_are_sampled_again_only_where_they_are_deleted_or_would_be_others
         before.append(len(list(arguments[3].glob("images/sample-*.png"))))
         return quick_evaluate(*arguments, **more)
 
-    monkeypatch.setattr(compress.evaluate, "evaluate", looked_at)
+    monkeypatch.setattr("compress.run.recipe.evaluate", looked_at)
     result = run(override, "evaluate.noise_floor=false", store=store)
     assert all(stage["cached"] for stage in result["stages"])
     students = there if keep else min(there, 1)  # the one that the grid shows
