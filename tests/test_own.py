@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-import compress.evaluate
 from compress.__main__ import main
 from compress.config.compose import compose, use_config_dir
 from compress.config.folders import recipe_files

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from diffusers import UNet2DConditionModel
 
-import compress.evaluate
 from compress.config.compose import compose
 from compress.evaluate.cost import count_zeros
 from compress.run.config import to_run_config
