@@ -186,7 +186,7 @@ def test_config_of_the_project_is_the_default() -> None:
     [
         ({"feed_forward": 1}, r"prune.feed_forward=1.0: expected a number in \[0, 1\)"),
         ({"heads": -0.5}, r"prune.heads=-0.5: expected a number in \[0, 1\)"),
-        ({"feed_forward": 0}, r"prune.feed_forward=0.0: expected a number in \(0, 1\) where heads=0"),
+        ({"feed_forward": 0}, r"prune.feed_forward=0.0: expected a number in \(0, 1\) if heads=0"),
         ({"multiple": 0}, r"prune.multiple=0: expected a whole number of at least 1"),
     ],
 )
