@@ -74,6 +74,8 @@ class Narrower:
         weights = dict(self._weights)
         time_embedding_dim = self.unet.time_embedding.linear_1.out_features
         pruned = meta_model(type(self.unet), {**self.config, **shape.changes, "time_embedding_dim": time_embedding_dim})
+        narrower = shape.widths[0] != self.widths[0]
+        sinusoids = time_embedding.sinusoids(self.unet, pruned) if narrower else None
         plain, groups = self._coupled(pruned, shape.heads)
         _add_identities(plain, weights)
         keep = _choose(groups, plain, pruned, weights, scorer)
@@ -81,8 +83,9 @@ class Narrower:
         _rescale_queries(weights, plain, pruned)
         touched = {name for (name, _), mask in keep.items() if not mask.all()}
         residual = 0.0
-        if shape.widths[0] != self.widths[0]:
-            residual = _refit_time(self.unet, pruned, weights)
+        if sinusoids:
+            fitted, residual = time_embedding.refit(self.unet.time_embedding, *sinusoids)
+            weights.update({f"time_embedding.{key}": value for key, value in fitted.state_dict().items()})
             touched.update({"time_embedding.linear_1", "time_embedding.linear_2"})
         _load(pruned, weights, self._weights)
         pruned.train(self.unet.training).requires_grad_(any(p.requires_grad for p in self.unet.parameters()))
@@ -191,14 +194,6 @@ def _rescale_queries(weights: dict[str, Tensor], plain: UNet, pruned: UNet) -> N
             for key in (f"{name}.to_q.weight", f"{name}.to_q.bias"):
                 if key in weights and new != old:
                     weights[key] = weights[key] * math.sqrt(new / old)
-
-
-def _refit_time(unet: UNet, pruned: UNet, weights: dict[str, Tensor]) -> float:
-    """Fit the time embedding to the narrower sinusoid; returns the remaining relative error."""
-    steps = torch.arange(time_embedding.TIMESTEPS)
-    fitted, residual = time_embedding.refit(unet.time_embedding, unet.time_proj(steps), pruned.time_proj(steps))
-    weights.update({f"time_embedding.{key}": value for key, value in fitted.state_dict().items()})
-    return residual
 
 
 def check_fixed(unet: UNet, pruned: UNet) -> None:

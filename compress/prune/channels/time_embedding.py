@@ -75,6 +75,20 @@ def _fit_both(fitted: nn.Module, sinusoid: Tensor, wanted: Tensor) -> None:
         progress.update(task, completed=MOST_PASSES)
 
 
+def sinusoids(old: nn.Module, new: nn.Module) -> tuple[Tensor, Tensor]:
+    """What the time embeddings of two UNets get, for every timestep, each of shape ``(timesteps, width)``.
+
+    Raises:
+        UserError: One is not finite, as of two channels with ``freq_shift=1``.
+    """
+    steps = torch.arange(TIMESTEPS)
+    found = old.time_proj(steps), new.time_proj(steps)
+    for sinusoid in found:
+        if not sinusoid.isfinite().all():
+            raise UserError(f"the time embedding of a level with {sinusoid.shape[1]} channels is NaN: keep it wider")
+    return found
+
+
 def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, float]:
     """Fit both layers of a diffusers ``TimestepEmbedding`` so that its outputs for ``new`` equal those for ``old``.
 
@@ -90,13 +104,7 @@ def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, fl
     Returns:
         The new module in the dtype and on the device of the old one, and its relative error: root mean square error
         over the root mean square of the old embedding.
-
-    Raises:
-        UserError: A sinusoid is not finite, as of two channels with ``freq_shift=1``.
     """
-    for sinusoid in (old, new):
-        if not sinusoid.isfinite().all():
-            raise UserError(f"the time embedding of a level with {sinusoid.shape[1]} channels is NaN: keep it wider")
     weight = embedding.linear_1.weight
     fitted = copy.deepcopy(embedding).cpu().double().requires_grad_(False)
     old64, new64 = old.cpu().double(), new.cpu().double()
