@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
+from compress.data.calls import CallsConfig
 from compress.errors import bad_value
 from compress.prune.blocks import KINDS
 from compress.stage import Stage, StageContext, StageReport
@@ -56,39 +57,6 @@ class DepthTarget:
 
 
 @dataclass(frozen=True)
-class DepthCalibration:
-    """Sampling settings; the effect of a removal is measured on the denoiser calls recorded while sampling images.
-
-    Attributes:
-        examples: Number of sampled images, at least 1; their captions are random ones from the training data.
-        steps: Scheduler steps per image, at least 1; they set the timesteps of the calls.
-        side: Maximum side of the images in pixels; None: the model's own.
-        guidance: Guidance scale; None: the pipeline's default.
-        seed: Seed of the captions and the noise, in [0, 2^32); None: the run's seed.
-    """
-
-    examples: int = 2
-    steps: int = 3
-    side: int | None = 64
-    guidance: float | None = None
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            UserError: Naming the key, its value and what would be right.
-        """
-        for key in ("examples", "steps"):
-            if getattr(self, key) < 1:
-                raise bad_value(key, getattr(self, key), "a whole number of at least 1")
-        if self.side is not None and self.side < 1:
-            raise bad_value("side", self.side, "pixels, or null for the model's own size")
-        if self.seed is not None and not 0 <= self.seed < 2**32:
-            raise bad_value("seed", self.seed, "a whole number from 0 to 2^32 - 1, or null for the run's")
-
-
-@dataclass(frozen=True)
 class Config:
     """What to remove and how much.
 
@@ -105,7 +73,7 @@ class Config:
     ratio: float = 0.25
     target: DepthTarget = field(default_factory=DepthTarget)
     remove: tuple[str, ...] = KINDS
-    calibration: DepthCalibration = field(default_factory=DepthCalibration)
+    calibration: CallsConfig = field(default_factory=CallsConfig)
 
     def __post_init__(self) -> None:
         """Checks the ranges.

@@ -60,9 +60,7 @@ class Config:
         """
         if self.bits != 8 or isinstance(self.bits, bool):
             raise bad_value("bits", self.bits, "8")
-        for pattern in self.skip:
-            if not isinstance(pattern, str) or not pattern:
-                raise bad_value("skip", self.skip, 'a list of patterns of module names, such as ["conv_in"]')
+        check_patterns("skip", self.skip)
 
 
 @dataclass(frozen=True)
@@ -92,9 +90,30 @@ class QuantizeReport:
         return one_line(self, len(self.modules), **shares)
 
 
+def check_patterns(key: str, patterns: Sequence[str]) -> None:
+    """Checks that shell patterns are texts.
+
+    Raises:
+        UserError: Naming the key.
+    """
+    for pattern in patterns:
+        if not isinstance(pattern, str) or not pattern:
+            raise bad_value(key, list(patterns), 'a list of patterns of module names, such as ["conv_in"]')
+
+
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Quantizes the pipeline's denoiser in place; see :func:`quantize_weights`."""
     report = quantize_weights(denoiser(pipeline), config.skip, captured_inputs(pipeline))
+    return stage_report(report, str(context.dtype).removeprefix("torch."))
+
+
+def stage_report(report: QuantizeReport, activations: str) -> StageReport:
+    """The report of a stage that quantized weights.
+
+    Args:
+        report: Of :func:`quantize_weights`.
+        activations: What layers compute in: a dtype, or what the scheme says.
+    """
     worst = sorted(report.rounding, key=lambda name: -report.rounding[name])
     return StageReport(
         coverage={
@@ -108,7 +127,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
                 "weights": "int8",
                 "granularity": "output channel",
                 "symmetric": True,
-                "activations": str(context.dtype).removeprefix("torch."),
+                "activations": activations,
             },
             "quantized": report.modules,
             "float": report.left_float,
@@ -140,7 +159,7 @@ def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs |
     """
     if getattr(unet, "hf_quantizer", None) is not None:
         raise UserError("the denoiser is quantized already: quantize it once, from float weights")
-    layers, skipped = _choose(unet, skip)
+    layers, skipped = choose_layers(unet, skip)
     chosen = {name: module for name, module in layers.items() if name not in skipped}
     for name, module in chosen.items():
         if not torch.isfinite(module.weight).all():
@@ -182,12 +201,16 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
     Raises:
         UserError: See :func:`quantize_weights`.
     """
-    _choose(denoiser, config.skip)
+    choose_layers(denoiser, config.skip)
     return denoiser
 
 
-def _choose(unet: nn.Module, skip: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Every Conv2d and Linear by name, and the reason of each that stays in float."""
+def choose_layers(unet: nn.Module, skip: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """Every Conv2d and Linear by name, and the reason of each that stays in float.
+
+    Raises:
+        UserError: A pattern matches none of them, or none is left.
+    """
     layers = {name: module for name, module in unet.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
     for pattern in skip:
         if not any(fnmatchcase(name, pattern) for name in layers):

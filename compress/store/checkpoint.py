@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from compress import __version__
 from compress.errors import UserError
 from compress.models import denoiser, denoiser_name, freeze
 from compress.models.folder import MODEL_FILE, check_code
+from compress.models.quantized import plain_tensors, read_ranges, set_ranges, write_ranges
 from compress.models.quiet import hide_notices, no_progress_bars
 from compress.system.files import file_hash, flush, replace_folder_with, replace_with
 
@@ -70,6 +71,7 @@ def save_checkpoint(
         _check_space(pipeline, folder)
         with replace_folder_with(folder) as beside:
             _write_pipeline(pipeline, beside)
+            write_ranges(denoiser(pipeline), beside / denoiser_name(pipeline))
             probe = _read_back(pipeline, beside, exact)
             full_info = {**info, "probe": probe, "versions": _versions(libraries)}
             (beside / INFO).write_text(json.dumps(full_info, indent=2) + "\n", encoding="utf-8")
@@ -103,6 +105,7 @@ def load_checkpoint(
         pipeline = DiffusionPipeline.from_pretrained(
             str(folder), dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True
         )
+    set_ranges(denoiser(pipeline), read_ranges(denoiser(pipeline), Path(folder) / denoiser_name(pipeline)))
     return freeze(pipeline.to(device))
 
 
@@ -189,7 +192,7 @@ def _read_back(pipeline: "DiffusionPipeline", folder: Path, exact: bool) -> dict
 def _compare_weights(name: str, ours: "nn.Module", loaded: "nn.Module") -> None:
     import torch
 
-    expected, found = dict(_plain_tensors(ours)), dict(_plain_tensors(loaded))
+    expected, found = dict(plain_tensors(ours)), dict(plain_tensors(loaded))
     if expected.keys() != found.keys():
         names = ", ".join(sorted(expected.keys() ^ found.keys())[:3])
         raise RuntimeError(f"{name}: stock diffusers reads back different weights from those saved: {names}, ...")
@@ -199,22 +202,12 @@ def _compare_weights(name: str, ours: "nn.Module", loaded: "nn.Module") -> None:
             raise RuntimeError(f"{name}: {key} reads back different from what was saved; the checkpoint is not kept")
 
 
-def _plain_tensors(module: "nn.Module") -> Iterator[tuple[str, "torch.Tensor"]]:
-    """The tensors of ``state_dict``; quantized ones as the plain tensors they consist of."""
-    for name, tensor in module.state_dict().items():
-        if hasattr(tensor, "__tensor_flatten__"):
-            for part in tensor.__tensor_flatten__()[0]:
-                yield f"{name}.{part}", getattr(tensor, part)
-        else:
-            yield name, tensor
-
-
 def _check_finite(pipeline: "DiffusionPipeline") -> None:
     import torch
 
     for name, component in pipeline.components.items():
         if isinstance(component, torch.nn.Module):
-            for key, tensor in _plain_tensors(component):
+            for key, tensor in plain_tensors(component):
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     raise UserError(f"{name}: {key} holds NaN or infinite values, so nothing is saved: lower the lr")
 
@@ -227,7 +220,7 @@ def _check_space(pipeline: "DiffusionPipeline", folder: Path) -> None:
         tensor.numel() * tensor.element_size()
         for component in pipeline.components.values()
         if isinstance(component, torch.nn.Module)
-        for _, tensor in _plain_tensors(component)
+        for _, tensor in plain_tensors(component)
     )
     free = shutil.disk_usage(folder.parent).free
     if free < needed:

@@ -31,7 +31,7 @@ from compress.prune import depth
 from compress.prune.bk_sdm import prune_bk_sdm
 from compress.prune.blocks.effect import prediction_error
 from compress.prune.blocks.subject import DepthReport
-from compress.prune.depth import Config, DepthCalibration, DepthTarget, prune_depth
+from compress.prune.depth import Config, DepthTarget, prune_depth
 from compress.quantize.int8 import quantize_weights
 from tests.prune.blocks_models import calls_of, flux, pixart, sd3, sdxl_like, transformer_inputs, unet_inputs, unet_of
 from tests.prune.fresh_load import load_in_fresh_process
@@ -208,7 +208,7 @@ def test_half_precision_stays() -> None:
 def test_a_stage_of_a_pipeline() -> None:
     unet = tiny_unet((16, 32), layers_per_block=2)
     pipeline = tiny_pipeline(unet=unet)
-    config = Config(ratio=0.3, calibration=DepthCalibration(examples=1, steps=2, side=8))
+    config = Config(ratio=0.3, calibration=CallsConfig(examples=1, steps=2, side=8))
     context = SimpleNamespace(data=SimpleNamespace(text=["a cat", "a dog"]), seed=3)
     report = depth.run(pipeline, config, context)
     assert pipeline.unet is not unet
@@ -226,12 +226,12 @@ def test_a_stage_of_a_pipeline() -> None:
 def test_calls_are_those_of_the_pipeline() -> None:
     pipeline = tiny_pipeline()
     scheduler = copy.deepcopy(vars(pipeline.scheduler))
-    calls = record_calls(pipeline, ["a cat", "a dog", "a tree"], DepthCalibration(examples=3, steps=4), 0)
+    calls = record_calls(pipeline, ["a cat", "a dog", "a tree"], CallsConfig(examples=3, steps=4), 0)
     assert len(calls) == 4
     assert [int(call.inputs["timestep"]) for call in calls] == [751, 501, 251, 1]
     assert all(call.output.shape == (2 * 3, 4, 8, 8) for call in calls), "with guidance, every example counts twice"
     assert prediction_error(pipeline.unet, calls) == 0
-    small = record_calls(pipeline, ["a cat"], DepthCalibration(examples=2, steps=1, side=8, guidance=1.0), 0)
+    small = record_calls(pipeline, ["a cat"], CallsConfig(examples=2, steps=1, side=8, guidance=1.0), 0)
     assert [call.output.shape for call in small] == [(2, 4, 4, 4)]
     assert {key: str(value) for key, value in vars(pipeline.scheduler).items()} == {
         key: str(value) for key, value in scheduler.items()
@@ -241,7 +241,7 @@ def test_calls_are_those_of_the_pipeline() -> None:
 def test_calls_of_an_inpainting_pipeline() -> None:
     parts = tiny_pipeline(unet=unet_of(in_channels=9, cross_attention_dim=16)).components
     pipeline = StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
-    calls = record_calls(pipeline, ["a cat"], DepthCalibration(examples=1, steps=1), 0)
+    calls = record_calls(pipeline, ["a cat"], CallsConfig(examples=1, steps=1), 0)
     assert calls[0].inputs["sample"].shape == (2, 9, 8, 8)
 
 
@@ -249,7 +249,7 @@ def test_a_pipeline_that_predicts_nan() -> None:
     pipeline = tiny_pipeline()
     pipeline.unet.conv_out.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="predicts NaN"):
-        record_calls(pipeline, ["a cat"], DepthCalibration(examples=1, steps=1), 0)
+        record_calls(pipeline, ["a cat"], CallsConfig(examples=1, steps=1), 0)
 
 
 @pytest.mark.parametrize("size", ["base", "tiny"])

@@ -1,0 +1,91 @@
+"""Layers with quantized weights, and the ranges that the inputs of such layers lie in.
+
+Stock weights have no place for the ranges, so they stand in a file beside the denoiser's weights. Stock diffusers
+ignores it and computes with float activations; an engine with int8 arithmetic uses it.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FILE = "activation_ranges.safetensors"
+_NAME = "input_range"
+
+Ranges = dict[str, tuple[float, float]]
+"""Name of a layer to the lowest and highest value of its input, as floats of float32."""
+
+
+def set_ranges(model: "nn.Module", ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Keeps the ranges at the layers; they follow copies of the model and any change of dtype or device."""
+    for name, module in model.named_modules():
+        module.__dict__.pop(_NAME, None)
+        if name in ranges:
+            setattr(module, _NAME, ranges[name])
+
+
+def ranges_of(model: "nn.Module") -> Ranges:
+    """The ranges at the layers; where there are none, those in the folder that stock diffusers loaded the model from.
+
+    Raises:
+        UserError: The file there is damaged or names layers that the model does not have.
+    """
+    found = {name: getattr(module, _NAME) for name, module in model.named_modules() if hasattr(module, _NAME)}
+    if not found and getattr(model, "hf_quantizer", None) is not None:
+        return read_ranges(model, Path(str(getattr(model, "name_or_path", "") or "")))
+    return found
+
+
+def quantized_layers(model: "nn.Module") -> dict[str, Any]:
+    """Layers whose weights are quantized tensors, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if hasattr(getattr(module, "weight", None), "__tensor_flatten__")
+    }
+
+
+def plain_tensors(model: "nn.Module") -> "Iterator[tuple[str, Tensor]]":
+    """The tensors of ``state_dict``; quantized ones as the plain tensors that they consist of."""
+    for name, tensor in model.state_dict().items():
+        if hasattr(tensor, "__tensor_flatten__"):
+            for part in tensor.__tensor_flatten__()[0]:
+                yield f"{name}.{part}", getattr(tensor, part)
+        else:
+            yield name, tensor
+
+
+def write_ranges(model: "nn.Module", folder: Path) -> None:
+    """Writes the file, if there are ranges."""
+    import torch
+
+    from compress.system.files import write_tensors
+
+    if ranges := ranges_of(model):
+        write_tensors(folder / FILE, {name: torch.tensor(pair) for name, pair in ranges.items()})
+
+
+def read_ranges(model: Any, folder: Path) -> Ranges:
+    """The ranges in a folder; empty if it has none.
+
+    Raises:
+        UserError: The file is damaged or names layers that the model does not have.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    file = folder / FILE
+    if not file.is_file():
+        return {}
+    try:
+        found = {name: (float(pair[0]), float(pair[1])) for name, pair in load_file(file).items()}
+    except (SafetensorError, OSError, IndexError, ValueError) as error:
+        raise UserError(f"{file} is damaged ({error}): quantize the model again") from error
+    layers = dict(model.named_modules())
+    if wrong := [name for name, (low, high) in found.items() if name not in layers or not low <= 0 <= high]:
+        raise UserError(f"{file} does not fit the model: {wrong[0]}: quantize the model again")
+    return found

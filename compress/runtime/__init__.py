@@ -1,0 +1,151 @@
+"""Engines that execute a pipeline: eager PyTorch, torch.compile and OpenVINO. Its weights are the same under all.
+
+An accelerated pipeline is used as before, with any scheduler, batch and guidance; what it computes is compiled when a
+shape is first seen.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.errors import UserError, bad_value
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+ENGINES = ("eager", "inductor", "openvino")
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Engines:
+    """What executes each part of a pipeline.
+
+    Attributes:
+        denoiser: ``auto`` or one of :data:`ENGINES`.
+        vae: As ``denoiser``.
+        text_encoder: As ``denoiser``, of every text encoder.
+        precision: ``auto``, ``fp32`` or ``bf16``: what compiled parts compute in, outside of int8 layers; ``auto`` is
+            bf16 where the processor has it.
+    """
+
+    denoiser: str = "auto"
+    vae: str = "auto"
+    text_encoder: str = "auto"
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks the names.
+
+        Raises:
+            UserError: If one is unknown.
+        """
+        for key in ("denoiser", "vae", "text_encoder"):
+            if getattr(self, key) not in ("auto", *ENGINES):
+                raise bad_value(key, getattr(self, key), "one of " + ", ".join(("auto", *ENGINES)))
+        if self.precision not in PRECISIONS:
+            raise bad_value("precision", self.precision, "one of " + ", ".join(PRECISIONS))
+
+
+def resolve(engine: str, device: "torch.device") -> str:
+    """The engine itself; ``auto`` is OpenVINO on a CPU, torch.compile elsewhere and eager where neither can run.
+
+    Raises:
+        UserError: The engine cannot run here.
+    """
+    if engine == "auto":
+        order = ("openvino", "inductor") if device.type == "cpu" else ("inductor",)
+        return next((name for name in order if _missing(name, device) is None), "eager")
+    if why := _missing(engine, device):
+        raise UserError(f"engine={engine}: {why}")
+    return engine
+
+
+def _missing(engine: str, device: "torch.device") -> str | None:
+    """Why an engine cannot run here; None if it can."""
+    if engine == "openvino":
+        from compress.runtime import openvino
+
+        return openvino.missing() if device.type == "cpu" else f"runs on CPUs, and the pipeline is on {device}"
+    if engine == "inductor":
+        from compress.runtime import inductor
+
+        return inductor.missing(device)
+    return None
+
+
+def accelerate(pipeline: "DiffusionPipeline", engines: Engines, cache: Path | None = None) -> "DiffusionPipeline":
+    """A pipeline with the same models, each executed by its engine.
+
+    Args:
+        pipeline: On one device; stays as it was.
+        engines: One for each part.
+        cache: Folder for compiled graphs; None: every process makes its own.
+
+    Raises:
+        UserError: An engine cannot run here. What an engine cannot compile is said when it is first called.
+    """
+    from compress.models import denoiser, denoiser_name
+    from compress.models.quantized import ranges_of
+
+    twin = copy.copy(pipeline)
+    model: Any = denoiser(pipeline)
+    device = model.device
+    chosen = {name: resolve(getattr(engines, name), device) for name in ("denoiser", "vae", "text_encoder")}
+    made: dict[str, Any] = {}
+
+    def run(name: str, module: "nn.Module", part: str, ranges: dict[str, tuple[float, float]]) -> "nn.Module":
+        made[name] = _compiled(chosen[part], module, name, engines.precision, device, ranges, cache)
+        return _with_forward(module, made[name])
+
+    if chosen["denoiser"] != "eager":
+        name = denoiser_name(pipeline)
+        setattr(twin, name, run(name, model, "denoiser", ranges_of(model)))
+    decoder = getattr(getattr(pipeline, "vae", None), "decoder", None)
+    if chosen["vae"] != "eager" and decoder is not None:
+        vae = _with_forward(pipeline.vae, None)
+        vae._modules = {**vae._modules, "decoder": run("vae.decoder", decoder, "vae", {})}
+        twin.vae = vae
+    if chosen["text_encoder"] != "eager":
+        for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
+            encoder = getattr(pipeline, name, None)
+            if encoder is not None:
+                setattr(twin, name, run(name, encoder, "text_encoder", {}))
+    vars(twin)["_compiled_parts"] = made
+    return twin
+
+
+def kernels(pipeline: "DiffusionPipeline") -> dict[str, dict[str, int]]:
+    """How many layers of which kind compute in what, of each part that OpenVINO runs and that has been called."""
+    made = vars(pipeline).get("_compiled_parts", {})
+    return {name: dict(part.kernels) for name, part in made.items() if getattr(part, "kernels", None)}
+
+
+def _compiled(
+    engine: str,
+    module: "nn.Module",
+    name: str,
+    precision: str,
+    device: "torch.device",
+    ranges: dict[str, tuple[float, float]],
+    cache: Path | None,
+) -> Any:
+    if engine == "openvino":
+        from compress.runtime import openvino
+
+        return openvino.Compiled(module, name, openvino.precision(precision), ranges, cache)
+    from compress.runtime import inductor
+
+    return inductor.Compiled(module, name, inductor.precision(precision, device))
+
+
+def _with_forward(module: "nn.Module", forward: Any) -> Any:
+    """A shallow copy of a module that shares its weights, with another forward."""
+    twin = copy.copy(module)
+    vars(twin)["_modules"] = dict(vars(module)["_modules"])
+    if forward is not None:
+        vars(twin)["forward"] = forward
+    return twin

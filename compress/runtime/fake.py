@@ -1,0 +1,82 @@
+"""Fake-quantized layers: float layers that compute what int8 arithmetic computes.
+
+The weight and, where its range is known, the input are rounded to their int8 levels and kept in float (Jacob et al.
+2018, https://arxiv.org/abs/1712.05877). An engine that understands the two operations replaces them by int8 kernels.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from compress.models.quantized import quantized_layers
+
+LEVELS = 127  # of a weight, on either side of 0
+STEPS = 255  # of an activation, from the lowest to the highest
+
+
+class FakeQuantized(nn.Module):
+    """A Conv2d or Linear with rounded weight and input.
+
+    Args:
+        layer: Gives its bias and its way to compute.
+        weight: Float, each output channel a multiple of its scale.
+        scale: Of each output channel, ``(out,)``.
+        low: Lowest value of the input, at most 0.
+        high: Highest, at least 0.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: Tensor, scale: Tensor, low: float, high: float) -> None:
+        """See the class."""
+        super().__init__()
+        self.layer = layer
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zeros", torch.zeros(len(scale), dtype=torch.int32))
+        self.step, self.zero = activation_step(low, high)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Of the layer."""
+        return self.layer.bias
+
+    def forward(self, inputs: Tensor, *_: Any) -> Tensor:
+        """As the layer's."""
+        inputs = torch.fake_quantize_per_tensor_affine(inputs, self.step, self.zero, 0, STEPS)
+        weight = torch.fake_quantize_per_channel_affine(self.weight, self.scale, self.zeros, 0, -LEVELS, LEVELS)
+        if isinstance(self.layer, nn.Conv2d):
+            return self.layer._conv_forward(inputs, weight, self.layer.bias)
+        return F.linear(inputs, weight, self.layer.bias)
+
+
+def activation_step(low: float, high: float) -> tuple[float, int]:
+    """Distance of two levels, and the level of 0."""
+    step = max((high - low) / STEPS, torch.finfo(torch.float32).tiny)
+    return step, round(-low / step)
+
+
+def float_model(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> nn.Module:
+    """The model with plain float32 tensors, and fake-quantized layers where weights are int8 and ranges are known.
+
+    Args:
+        model: Stays as it was; returned itself where it is plain float32 already.
+        ranges: Of the inputs of layers, see :mod:`compress.models.quantized`.
+    """
+    if not quantized_layers(model) and all(t.dtype == torch.float32 for t in model.parameters() if t.is_floating_point()):
+        return model
+    made = copy.deepcopy(model)
+    vars(made).pop("hf_quantizer", None)  # it would forbid the change of dtype
+    made.is_quantized = False  # type: ignore[assignment]
+    for name, layer in quantized_layers(made).items():
+        weight = layer.weight.dequantize().float()
+        scale = getattr(layer.weight, "scale", None)
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if name in ranges and scale is not None:
+            owner, _, last = name.rpartition(".")
+            fake = FakeQuantized(layer, weight, scale.float().flatten(), *ranges[name])
+            layer.register_parameter("weight", None)
+            setattr(made.get_submodule(owner), last, fake)
+    return made.float()
