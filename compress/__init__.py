@@ -1,6 +1,7 @@
 """Makes a text-to-image diffusion model smaller and faster, and measures what that cost.
 
-``compress.load``, ``prune``, ``distill``, ``quantize``, ``evaluate`` and ``save`` are described in :mod:`compress.api`.
+``compress.load``, ``prune``, ``distill``, ``quantize``, ``evaluate``, ``accelerate`` and ``save`` are described in
+:mod:`compress.api`.
 """
 
 import importlib
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compress.models.registration import register
 
 if TYPE_CHECKING:
+    from compress.api import accelerate as accelerate
     from compress.api import distill as distill
     from compress.api import evaluate as evaluate
     from compress.api import load as load
@@ -17,13 +19,13 @@ if TYPE_CHECKING:
     from compress.api import save as save
 
 __version__ = "0.1.0"
-__all__ = ["distill", "evaluate", "load", "prune", "quantize", "save"]
+__all__ = ["accelerate", "distill", "evaluate", "load", "prune", "quantize", "save"]
 
 register()
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("load", "save"):
+    if name in ("accelerate", "load", "save"):
         return getattr(importlib.import_module("compress.api"), name)
     if name in __all__:
         return importlib.import_module(f"compress.{name}")  # a package that can be called

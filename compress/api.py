@@ -195,6 +195,41 @@ def evaluate(
     return pipeline, report
 
 
+def accelerate(
+    pipeline: Any,
+    engine: str = "auto",
+    *,
+    denoiser: str | None = None,
+    vae: str | None = None,
+    text_encoder: str = "eager",
+    precision: str = "auto",
+    cache: str | Path | None = None,
+) -> Any:
+    """A pipeline that computes the same faster, and is used as before.
+
+    Each shape is compiled when it is first seen, and compared with what the pipeline itself computes. A checkpoint with
+    ranges of activations, such as ``quantize("w8a8")`` leaves, runs in int8 arithmetic in OpenVINO.
+
+    Args:
+        pipeline: A pipeline, or a path as for :func:`load`; stays as it was.
+        engine: ``openvino`` (CPUs), ``inductor`` (torch.compile), ``eager``, or ``auto``: the fastest that runs here.
+        denoiser: Its own engine; None: ``engine``.
+        vae: As ``denoiser``, for the decoder.
+        text_encoder: The engine of all text encoders; they run once an image, so compiling them saves little.
+        precision: Outside of int8 layers: ``fp32``, ``bf16``, or ``auto``: bf16 where the processor has it.
+        cache: Folder for compiled graphs; None: ``compress/graphs`` in the user's cache folder.
+
+    Raises:
+        UserError: An engine cannot run here, with the reason.
+    """
+    from compress.runtime import Engines, cache_folder
+    from compress.runtime import accelerate as accelerated
+
+    engines = Engines(denoiser or engine, vae or engine, text_encoder, precision)
+    loaded = load(pipeline) if isinstance(pipeline, str | Path) else pipeline
+    return accelerated(loaded, engines, cache_folder() if cache is None else Path(cache))
+
+
 def save(pipeline: Any, folder: str | Path) -> Path:
     """Writes a pipeline as a checkpoint that stock diffusers loads, after it has been read back.
 

@@ -18,6 +18,7 @@ LAYERS = (
     ("data",),
     ("store",),
     ("stage",),
+    ("runtime",),
     ("evaluate",),
     ("prune", "distill", "quantize"),
     ("report",),

@@ -79,9 +79,7 @@ def draw(pipeline: "DiffusionPipeline", captions: Sequence[str], config: CallsCo
     call(pipeline, prompts, steps=config.steps, guidance=config.guidance, height=height, width=width, seed=seed)
 
 
-def record_calls(
-    pipeline: "DiffusionPipeline", captions: Sequence[str], config: CallsConfig, seed: int
-) -> list[Call]:
+def record_calls(pipeline: "DiffusionPipeline", captions: Sequence[str], config: CallsConfig, seed: int) -> list[Call]:
     """Samples images with few steps and records every call of the denoiser.
 
     Works for any pipeline that draws from a prompt, so nothing has to be known of its conditions and timesteps.

@@ -68,6 +68,7 @@ def evaluate(
     other_seeds: bool = False,
     networks: "Networks | None" = None,
     cache: Path | None = None,
+    graphs: Path | None = None,
     variant: str | None = None,
 ) -> Evaluation:
     """Measures a pipeline.
@@ -89,6 +90,7 @@ def evaluate(
         other_seeds: Whether to use other noise and no grid. With the teacher as pipeline this gives the noise floor.
         networks: The metrics' networks, if several evaluations share them.
         cache: Folder for computed features of real images.
+        graphs: Folder for what engines compile.
         variant: Variant of the weight files in ``cost_of``, such as ``fp16``.
 
     Raises:
@@ -99,12 +101,17 @@ def evaluate(
     from compress.system import processes
 
     check_draws(type(pipeline), config.images)
+    running = pipeline
+    if config.engine != "eager":
+        from compress.runtime import Engines, accelerate
+
+        running = accelerate(pipeline, Engines(config.engine, config.engine), graphs)
     cost: dict[str, Any] = {}
     with processes.together():
         if cost_of is not None and processes.is_main():
             from compress.evaluate.cost import measure_cost
 
-            cost = measure_cost(pipeline, cost_of, config, device, dtype, variant)
+            cost = measure_cost(pipeline, cost_of, config, device, dtype, variant, running=running)
     if config.images == 0:
         return Evaluation(cost, {}, {}, [])
 
@@ -121,7 +128,7 @@ def evaluate(
     prompts = evaluation_prompts(data, config, max(config.images, wanted), seed)
     seeds = [(seed + index + OTHER_SEEDS * other_seeds) % 2**32 for index in range(len(prompts))]
     with processes.together():
-        mine = _sample(pipeline, prompts, seeds, config, folder / "images", wanted)
+        mine = _sample(running, prompts, seeds, config, folder / "images", wanted)
     size = _size(folder)
     shown = settings(pipeline, config, size, dtype, seeds[0])
     reference = _reference(data, config, size, networks, cache)

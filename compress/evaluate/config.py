@@ -10,6 +10,7 @@ from typing import Any
 from compress.assets import resolve
 from compress.errors import UserError, bad_value
 from compress.models.schedulers import SCHEDULERS
+from compress.runtime import ENGINES
 
 EMBEDDED_CLIP = "embedded:emoji/clip"
 EMBEDDED_CLIP_NAME = "emoji-clip"
@@ -61,6 +62,7 @@ class EvaluateConfig:
         noise_floor: Whether to measure the teacher with other seeds as well.
         bootstrap: Bootstrap resamples for intervals of means, at least 10.
         set_bootstrap: Bootstrap resamples for intervals of distances of sets, at least 10.
+        engine: What runs the pipeline: ``eager``, ``inductor``, ``openvino``, or ``auto`` for the fastest that is here.
         latency_repeats: Timed passes of the denoiser, at least 1.
         compiled: Whether to measure the latency of the compiled denoiser too.
     """
@@ -92,6 +94,7 @@ class EvaluateConfig:
     noise_floor: bool = True
     bootstrap: int = 1000
     set_bootstrap: int = 1000
+    engine: str = "eager"
     latency_repeats: int = 20
     compiled: bool = False
 
@@ -115,7 +118,8 @@ class EvaluateConfig:
     @property
     def of_images(self) -> dict[str, Any]:
         """The settings that the sampled images and stored latents depend on."""
-        keys = ("images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "resize")
+        keys = ["images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "resize"]
+        keys += ["engine"] if self.engine != "eager" else []
         return {**{key: getattr(self, key) for key in keys}, "latents": self.wants("latent_psnr")}
 
     def _check_numbers(self) -> None:
@@ -138,7 +142,11 @@ class EvaluateConfig:
             raise bad_value("guidance", self.guidance, "a number of at least 0")
 
     def _check_choices(self) -> None:
-        for key, known in (("scheduler", tuple(SCHEDULERS)), ("fid_resize", RESIZES)):
+        for key, known in (
+            ("scheduler", tuple(SCHEDULERS)),
+            ("fid_resize", RESIZES),
+            ("engine", ("auto", *ENGINES)),
+        ):
             if getattr(self, key) not in known:
                 raise bad_value(key, getattr(self, key), "one of " + ", ".join(known))
         for key, known in (("leave_out", METRICS), ("preference", PREFERENCES)):

@@ -36,7 +36,7 @@ def ranges_of(model: "nn.Module") -> Ranges:
     """
     found = {name: getattr(module, _NAME) for name, module in model.named_modules() if hasattr(module, _NAME)}
     if not found and getattr(model, "hf_quantizer", None) is not None:
-        return read_ranges(model, Path(str(getattr(model, "name_or_path", "") or "")))
+        return read_ranges(model, Path(model.config.get("_name_or_path") or ""))  # type: ignore[operator, union-attr]
     return found
 
 

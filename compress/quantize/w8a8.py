@@ -42,7 +42,16 @@ STAGE = Stage(
 )
 
 RANGES = ("absmax", "percentile", "mse")
-FLOAT_INPUTS = ("conv_in", "conv_out", "time_embedding.*", "*.time_emb_proj", "proj_out", "*_embed*", "*embedder*", "norm_out*")
+FLOAT_INPUTS = (
+    "conv_in",
+    "conv_out",
+    "time_embedding.*",
+    "*.time_emb_proj",
+    "proj_out",
+    "*_embed*",
+    "*embedder*",
+    "norm_out*",
+)
 """Layers with float inputs by default: the first sees the latents and the last writes them, so their rounding errors
 reach the image undamped; what embeds the timestep is computed once for a whole image, and every layer depends on it."""
 

@@ -112,10 +112,11 @@ class Cell:
 
 
 def rows(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Name and entry (``cost``, ``metrics``) of the teacher, the noise floor and each stage."""
+    """Name and entry (``cost``, ``metrics``) of the teacher, the noise floor, each stage and the last one's engine."""
     found = [("teacher", result["teacher"])] if result.get("teacher") else []
     found += [(NOISE_FLOOR, result["noise_floor"])] if result.get("noise_floor") else []
-    return found + [(stage["name"], stage) for stage in result.get("stages", [])]
+    last = [result["accelerated"]] if result.get("accelerated") else []
+    return found + [(stage["name"], stage) for stage in (*result.get("stages", []), *last)]
 
 
 def columns(result: Mapping[str, Any]) -> list[Column]:

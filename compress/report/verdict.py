@@ -17,7 +17,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     """
     if not result.get("stages"):
         return ""
-    teacher, last = result.get("teacher") or {}, result["stages"][-1]
+    teacher, last = result.get("teacher") or {}, result.get("accelerated") or result["stages"][-1]
     cost = _cost(last, teacher)
     start = f"After {last['name']} the model {f'has {cost}' if cost else 'is finished'}"
     return f"{start}; {_quality(result, last, teacher) or 'its images were not evaluated'}."

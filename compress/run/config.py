@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from compress.config.folders import NOT_STAGES, default_out, known_kinds, known_methods
 from compress.config.values import PRECISIONS, build, nearest, unknown_key
 from compress.errors import UserError, bad_value
+from compress.runtime import ENGINES
 from compress.stage import Stage
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class RunConfig:
         seed: Of everything random, in [0, 2^32).
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
+        engine: What runs the last checkpoint in a row of its own, see :mod:`compress.runtime`; None: no such row.
         out: Folder of the run.
         store: Folder of checkpoints and evaluations.
     """
@@ -83,6 +85,7 @@ class RunConfig:
     seed: int
     device: str
     precision: str
+    engine: str | None
     out: Path
     store: Path
 
@@ -95,6 +98,7 @@ class Settings:
     seed: int = 0
     device: str = "auto"
     precision: str = "fp32"
+    engine: str | None = None
     out: str | None = None
     store: str = "runs/store"
     job: str = "run"
@@ -105,6 +109,8 @@ class Settings:
         check_device_name(self.device)
         if self.precision not in PRECISIONS:
             raise bad_value("precision", self.precision, " or ".join(PRECISIONS))
+        if self.engine not in (None, "auto", *ENGINES):
+            raise bad_value("engine", self.engine, f"one of {', '.join(('auto', *ENGINES))}, or null")
         for key in ("out", "store", "recipe_name"):
             if getattr(self, key) == "":
                 raise bad_value(key, "", "a name, not an empty one")
@@ -160,6 +166,7 @@ def to_run_config(cfg: "DictConfig") -> RunConfig:
         seed=settings.seed,
         device=settings.device,
         precision=settings.precision,
+        engine=settings.engine,
         out=Path(settings.out) if settings.out else default_out(settings.recipe_name),
         store=Path(settings.store),
     )

@@ -34,6 +34,8 @@ def parts(plan: "Plan") -> list[Part]:
         seconds = 0.0 if step.cached else _stage_seconds(made, plan.teacher, step.stage)
         found.append(Part(step.stage.name, doing(step.stage.kind)[0], seconds))
         found.append(evaluation(step.stage.name, plan.evaluation(step)))
+    if config.engine is not None:
+        found.append(evaluation(f"{config.stages[-1].name}, {config.engine}", plan.accelerated(plan.steps[-1])))
     return found
 
 

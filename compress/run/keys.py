@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,6 @@ class Plan:
             "hardware": _hardware(device),
         }
         self._of_images = {
-            "evaluate": config.evaluate.of_images,
             "version": IMAGES_VERSION,
             "prompts": self._shared["files"].get("prompts", self.data),
             **{key: self._shared[key] for key in ("seed", "precision", "hardware")},
@@ -81,25 +80,39 @@ class Plan:
         self.steps: list[Step] = []
         for stage in config.stages:
             self.steps.append(self._step(stage, self.steps[-1].key if self.steps else None))
-        for key in (self.teacher_evaluation, self.noise_floor, *map(self.evaluation, self.steps)):
+        last = [self.accelerated(self.steps[-1])] * (config.engine is not None)
+        for key in (self.teacher_evaluation, self.noise_floor, *map(self.evaluation, self.steps), *last):
             store.evaluation(key)
 
     def evaluation(self, step: Step) -> str:
         """Key of the evaluation of a step's checkpoint."""
         return self._evaluation(step.key, self.teacher_evaluation, sampled=step.stage.declared.sampled)
 
-    def images(self, checkpoint: str | None, other_seeds: bool) -> str:
+    def accelerated(self, step: Step) -> str:
+        """Key of the evaluation of a step's checkpoint as ``config.engine`` runs it."""
+        return self._evaluation(step.key, self.teacher_evaluation, settings=self.settings(self.config.engine))
+
+    def settings(self, engine: str | None) -> EvaluateConfig:
+        """The settings of an evaluation in an engine; None: in that of the config."""
+        return self.config.evaluate if engine is None else replace(self.config.evaluate, engine=engine)
+
+    def images(self, checkpoint: str | None, other_seeds: bool, engine: str | None = None) -> str:
         """Key of the images sampled from a checkpoint; None is the teacher."""
-        key = checkpoint or self.teacher
-        about = {"checkpoint": key, "other_seeds": other_seeds, "libraries": self._versions(key)}
-        return self.store.key(about | self._of_images)
+        key, settings = checkpoint or self.teacher, self.settings(engine)
+        about = {"checkpoint": key, "other_seeds": other_seeds, "libraries": self._versions(key, settings)}
+        return self.store.key(about | self._of_images | {"evaluate": settings.of_images})
 
-    def _evaluation(self, checkpoint: str, teacher: str | None, sampled: bool = True) -> str:
-        about = {"checkpoint": checkpoint, "teacher": teacher, "libraries": self._versions(checkpoint)}
-        return self.store.key(about | self._shared | ({} if sampled else {"sampled": False}))
+    def _evaluation(
+        self, checkpoint: str, teacher: str | None, sampled: bool = True, settings: EvaluateConfig | None = None
+    ) -> str:
+        settings = settings or self.config.evaluate
+        about = {"checkpoint": checkpoint, "teacher": teacher, "libraries": self._versions(checkpoint, settings)}
+        about |= self._shared | {"evaluate": _of_evaluation(settings)}
+        return self.store.key(about | ({} if sampled else {"sampled": False}))
 
-    def _versions(self, checkpoint: str) -> dict[str, str]:
-        return {name: importlib.metadata.version(name) for name in self._libraries[checkpoint]}
+    def _versions(self, checkpoint: str, settings: EvaluateConfig) -> dict[str, str]:
+        names = (*self._libraries[checkpoint], *(["openvino"] if settings.engine == "openvino" else []))
+        return {name: importlib.metadata.version(name) for name in names}
 
     def _step(self, stage: StageConfig, parent: str | None) -> Step:
         key = self.store.key(
@@ -172,9 +185,10 @@ def _flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _of_evaluation(config: EvaluateConfig) -> dict[str, Any]:
-    """The settings that decide an evaluation's content; ``keep_images`` only if set."""
+    """The settings that decide an evaluation's content; ``keep_images`` and ``engine`` only if set."""
     values = asdict(config)
-    return {key: values[key] for key in values if key != "noise_floor" and (key != "keep_images" or values[key])}
+    unset = {key for key, usual in (("keep_images", False), ("engine", "eager")) if values[key] == usual}
+    return {key: value for key, value in values.items() if key != "noise_floor" and key not in unset}
 
 
 def _hashes(config: RunConfig) -> dict[str, str]:

@@ -22,6 +22,7 @@ from compress.evaluate.cost.memory import watch_memory
 from compress.run import estimate, output
 from compress.run.config import RunConfig
 from compress.run.keys import Plan, Step
+from compress.runtime import resolve
 from compress.stage import StageContext, StageReport, declares
 from compress.store import Store, checkpoint
 from compress.system import processes
@@ -89,6 +90,7 @@ def run_recipe(config: RunConfig) -> dict[str, Any]:
         UserError: A user's mistake; before anything is computed where possible.
     """
     device = processes.join(config.device)
+    config = _with_engines(config, device)
     inputs = Inputs(config, device)
     if not processes.is_main():
         while (asked := processes.receive()) is not None:
@@ -102,6 +104,19 @@ def run_recipe(config: RunConfig) -> dict[str, Any]:
     return report
 
 
+def _with_engines(config: RunConfig, device: torch.device) -> RunConfig:
+    """The config with the engines that ``auto`` stands for here.
+
+    Raises:
+        UserError: An engine cannot run here.
+    """
+    evaluated = resolve(config.evaluate.engine, device)
+    last = None if config.engine is None else resolve(config.engine, device)
+    if last == evaluated or config.stages[-1].declared.leaves == "artifact":
+        last = None  # that row is there already, or there is nothing to run
+    return replace(config, engine=last, evaluate=replace(config.evaluate, engine=evaluated))
+
+
 @dataclass(frozen=True)
 class _Subject:
     """A checkpoint or teacher to measure.
@@ -112,6 +127,7 @@ class _Subject:
         folder: Of its files.
         teacher: Key of the teacher's evaluation; None for that evaluation itself.
         sampled: Whether images are sampled from it, if the evaluation samples any.
+        engine: What runs it; None: what the evaluation says.
     """
 
     key: str
@@ -119,6 +135,7 @@ class _Subject:
     folder: Path
     teacher: str | None
     sampled: bool = True
+    engine: str | None = None
 
     @property
     def is_noise_floor(self) -> bool:
@@ -174,6 +191,8 @@ class _Run:
             if not step.cached:
                 result["seconds"] = time.perf_counter() - begun
                 compress.report.write_report(config.out, result, self.grids)
+        if config.engine is not None:
+            result["accelerated"] = self._accelerated(tracker, steps[-1])
         self._export(steps[-1], history, result)
         result["seconds"] = time.perf_counter() - begun
         compress.report.write_report(config.out, result, self.grids)
@@ -237,6 +256,16 @@ class _Run:
         place = {"checkpoint": str(folder), "model_file": about.get("model_file")}
         return {"name": stage.name, "cached": cached} | place | kept | _numbers(evaluation)
 
+    def _accelerated(self, tracker: Tracker, step: Step) -> dict[str, Any]:
+        """The report's entry of the last checkpoint as the engine runs it."""
+        name = f"{step.stage.name}, {self.config.engine}"
+        key, teacher = self.plan.accelerated(step), self.plan.teacher_evaluation
+        with tracker.stage(name, "engine", {"engine": self.config.engine}) as run:
+            subject = _Subject(key, step.key, self.store.path(step.key), teacher, engine=self.config.engine)
+            evaluation, _ = self._evaluated(name, subject)
+            run.finish(_numbers(evaluation), evaluation["grid"])
+        return {"name": name, "engine": self.config.engine, **_numbers(evaluation)}
+
     def _make(self, step: Step, history: list[dict[str, Any]], run: StageRun) -> None:
         """Computes a stage and puts its checkpoint into the store."""
         stage = step.stage
@@ -296,13 +325,13 @@ class _Run:
     def _measured(self, subject: _Subject) -> dict[str, Any]:
         """Measures a checkpoint and puts the evaluation into the store."""
         key, begun = subject.key, time.perf_counter()
-        images = self.plan.images(subject.checkpoint, subject.is_noise_floor)
+        images = self.plan.images(subject.checkpoint, subject.is_noise_floor, subject.engine)
         self.store.adopt(images, key)
         # With images already sampled, the time is no estimate for an evaluation.
         fresh = not any((self.store.work(key) / "images").glob("*"))
         processes.send(subject)
         content = {"images": images, **_measure(self.inputs, subject)}
-        if not subject.is_noise_floor:  # its cost is not measured
+        if not subject.is_noise_floor and subject.engine is None:  # another takes another time
             content["like"] = self.plan.like
         if fresh:
             content["seconds"] = time.perf_counter() - begun
@@ -335,6 +364,8 @@ def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
     pipeline = inputs.teacher if subject.checkpoint is None else inputs.student(subject.checkpoint)
     folder = store.work(subject.key)
     settings = inputs.config.evaluate
+    if subject.engine is not None:
+        settings = replace(settings, engine=subject.engine)
     try:
         found = evaluate(
             pipeline,
@@ -349,6 +380,7 @@ def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
             other_seeds=subject.is_noise_floor,
             networks=inputs.networks,
             cache=store.root / "features",
+            graphs=store.root / "graphs",
             variant=inputs.config.model.variant if subject.checkpoint is None else None,
         )
     except FloatingPointError as error:
@@ -411,5 +443,6 @@ def _numbers(evaluation: dict[str, Any]) -> dict[str, Any]:
 
 def _all_numbers(result: dict[str, Any]) -> dict[str, Any]:
     rows = [{"name": "teacher", **_numbers(result["teacher"])}]
-    rows += [{"name": stage["name"], **_numbers(stage)} for stage in result["stages"]]
+    last = [result["accelerated"]] if "accelerated" in result else []
+    rows += [{"name": stage["name"], **_numbers(stage)} for stage in (*result["stages"], *last)]
     return {"rows": rows} | {name: result[name] for name in ("noise_floor", "manifest") if name in result}

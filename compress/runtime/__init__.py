@@ -5,6 +5,7 @@ shape is first seen.
 """
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,14 +28,14 @@ class Engines:
     Attributes:
         denoiser: ``auto`` or one of :data:`ENGINES`.
         vae: As ``denoiser``.
-        text_encoder: As ``denoiser``, of every text encoder.
+        text_encoder: As ``denoiser``, of every text encoder; they run once an image, so compiling them saves little.
         precision: ``auto``, ``fp32`` or ``bf16``: what compiled parts compute in, outside of int8 layers; ``auto`` is
             bf16 where the processor has it.
     """
 
     denoiser: str = "auto"
     vae: str = "auto"
-    text_encoder: str = "auto"
+    text_encoder: str = "eager"
     precision: str = "auto"
 
     def __post_init__(self) -> None:
@@ -118,6 +119,12 @@ def accelerate(pipeline: "DiffusionPipeline", engines: Engines, cache: Path | No
     return twin
 
 
+def cache_folder() -> Path:
+    """Folder for compiled graphs outside of a run."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "compress" / "graphs"
+
+
 def kernels(pipeline: "DiffusionPipeline") -> dict[str, dict[str, int]]:
     """How many layers of which kind compute in what, of each part that OpenVINO runs and that has been called."""
     made = vars(pipeline).get("_compiled_parts", {})
@@ -136,10 +143,10 @@ def _compiled(
     if engine == "openvino":
         from compress.runtime import openvino
 
-        return openvino.Compiled(module, name, openvino.precision(precision), ranges, cache)
+        return openvino.OpenVINOModule(module, name, openvino.precision(precision), ranges, cache)
     from compress.runtime import inductor
 
-    return inductor.Compiled(module, name, inductor.precision(precision, device))
+    return inductor.InductorModule(module, name, inductor.precision(precision, device))
 
 
 def _with_forward(module: "nn.Module", forward: Any) -> Any:

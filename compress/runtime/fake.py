@@ -65,7 +65,9 @@ def float_model(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> 
         model: Stays as it was; returned itself where it is plain float32 already.
         ranges: Of the inputs of layers, see :mod:`compress.models.quantized`.
     """
-    if not quantized_layers(model) and all(t.dtype == torch.float32 for t in model.parameters() if t.is_floating_point()):
+    if not quantized_layers(model) and all(
+        t.dtype == torch.float32 for t in model.parameters() if t.is_floating_point()
+    ):
         return model
     made = copy.deepcopy(model)
     vars(made).pop("hf_quantizer", None)  # it would forbid the change of dtype

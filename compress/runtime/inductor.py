@@ -35,7 +35,7 @@ def precision(asked: str, device: torch.device) -> torch.dtype:
 
 
 @dataclass
-class Compiled:
+class InductorModule:
     """Runs a module's calls; each new shape of its arguments is compiled once.
 
     Attributes:
@@ -48,7 +48,7 @@ class Compiled:
     name: str
     dtype: torch.dtype
 
-    def __deepcopy__(self, memo: Any) -> "Compiled":
+    def __deepcopy__(self, memo: Any) -> "InductorModule":
         return self
 
     @cached_property

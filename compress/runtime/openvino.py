@@ -24,14 +24,15 @@ from torch.utils._pytree import TreeSpec, tree_unflatten, treespec_dumps, treesp
 
 from compress.errors import UserError
 from compress.models.quantized import plain_tensors
-from compress.runtime.calls import Call, Flat
+from compress.runtime.arguments import Arguments, Flat
 from compress.runtime.fake import float_model
 from compress.system.files import file_hash, replace_folder_with, write_text
 
 VERSION = 1  # raised when another graph is made of the same module
-# Largest root mean square error of a graph's output, as a share of the module's: a wrong graph is off by its whole size.
+# Largest root mean square error of a graph's output, as a share of the module's: a wrong graph is off by more.
 TOLERANCE = {"f32": 1e-3, "bf16": 0.2}
 TOLERANCE_INT8 = 0.3
+VERIFIED = "verified.txt"  # shapes and precisions
 FILES = ("graph.xml", "graph.bin")
 KERNELS = ("Convolution", "FullyConnected", "MatMul")
 
@@ -81,7 +82,7 @@ class Graph:
 
 
 @dataclass
-class Compiled:
+class OpenVINOModule:
     """Runs a module's calls.
 
     Attributes:
@@ -105,7 +106,7 @@ class Compiled:
         self._graphs: dict[str, Graph] = {}
         self._known: dict[str, tuple[Any, TreeSpec]] = {}
 
-    def __deepcopy__(self, memo: Any) -> "Compiled":
+    def __deepcopy__(self, memo: Any) -> "OpenVINOModule":
         return self  # compiled graphs cannot be copied
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +115,7 @@ class Compiled:
         Raises:
             UserError: The module cannot be converted, or its graph computes something else.
         """
-        call = Call.of(args, kwargs)
+        call = Arguments.of(args, kwargs)
         key = f"{call.structure} {call.shapes}"
         if key not in self._known:
             self._known[key] = self._prepared(call)
@@ -123,7 +124,7 @@ class Compiled:
         dtype = next((tensor.dtype for tensor in call.tensors if tensor.is_floating_point()), torch.float32)
         return tree_unflatten([t.to(dtype) if t.is_floating_point() else t for t in tensors], output)
 
-    def _prepared(self, call: Call) -> tuple[Any, TreeSpec]:
+    def _prepared(self, call: Arguments) -> tuple[Any, TreeSpec]:
         """A graph compiled for a call's shapes, and how its outputs are nested."""
         why = ""
         for free in (True, False):  # a graph traced with free sizes may have kept those of its first call
@@ -137,7 +138,7 @@ class Compiled:
                 why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"engine=openvino: the {self.name} ({type(self.module).__name__}) cannot be run: {why}")
 
-    def _compiled(self, graph: Graph, call: Call) -> Any:
+    def _compiled(self, graph: Graph, call: Arguments) -> Any:
         """The graph compiled for a call's shapes.
 
         Raises:
@@ -160,7 +161,7 @@ class Compiled:
             _keep_verified(graph)
         return compiled
 
-    def _verify(self, compiled: Any, call: Call) -> None:
+    def _verify(self, compiled: Any, call: Arguments) -> None:
         plain = float_model(self.module, self.ranges)
         with torch.no_grad():
             expected = Flat(plain, call)(*[_plain(tensor) for tensor in call.tensors])
@@ -174,7 +175,7 @@ class Compiled:
             if not error <= allowed:  # NaN is no agreement
                 raise RuntimeError(f"its outputs differ by {error:.2g} of their size")
 
-    def _graph(self, call: Call, free: bool) -> Graph:
+    def _graph(self, call: Arguments, free: bool) -> Graph:
         """Traces the module, or reads what an earlier process traced."""
         folder = None if self.cache is None else self.cache / self._key(call, free)
         if folder is not None and (found := _read(folder, free)) is not None:
@@ -198,7 +199,7 @@ class Compiled:
             return graph
         return _read(folder, free) or graph  # from the file, so that its weights are not in memory twice
 
-    def _key(self, call: Call, free: bool) -> str:
+    def _key(self, call: Arguments, free: bool) -> str:
         shapes = [_free(shape) for shape in call.shapes] if free else call.shapes
         versions = [importlib.metadata.version(name) for name in ("openvino", "torch", "diffusers", "transformers")]
         text = repr((VERSION, versions, self._fingerprint, sorted(self.ranges.items()), call.structure, shapes))
@@ -220,7 +221,7 @@ def _free(shape: list[int]) -> list[int]:
     return [-1 if index in varying else size for index, size in enumerate(shape)]
 
 
-def _run(compiled: Any, call: Call) -> list[Tensor]:
+def _run(compiled: Any, call: Arguments) -> list[Tensor]:
     found = compiled([_plain(tensor).numpy() for tensor in call.tensors], share_inputs=True, share_outputs=True)
     return [torch.from_numpy(found[index]).clone() for index in range(len(found))]
 
@@ -260,7 +261,8 @@ def _read(folder: Path, free: bool) -> Graph | None:
             raise ValueError("a file has changed")
         model = _core().read_model(folder / "graph.xml")
         output = treespec_loads(entry["output"])
-        verified = (folder / "verified.txt").read_text(encoding="utf-8").splitlines() if (folder / "verified.txt").exists() else []
+        known = folder / VERIFIED
+        verified = known.read_text(encoding="utf-8").splitlines() if known.exists() else []
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         logger.warning("%s is damaged (%s): it is made again", folder, error)
         return None
@@ -270,7 +272,7 @@ def _read(folder: Path, free: bool) -> Graph | None:
 def _keep_verified(graph: Graph) -> None:
     if graph.folder is not None:
         with contextlib.suppress(OSError):
-            write_text(graph.folder / "verified.txt", "\n".join(graph.verified))
+            write_text(graph.folder / VERIFIED, "\n".join(graph.verified))
 
 
 def _plain(tensor: Tensor) -> Tensor:

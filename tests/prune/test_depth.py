@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from compress.config.values import build
-from compress.data.calls import Call, record_calls
+from compress.data.calls import Call, CallsConfig, record_calls
 from compress.data.examples import Examples
 from compress.distill import features
 from compress.distill.alignment import kept_channels

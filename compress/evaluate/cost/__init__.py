@@ -16,6 +16,7 @@ from compress.evaluate.sample import sampler
 from compress.models import denoiser, denoiser_name
 from compress.models.inputs import Inputs, captured_inputs, map_tensors, sample_name
 from compress.models.macs import Count, count
+from compress.runtime import kernels
 from compress.system.environment import environment
 from compress.system.progress import bar
 
@@ -39,7 +40,8 @@ CONVENTIONS = {
     "less: a size, not a file that diffusers reads",
     "memory_bytes": "weights and buffers of the loaded denoiser",
     "peak_memory_bytes": "loading the denoiser and one pass, above what Python and the libraries take",
-    "latency_s": "median of one eager pass over one image without guidance; low and high: 5th and 95th percentile",
+    "latency_s": "median of one pass over one image without guidance, in its engine; low and high: 5th and 95th "
+    "percentile",
     "image_latency_s": "median of one image from prompt to pixels, with guidance; low and high as above",
     "compiled_latency_s": "latency_s of the denoiser after torch.compile, which is not timed itself",
 }
@@ -52,6 +54,8 @@ def measure_cost(
     device: torch.device,
     dtype: torch.dtype,
     variant: str | None = None,
+    *,
+    running: "DiffusionPipeline | None" = None,
 ) -> dict[str, Any]:
     """All costs of the pipeline's denoiser for one pass over one image without guidance, and of a whole image.
 
@@ -62,6 +66,7 @@ def measure_cost(
         device: Where the run computes.
         dtype: The run's precision.
         variant: Of the weight files, such as ``fp16``; None for those without one in their name.
+        running: The same pipeline as an engine runs it, whose latencies are measured; None: ``pipeline``.
 
     Returns:
         ``params``, ``params_by_type``, ``macs``, ``macs_by_type``, ``macs_without_attention``, ``bytes``, ``sparsity``,
@@ -80,6 +85,7 @@ def measure_cost(
     others = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module) and part is not model]
     size, by_dtype = weight_bytes(folder / component, variant)
     images = min(config.latency_repeats, IMAGES)
+    running = running or pipeline
     with bar() as progress:
         task = progress.add_task("measuring cost", total=4 + config.compiled)
         try:
@@ -87,10 +93,10 @@ def measure_cost(
         except (ValueError, TypeError) as error:
             raise UserError(f"{type(pipeline).__name__} does not give its denoiser all it needs: {error}") from error
         progress.advance(task)
-        passes = latencies(model, inputs, config.latency_repeats, device)
+        passes = latencies(denoiser(running), inputs, config.latency_repeats, device)
         seconds = spread("latency", passes)
         progress.advance(task)
-        drawn = image_latencies(pipeline, config, images, device, statistics.median(passes))
+        drawn = image_latencies(running, config, images, device, statistics.median(passes))
         seconds |= spread("image_latency", drawn)
         progress.advance(task)
         memory = peak_memory(folder, component, inputs, device, dtype, variant)
@@ -126,6 +132,8 @@ def measure_cost(
             "latency_repeats": len(passes),
             "image_repeats": len(drawn),
             "memory": memory["method"],
+            "engine": config.engine,
+            "kernels": kernels(running),
         },
         "conventions": CONVENTIONS,
     }

@@ -15,10 +15,10 @@ from compress.system.progress import bar
 
 TIMESTEPS = 1000
 EXACT = 1e-6  # relative error below which least squares on the first layer is sufficient
-# Singular values below this share of the largest would make the first layer's weights large, and half precision cannot
-# add up large weights that cancel each other.
-CUTOFF = 1e-5
-CUTOFF_HALF = 1e-2
+# Singular values below this share of the largest would make the first layer's weights large, and half precision and
+# int8 cannot add up large weights that cancel each other: on the embedded model, 64 to 48 channels, 1e-5 leaves an
+# error of 2.1 % in float32 and 10.7 % in bfloat16, 1e-2 one of 2.3 % in both.
+CUTOFF = 1e-2
 RIDGES = (1e-6, 1e-7, 1e-8, 1e-10)  # shares of the largest eigenvalue; the best one depends on the weights' precision
 ITERATIONS = 600  # maximum of L-BFGS
 MOST_PASSES = ITERATIONS * 5 // 4  # including line searches; the default of max_eval
@@ -113,7 +113,7 @@ def refit(embedding: nn.Module, old: Tensor, new: Tensor) -> tuple[nn.Module, fl
     _fit_first(fitted, new64, hidden, cutoff=1e-12)
     candidates = [fitted]
     if _error(fitted(new64), wanted) > EXACT:
-        _fit_first(fitted, new64, hidden, CUTOFF if weight.dtype in (torch.float32, torch.float64) else CUTOFF_HALF)
+        _fit_first(fitted, new64, hidden, CUTOFF)
         if weight.shape[0] >= len(old):
             fitted.linear_1.to(weight.dtype).double()
             candidates = _fit_second(fitted, new64, wanted, RIDGES)

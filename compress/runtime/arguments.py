@@ -11,7 +11,7 @@ Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True)
-class Call:
+class Arguments:
     """The arguments of one call.
 
     Attributes:
@@ -27,7 +27,7 @@ class Call:
     spec: TreeSpec
 
     @classmethod
-    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Call":
+    def of(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Arguments":
         """Takes arguments apart."""
         leaves, spec = tree_flatten((args, kwargs))
         places = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
@@ -61,7 +61,7 @@ class Flat(nn.Module):
         call: One call of it.
     """
 
-    def __init__(self, module: nn.Module, call: Call) -> None:
+    def __init__(self, module: nn.Module, call: Arguments) -> None:
         """See the class."""
         super().__init__()
         self.module = module
