@@ -69,4 +69,5 @@ def tiny_overrides(tiny_model: Path, tiny_parquet: Path) -> list[str]:
         "evaluate.latency_repeats=1",
         "track=none",
         "device=cpu",
+        "engine=null",
     ]

@@ -56,7 +56,14 @@ def command(
     monkeypatch.setattr(compress.evaluate.cost, "peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
 
     def run(model: Path, *words: str) -> tuple[int, str]:
-        common = [f"model.path={model}", f"data.path={tiny_parquet}", "data.reference=null", "track=none", "device=cpu"]
+        common = [
+            f"model.path={model}",
+            f"data.path={tiny_parquet}",
+            "data.reference=null",
+            "track=none",
+            "device=cpu",
+            "engine=null",
+        ]
         folders = [f"out={tmp_path / 'out'}", f"store={tmp_path / 'store'}"]
         monkeypatch.setattr(sys, "argv", ["compress", *common, *folders, *words])
         return main(), capsys.readouterr().err
@@ -69,6 +76,7 @@ def test_prune_distill_int8_and_reload(name: str, folders: Callable[[str], Path]
     stages = [*PRUNE.get(name, DEPTH), "stages.prune.ratio=0.25"]
     if "~stages.distill" not in stages:
         stages += ["stages.distill.steps=1", "stages.distill.batch_size=2", "stages.distill.max_examples=2"]
+    stages += ["stages.quantize.calibration.examples=1", "stages.quantize.calibration.steps=2"]
     cost = ["evaluate=cost", "evaluate.latency_repeats=1", "evaluate.steps=2", *SIZE.get(name, [])]
     code, error = command(folders(name), "recipe=prune_distill_int8", *stages, *cost)
     assert code == 0, error

@@ -92,7 +92,7 @@ class Config:
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Finds the ranges of inputs and quantizes the pipeline's denoiser in place."""
     model = denoiser(pipeline)
-    chosen = _int8_inputs(model, config)
+    chosen = int8_inputs(model, config)
     with observed(chosen) as seen:
         draw(pipeline, context.data.text, config.calibration, context.seed)
     ranges = find_ranges(seen, config.ranges)
@@ -112,11 +112,11 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
         UserError: See :func:`compress.quantize.int8.choose_layers`.
     """
     choose_layers(denoiser, config.skip)
-    _int8_inputs(denoiser, config)
+    int8_inputs(denoiser, config)
     return denoiser
 
 
-def _int8_inputs(model: nn.Module, config: Config) -> dict[str, nn.Module]:
+def int8_inputs(model: nn.Module, config: Config) -> dict[str, nn.Module]:
     """The layers with int8 inputs, by name."""
     layers, skipped = choose_layers(model, config.skip)
     for pattern in config.float_inputs or ():

@@ -28,7 +28,7 @@ def test_stages_keep_their_order_and_types() -> None:
     assert [(stage.name, stage.kind, stage.method) for stage in config.stages] == [
         ("prune", "prune", "width"),
         ("distill", "distill", "features"),
-        ("quantize", "quantize", "int8"),
+        ("quantize", "quantize", "w8a8"),
     ]
     assert config.stages[0].config.ratio == 0.4
     assert config.stages[1].config.steps == 80
@@ -192,10 +192,10 @@ def test_every_method_has_a_choice_of_its_name_and_every_choice_a_method() -> No
 
 
 def test_nothing_follows_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.quantize.int8.STAGE", Stage(version=1, leaves="artifact"))
+    monkeypatch.setattr("compress.quantize.w8a8.STAGE", Stage(version=1, leaves="artifact"))
     monkeypatch.setattr("compress.distill.features.STAGE", Stage(version=1, needs="any"))
     assert "needs a model, but stages.quantize" in message("~stages.distill", "+distill@stages.again=features")
-    monkeypatch.setattr("compress.quantize.int8.STAGE", Stage(version=1, leaves="quantized"))
+    monkeypatch.setattr("compress.quantize.w8a8.STAGE", Stage(version=1, leaves="quantized"))
     assert [stage.name for stage in run_config("~stages.distill", "+distill@stages.again=features").stages] == [
         "prune",
         "quantize",

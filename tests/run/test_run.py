@@ -11,7 +11,7 @@ from PIL import Image
 
 import compress.evaluate
 import compress.models
-import compress.quantize.int8
+import compress.quantize.w8a8
 from compress.config.compose import compose
 from compress.errors import UserError
 from compress.evaluate import Evaluation
@@ -22,6 +22,7 @@ from compress.store import Store
 from compress.store.checkpoint import read_info, verify_checkpoint
 
 Run = Callable[..., dict[str, Any]]
+SHORT = ["stages.quantize.calibration.examples=1", "stages.quantize.calibration.steps=2"]
 
 
 def quick_evaluate(
@@ -57,7 +58,7 @@ def run(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def go(*overrides: str, store: Path | None = None, out: str = "out") -> dict[str, Any]:
         calls.clear()
         folders = [f"out={tmp_path / out}", f"store={store or tmp_path / 'store'}"]
-        recipe = ["recipe=prune_distill_int8", "~stages.distill", "stages.prune.ratio=0.5"]
+        recipe = ["recipe=prune_distill_int8", "~stages.distill", "stages.prune.ratio=0.5", *SHORT]
         return run_recipe(to_run_config(compose([*recipe, *tiny_overrides, *folders, *overrides])))
 
     go.evaluations = calls  # type: ignore[attr-defined]
@@ -68,7 +69,7 @@ def run(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def first(tmp_path_factory: pytest.TempPathFactory, tiny_overrides: list[str]) -> tuple[Path, dict[str, Any]]:
     """A finished run's folder, with its store beside the report, and its report."""
     folder = tmp_path_factory.mktemp("first")
-    recipe = ["recipe=prune_distill_int8", "~stages.distill", "stages.prune.ratio=0.5", *tiny_overrides]
+    recipe = ["recipe=prune_distill_int8", "~stages.distill", "stages.prune.ratio=0.5", *SHORT, *tiny_overrides]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compress.run.recipe.evaluate", quick_evaluate)
         config = to_run_config(compose([*recipe, f"out={folder / 'out'}", f"store={folder / 'store'}"]))
@@ -204,12 +205,29 @@ def test_a_flipped_byte_is_found_before_anything_is_computed(
     assert len(run(store=store)["stages"]) == 2
 
 
+def test_the_last_checkpoint_is_measured_once_more_in_its_engine(run: Run, store: Path, tmp_path: Path) -> None:
+    result = run("engine=auto", store=store)
+    assert len(run.evaluations) == 1, "all other rows are in the store"  # type: ignore[attr-defined]
+    row = result["accelerated"]
+    assert (row["name"], row["engine"]) == ("quantize, openvino", "openvino")
+    assert [stage["name"] for stage in result["stages"]] == ["prune", "quantize"]
+    assert "| quantize, openvino |" in (tmp_path / "out" / "report.md").read_text()
+    assert read_info(tmp_path / "out" / "checkpoint")["evaluation"]["rows"][-1]["name"] == "quantize, openvino"
+    assert run("engine=openvino", store=store)["accelerated"] == row
+    assert run.evaluations == [], "auto is the same engine"  # type: ignore[attr-defined]
+    both = run("engine=openvino", "evaluate.engine=openvino", store=store)
+    assert "accelerated" not in both, "every row is in that engine already"
+    with pytest.raises(UserError, match="engine=inductor: needs a C"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.which", lambda _: None)
+        run("engine=inductor", store=store)
+
+
 def test_a_stage_that_fails_keeps_those_before_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> StageReport:
         raise UserError("skip=['x']: expected something else")
 
     with monkeypatch.context() as patch:
-        patch.setattr(compress.quantize.int8, "run", fail)
+        patch.setattr(compress.quantize.w8a8, "run", fail)
         with pytest.raises(UserError, match=r"stages\.quantize\.skip=\['x'\]: expected"):
             run()
     report = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -219,7 +237,7 @@ def test_a_stage_that_fails_keeps_those_before_it(run: Run, tmp_path: Path, monk
 
 def test_a_stage_that_changes_nothing_is_an_error(run: Run, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = StageReport({"params": 0.0, "macs": 0.0, "modules": 0, "skipped": {"conv_in": "too small"}})
-    monkeypatch.setattr(compress.quantize.int8, "run", lambda *_: empty)
+    monkeypatch.setattr(compress.quantize.w8a8, "run", lambda *_: empty)
     with pytest.raises(UserError, match=r"stages\.quantize.*changed nothing.*conv_in: too small"):
         run("stages.quantize.skip=[conv_out]", store=store)
 

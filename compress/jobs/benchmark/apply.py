@@ -8,10 +8,12 @@ import diffusers
 import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 
+from compress.errors import UserError
 from compress.jobs.benchmark.config import Choices
 from compress.jobs.benchmark.prompt import embedding_names
 from compress.models import denoiser
 from compress.models.schedulers import SCHEDULERS
+from compress.runtime import Engines, accelerate, resolve
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -33,6 +35,8 @@ def refusal(
         A reason in one sentence; None if the choices can be applied.
     """
     model, vae = denoiser(pipeline), getattr(pipeline, "vae", None)
+    if reason := _engine_refusal(choices.engine, device):
+        return reason
     if choices.offload != "none" and device.type == "cpu":
         return "offloading moves models from an accelerator to the CPU, and this device is the CPU"
     if choices.vae_slicing and choices.batch_size == 1:
@@ -46,6 +50,14 @@ def refusal(
     if choices.reuse_prompt and not embedding_names(type(pipeline)):
         return f"{type(pipeline).__name__} does not embed prompts as Stable Diffusion and SDXL do"
     return _attention_refusal(model, choices.attention, device) or _scheduler_refusal(pipeline, choices, folder)
+
+
+def _engine_refusal(engine: str, device: torch.device) -> str | None:
+    try:
+        resolve(engine, device)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _attention_refusal(model: torch.nn.Module, attention: str, device: torch.device) -> str | None:
@@ -86,13 +98,16 @@ def _is_consistency_model(pipeline: "DiffusionPipeline", folder: Path | None) ->
     return "latent consistency" in text or "latent-consistency" in text
 
 
-def apply(pipeline: "DiffusionPipeline", choices: Choices, device: torch.device) -> None:
-    """Applies the row's choices. The pipeline already has the row's dtype.
+def apply(pipeline: "DiffusionPipeline", choices: Choices, device: torch.device) -> "DiffusionPipeline":
+    """Applies the row's choices, in place but for the engine. The pipeline already has the row's dtype.
 
     Args:
         pipeline: On the CPU; afterwards on ``device``, or moved there in parts when it is called.
         choices: Choices that :func:`refusal` accepts.
         device: Where it runs.
+
+    Returns:
+        What is to be called: the pipeline, or its twin in the engine.
     """
     model: Any = denoiser(pipeline)
     scheduler = SCHEDULERS[choices.scheduler]
@@ -122,3 +137,4 @@ def apply(pipeline: "DiffusionPipeline", choices: Choices, device: torch.device)
         pipeline.to(device)
     if choices.compile:
         model.compile()
+    return accelerate(pipeline, Engines(choices.engine, choices.engine))

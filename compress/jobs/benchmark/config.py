@@ -8,6 +8,7 @@ from typing import Any
 from compress.config.values import PRECISIONS, build, nearest
 from compress.errors import UserError, bad_value
 from compress.models.schedulers import SCHEDULERS
+from compress.runtime import ENGINES
 
 OFFLOADS = ("none", "model", "sequential")
 
@@ -28,7 +29,8 @@ class Choices:
         vae_slicing: Whether images are decoded one by one.
         vae_tiling: Whether an image is decoded in tiles.
         offload: ``none``, or what stays on the CPU until it is needed: each ``model``, or each layer (``sequential``).
-        compile: Whether the denoiser is compiled.
+        compile: Whether the denoiser is compiled by torch.compile as it is.
+        engine: What runs the denoiser and the decoder: ``eager``, or an engine of :mod:`compress.runtime`.
         reuse_prompt: Whether prompts are embedded once, not in each call.
     """
 
@@ -43,6 +45,7 @@ class Choices:
     vae_tiling: bool = False
     offload: str = "none"
     compile: bool = False
+    engine: str = "eager"
     reuse_prompt: bool = False
 
     def __post_init__(self) -> None:
@@ -51,13 +54,20 @@ class Choices:
         Raises:
             UserError: A value is out of range, or two exclude each other.
         """
-        for key, known in (("dtype", PRECISIONS), ("scheduler", tuple(SCHEDULERS)), ("offload", OFFLOADS)):
+        for key, known in (
+            ("dtype", PRECISIONS),
+            ("scheduler", tuple(SCHEDULERS)),
+            ("offload", OFFLOADS),
+            ("engine", ENGINES),
+        ):
             if getattr(self, key) not in known:
                 raise bad_value(key, getattr(self, key), "one of " + ", ".join(known))
         if not 1 <= self.steps <= 1000:
             raise bad_value("steps", self.steps, "a whole number from 1 to 1000")
         if self.batch_size < 1:
             raise bad_value("batch_size", self.batch_size, "a whole number of at least 1")
+        if self.compile and self.engine != "eager":
+            raise bad_value("compile", True, f"false, because engine={self.engine} compiles the denoiser itself")
         if not self.attention:
             raise bad_value("attention", repr(self.attention), "sdpa, plain, xformers or a backend of diffusers")
         if self.attention_slicing and self.attention != "sdpa":

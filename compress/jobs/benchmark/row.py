@@ -78,7 +78,7 @@ def measure(task: Task) -> dict[str, Any]:
     if reason := refusal(pipeline, choices, device, _size(pipeline, task), task.model.folder):
         return {"skipped": reason}
     # Imports and one-time setup are not the row's memory: do them before the baseline.
-    apply(pipeline, replace(choices, compile=False), device)
+    pipeline = apply(pipeline, replace(choices, compile=False, engine="eager"), device)
     _call(pipeline, task, [0], steps=REHEARSAL[0])
     if task.longest is not None and (expected := _expected(pipeline, task, device)) > task.longest:
         return {"skipped": f"an image would take about {expected:.2g} s, longer than the limit of {task.longest:.2g} s"}
@@ -89,8 +89,7 @@ def measure(task: Task) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats(device)
     forget_peak()
     baseline = process_peak()
-    pipeline = _load(task)
-    apply(pipeline, choices, device)
+    pipeline = apply(_load(task), choices, device)
     embedded = _embed(pipeline, task) if choices.reuse_prompt else None
     first = [index % len(task.prompts) for index in range(choices.batch_size)]
     cost = _cost(task, timed(lambda: _call(pipeline, task, first, embedded), task.repeats, device, warm_up=1), baseline)

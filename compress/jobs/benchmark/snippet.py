@@ -41,7 +41,10 @@ def snippet(
         imports.append(scheduler.kind)
         body.append(scheduler.code)
     body += _attention(choices, denoiser) + _memory(choices, device, denoiser)
-    lines = ["import torch", f"from diffusers import {', '.join(sorted(imports, key=str.lower))}"]
+    if choices.engine != "eager":
+        body.append(f'pipeline = compress.accelerate(pipeline, "{choices.engine}")')
+    lines = ["import compress"] * (choices.engine != "eager")
+    lines += ["import torch", f"from diffusers import {', '.join(sorted(imports, key=str.lower))}"]
     if choices.attention == "plain":
         lines.append("from diffusers.models.attention_processor import AttnProcessor")
     return "\n".join([*lines, "", *body, *_draw(choices, device, guidance, size, embeddings)]) + "\n"
