@@ -6,7 +6,7 @@ model and a batch size are timed in turns in one process; seconds are medians. T
 difference from eager fp32, as a share of its outputs, on the inputs that the pipeline passes while it samples images
 (normal noise for random weights). For pipelines whole images are timed too, with their PSNR to those of the first model
 in eager fp32: a student after its teacher shows what the whole way bought. int8 rows quantize the model here unless it
-is quantized; ``nncf int8`` needs the package nncf, ``pt2e int8`` torchao's quantizer for inductor. A row that cannot run
+is quantized; ``nncf int8`` needs the package nncf; ``pt2e int8`` is torchao's for inductor. A row that cannot run
 is left out with its reason.
 """
 

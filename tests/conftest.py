@@ -13,6 +13,8 @@ TESTS = Path(__file__).parent
 FOLDERS = sorted({str(file.parent) for file in TESTS.rglob("*.py")})
 sys.path[:0] = [str(TESTS.parent), *FOLDERS]
 os.environ |= {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline"}
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the processes share the cores; tiny models gain nothing from more threads
 
 
 @pytest.fixture(autouse=True)

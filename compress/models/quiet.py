@@ -14,6 +14,7 @@ _NOTICES = {
     ),
     "diffusers.pipelines.pipeline_utils": ("cannot run with `cpu` device",),  # half precision runs there, if slowly
     "diffusers.models.modeling_utils": ("should be kept in float32: []",),
+    "transformers.modeling_utils": ("`loss_type=None` was set",),  # said when a text encoder is traced
     "transformers.utils.import_utils": ("requires torchvision (not installed)",),
 }
 

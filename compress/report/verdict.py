@@ -17,9 +17,11 @@ def verdict(result: Mapping[str, Any]) -> str:
     """
     if not result.get("stages"):
         return ""
-    teacher, last = result.get("teacher") or {}, result.get("accelerated") or result["stages"][-1]
+    engine = result.get("accelerated") or {}
+    teacher, last = result.get("teacher") or {}, engine or result["stages"][-1]
     cost = _cost(last, teacher)
-    start = f"After {last['name']} the model {f'has {cost}' if cost else 'is finished'}"
+    after = result["stages"][-1]["name"] + (f", run by {engine['engine']}," if engine else "")
+    start = f"After {after} the model {f'has {cost}' if cost else 'is finished'}"
     return f"{start}; {_quality(result, last, teacher) or 'its images were not evaluated'}."
 
 
