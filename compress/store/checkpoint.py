@@ -21,7 +21,7 @@ from compress.models import denoiser, denoiser_name, freeze
 from compress.models.folder import MODEL_FILE, check_code
 from compress.models.quantized import plain_tensors, read_ranges, set_ranges, write_ranges
 from compress.models.quiet import hide_notices, no_progress_bars
-from compress.system.files import file_hash, flush, replace_folder_with, replace_with
+from compress.system.files import file_hash, flush, replace_folder_with, replace_with, sort_header
 
 if TYPE_CHECKING:
     import torch
@@ -150,6 +150,8 @@ def _write_pipeline(pipeline: "DiffusionPipeline", folder: Path) -> None:
             pipeline.save_pretrained(str(folder), safe_serialization=True)
         except SafetensorError as error:  # how safetensors says that the disk is full
             raise OSError(str(error)) from error
+    for file in folder.rglob("*.safetensors"):
+        sort_header(file)
 
 
 def _read_back(pipeline: "DiffusionPipeline", folder: Path, exact: bool) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Atomic writes of files and folders, hard links, and hashes."""
 
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -95,6 +96,23 @@ def write_tensors(file: Path, tensors: "Mapping[str, torch.Tensor]", metadata: d
         raise UserError(
             f"cannot write {file}: {error}; make room or choose another folder, then run it again"
         ) from error
+
+
+def sort_header(file: Path) -> None:
+    """Sorts the metadata in the header of a safetensors file, which its writer leaves in random order.
+
+    The same weights then give the same bytes.
+    """
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        if "__metadata__" not in header:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # spaces at the end are part of the format
+            stream.seek(8)
+            stream.write(text.ljust(size))
 
 
 def flush(path: Path) -> None:

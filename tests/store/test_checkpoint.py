@@ -105,6 +105,14 @@ def test_int8_weights_are_int8_on_the_disk(quantized):
     assert {"conv_in._weight_qdata", "time_embedding.linear_1._weight_qdata"} <= kinds.keys()
 
 
+def test_the_same_weights_give_the_same_bytes(quantized, tmp_path):
+    pipeline, folder = quantized
+    file = "unet/diffusion_pytorch_model.safetensors"
+    for index in range(3):  # the writer's own order would be another each time
+        checkpoint.save_checkpoint(pipeline, tmp_path / str(index), {}, exact=True, libraries=["torchao"])
+        assert (tmp_path / str(index) / file).read_bytes() == (folder / file).read_bytes()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_run_in_half_precision_reads_back_bit_for_bit(dtype, tmp_path):
     pipeline = tiny_pipeline().to(dtype)
