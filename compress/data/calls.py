@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from compress.errors import UserError, bad_value
 from compress.models import denoiser
-from compress.models.inputs import Inputs, call, smaller, watch
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DiffusionPipeline
+
+    from compress.models.inputs import Inputs
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Call:
         output: What it predicted, any shape.
     """
 
-    inputs: Inputs
-    output: torch.Tensor
+    inputs: "Inputs"
+    output: "torch.Tensor"
 
 
 def draw(pipeline: "DiffusionPipeline", captions: Sequence[str], config: CallsConfig, seed: int) -> None:
@@ -72,6 +72,10 @@ def draw(pipeline: "DiffusionPipeline", captions: Sequence[str], config: CallsCo
     Raises:
         UserError: The pipeline cannot be called with a prompt alone.
     """
+    import torch
+
+    from compress.models.inputs import call, smaller
+
     seed = seed if config.seed is None else config.seed
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed)).tolist()
     prompts = [captions[order[i % len(order)]] for i in range(config.examples)]
@@ -93,9 +97,11 @@ def record_calls(pipeline: "DiffusionPipeline", captions: Sequence[str], config:
     Raises:
         UserError: The pipeline cannot be called with a prompt alone, or predicts NaN.
     """
+    from compress.models.inputs import watch
+
     calls: list[Call] = []
 
-    def record(module: torch.nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def record(module: "torch.nn.Module", args: Any, kwargs: Any, output: Any) -> None:
         calls.append(Call(given[-1], output[0]))
 
     given: list[Inputs] = []

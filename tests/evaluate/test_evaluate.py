@@ -102,7 +102,7 @@ def test_an_interrupted_evaluation_gives_the_same_numbers(tmp_path, tiny_network
     assert numbers(evaluate(pipeline, data, config, folder, **HOW).metrics) == numbers(whole.metrics)
 
 
-@pytest.mark.parametrize("processes", [2, 5])
+@pytest.mark.parametrize("processes", [2, pytest.param(5, marks=pytest.mark.slow)])
 def test_the_number_of_processes_changes_no_number(tmp_path, tiny_networks, processes):
     """Five processes for three batches: two have no images."""
     pipeline, data = tiny_pipeline(), tiny_data()

@@ -20,7 +20,7 @@ def unet_calls(unet: torch.nn.Module) -> list[Call]:
     return calls_of(unet, *inputs)
 
 
-@pytest.mark.parametrize("make", [sdxl_like, unet_of, pixart])
+@pytest.mark.parametrize("make", [pytest.param(sdxl_like, marks=pytest.mark.slow), unet_of, pixart])
 def test_the_error_is_that_of_the_smaller_model(make: Any) -> None:
     model = make()
     calls = calls_of(model, *[transformer_inputs(model)] * 2) if make is pixart else unet_calls(model)

@@ -162,7 +162,7 @@ def test_a_model_on_the_hub_is_checked_by_its_configs(
 
 
 def test_a_missing_library_is_named(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("compress.quantize.w8a8.STAGE", Stage(version=1, libraries=("no-such-package",)))
+    monkeypatch.setattr("compress.quantize.int8.STAGE", Stage(version=1, libraries=("no-such-package",)))
     with pytest.raises(UserError, match="stages.quantize.method=int8: needs the package no-such-package"):
         preflight.check_stages(to_run_config(compose(["recipe=int8", f"model.path={folders['sd']}"])))
 

@@ -156,8 +156,8 @@ def test_stock_diffusers_loads_the_same_weights_and_the_ranges_are_found_beside_
     assert ranges_of(ours.unet) and ranges_of(stock.unet) == ranges_of(ours.unet)
     stock.set_progress_bar_config(disable=True)
     assert np.array_equal(draw(stock), draw(ours))
-    ranges = ranges_of(copy.deepcopy(ours).to(torch.bfloat16).unet)
-    assert ranges == ranges_of(ours.unet), "they follow copies, in full precision"
+    ours.unet.register_to_config(_name_or_path="")
+    assert ranges_of(copy.deepcopy(ours.unet)) == ranges_of(stock.unet), "they follow copies"
 
 
 @pytest.mark.parametrize("content", [b"nothing", None])
@@ -198,7 +198,5 @@ def test_inductor_computes_the_same(small: Small) -> None:
     from compress.runtime.inductor import InductorModule
 
     image = torch.randn(2, 3, 8, 8)
-    found = InductorModule(small, "unet", torch.float32)(image)
-    assert torch.allclose(found[0], small(image)[0], atol=1e-4)
-    rough = InductorModule(small, "unet", torch.bfloat16)(image)
-    assert rough[0].dtype == torch.float32 and 0 < (rough[0] - small(image)[0]).abs().max() < 0.05
+    found = InductorModule(small, "unet", torch.bfloat16)(image)
+    assert found[0].dtype == torch.float32 and 0 < (found[0] - small(image)[0]).abs().max() < 0.05

@@ -29,7 +29,7 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Choices(scheduler="dpmsolver++_karras", steps=2, batch_size=2, vae_slicing=True),
         Choices(scheduler="euler_a", steps=2, attention="plain", channels_last=True, reuse_prompt=True),
         Choices(scheduler="pndm", steps=2, attention_slicing=True, dtype="bf16"),
-        Choices(scheduler="pndm", steps=2, engine="openvino"),
+        pytest.param(Choices(scheduler="pndm", steps=2, engine="openvino"), marks=pytest.mark.slow),
     ],
 )
 def test_the_code_gives_the_images_of_the_row(tiny_model: Path, choices: Choices):
