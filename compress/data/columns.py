@@ -30,7 +30,7 @@ def is_text(feature: Any) -> bool:
 
 
 def find_columns(config: "DataConfig", features: dict[str, Any]) -> "DataConfig":
-    """The config with its columns filled in: those it names, or those that are the only possible ones.
+    """The config with its columns filled in: the named columns, or the only possible ones.
 
     Args:
         config: Its ``None`` columns are looked for.

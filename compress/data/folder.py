@@ -61,7 +61,7 @@ def image_folder(root: Path, config: "DataConfig") -> list[Captioned]:
 
 
 def _visible(root: Path) -> list[Path]:
-    """All files, but those that are hidden or lie in a hidden folder."""
+    """All files except hidden ones and files in hidden folders."""
     every = (file for file in root.rglob("*") if not any(part.startswith(".") for part in file.relative_to(root).parts))
     return sorted(file for file in every if file.is_file())
 

@@ -13,19 +13,14 @@ KEPT = 1024
 """Number of images whose latents are stored: enough for a mean to 0.1 dB; 64 MB for Stable Diffusion."""
 
 
-class Stopped(Exception):
-    """Raised to end a sampling after its first denoising step."""
-
-
 class FirstStep:
     """Records the result of a scheduler's first step in each sampling.
 
     Args:
         scheduler: Scheduler of the sampling pipeline; ``step`` is replaced on this object only.
-        stop: Whether to end each sampling there, with :class:`Stopped`.
     """
 
-    def __init__(self, scheduler: Any, stop: bool = False) -> None:
+    def __init__(self, scheduler: Any) -> None:
         self._latents: torch.Tensor | None = None
         step = scheduler.step
 
@@ -35,8 +30,6 @@ class FirstStep:
             if self._latents is None:
                 latents = result[0] if isinstance(result, tuple) else result.prev_sample
                 self._latents = latents.float().cpu()
-            if stop:
-                raise Stopped
             return result
 
         scheduler.step = remembering

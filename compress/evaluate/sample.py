@@ -13,7 +13,7 @@ import torch
 
 from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.images import ImageFiles, reduced_size
-from compress.evaluate.latents import KEPT, FirstStep, Stopped, write_latents
+from compress.evaluate.latents import KEPT, FirstStep, write_latents
 from compress.models.inputs import AS_ASKED
 from compress.models.schedulers import exchanged, used
 from compress.system.files import replace_with
@@ -125,35 +125,6 @@ def sample(
         if writing is not None:
             writing.result()
     return ImageFiles(files)
-
-
-def first_step(
-    pipeline: "DiffusionPipeline", prompts: Sequence[str], seeds: Sequence[int], config: EvaluateConfig
-) -> torch.Tensor:
-    """The latents after one denoising step, from the noise that :func:`sample` starts with.
-
-    It costs one pass of the denoiser instead of ``config.steps`` and no decoding: for analyses that compare many
-    changes of a model.
-
-    Args:
-        pipeline: On its device, in its precision; not changed.
-        prompts: n captions, at least one.
-        seeds: n seeds.
-        config: Steps (they set the size of the first step), guidance, scheduler, size and batch size.
-
-    Returns:
-        float32 on the CPU, ``(n, channels, height, width)`` or the shape of the model's latents.
-    """
-    twin = sampler(pipeline, config)
-    first = FirstStep(twin.scheduler, stop=True)
-    found = []
-    for start in range(0, len(prompts), config.batch_size):
-        chosen = slice(start, start + config.batch_size)
-        try:
-            call(twin, prompts[chosen], seeds[chosen], config)
-        except Stopped:
-            found.append(first.take())
-    return torch.cat(found)
 
 
 def image_paths(folder: Path, indices: Iterable[int], name: str = "sample") -> list[Path]:

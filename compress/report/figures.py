@@ -117,7 +117,7 @@ def draw_size_quality(result: Mapping[str, Any], file: Path) -> bool:
 
 
 def _teacher_line(axes: "Axes", entries: Sequence[tuple[str, Mapping[str, Any]]], key: str) -> None:
-    """The teacher's size where it has no quality of its own: its PSNR to itself is infinite."""
+    """The teacher's size where its quality is unknown: its PSNR to itself is infinite."""
     for name, entry in entries:
         size = _megabytes(entry)
         if name == "teacher" and size is not None and not (entry.get("metrics") or {}).get(key):

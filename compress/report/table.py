@@ -149,7 +149,7 @@ def number(entry: Mapping[str, Any], column: Column, part: str = "value") -> flo
     group = entry.get(column.group) or {}
     key, _, inner = column.key.partition(".")
     found = group.get(key)
-    if inner:  # a number beside another metric's value, which has no interval of its own
+    if inner:  # a number beside another metric's value, without an interval
         found = found.get(inner) if isinstance(found, Mapping) and part == "value" else None
     if isinstance(found, Mapping):
         found = found.get(part)

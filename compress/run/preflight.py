@@ -53,7 +53,7 @@ def check_stages(config: RunConfig) -> None:
     leave, or None if weights or examples decide that. After a None, only stages that look at nothing but names of
     layers (``Stage.by_names``) are checked, as long as no stage may have changed the names.
 
-    A method's ``check_teacher(config, outline)`` is asked before that, whatever the stages before it leave.
+    A method's ``check_teacher(config, outline)`` is called before that and does not depend on the stages before.
 
     Raises:
         UserError: With the stage's key, its value and what would be right.
