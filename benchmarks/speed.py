@@ -230,6 +230,7 @@ def images(names: list[str], repeats: int, steps: int) -> None:
     seconds: dict[str, list[float]] = {form: [] for form in forms}
     for turn in range(repeats + 2):
         for form, pipeline in forms.items():
+            draw(pipeline, turn)  # as in turns(): the timed image follows one of the same pipeline
             start = time.perf_counter()
             draw(pipeline, turn)
             if turn > 1:
