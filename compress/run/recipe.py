@@ -192,7 +192,10 @@ class _Run:
                 result["seconds"] = time.perf_counter() - begun
                 compress.report.write_report(config.out, result, self.grids)
         if config.engine is not None:
-            result["accelerated"] = self._accelerated(tracker, steps[-1])
+            try:
+                result["accelerated"] = self._accelerated(tracker, steps[-1])
+            except UserError as error:  # all stages are done: their results count without that row
+                self.overall.say(f"{error}; the table has no row for it")
         self._export(steps[-1], history, result)
         result["seconds"] = time.perf_counter() - begun
         compress.report.write_report(config.out, result, self.grids)

@@ -68,8 +68,8 @@ class InductorModule:
         try:
             with torch.no_grad(), torch.autocast(kind, self.dtype, enabled=self.dtype != torch.float32):
                 found = self._compiled(*args, **kwargs)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:  # the latter from the compiler
             why = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise UserError(f"engine=inductor: the {self.name} cannot be compiled: {why}") from error
+            raise UserError(f"engine=inductor: the {self.name} cannot be run: {why}") from error
         dtype = next(self.module.parameters()).dtype
         return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, found)

@@ -222,6 +222,19 @@ def test_the_last_checkpoint_is_measured_once_more_in_its_engine(run: Run, store
         run("engine=inductor", store=store)
 
 
+def test_an_engine_that_fails_costs_its_row_alone(
+    run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> Evaluation:
+        raise UserError("engine=openvino: the unet cannot be run: a reason")
+
+    monkeypatch.setattr("compress.run.recipe.evaluate", fail)
+    result = run("engine=openvino", store=store)
+    assert "accelerated" not in result and len(result["stages"]) == 2
+    assert "cannot be run: a reason; the table has no row for it" in " ".join(capsys.readouterr().err.split())
+    verify_checkpoint(tmp_path / "out" / "checkpoint")
+
+
 def test_a_stage_that_fails_keeps_those_before_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> StageReport:
         raise UserError("skip=['x']: expected something else")
