@@ -207,8 +207,8 @@ def accelerate(
 ) -> Any:
     """A pipeline that computes the same faster, and is used as before.
 
-    Each shape is compiled when it is first seen, and compared with what the pipeline itself computes. A checkpoint with
-    ranges of activations, such as ``quantize("w8a8")`` leaves, runs in int8 arithmetic in OpenVINO.
+    Each shape is compiled when it is first seen; what OpenVINO computes then is compared with the pipeline itself. A
+    checkpoint with ranges of activations, such as ``quantize("w8a8")`` leaves, runs in int8 arithmetic in OpenVINO.
 
     Args:
         pipeline: A pipeline, or a path as for :func:`load`; stays as it was.

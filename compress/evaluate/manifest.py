@@ -71,6 +71,7 @@ def manifest(
         "changed": changed(config),
         **{key: value for key, value in shown.items() if key != "seed"},
         **({"scheduler_asked": config.scheduler} if config.scheduler not in ("checkpoint", shown["scheduler"]) else {}),
+        **({"engine": config.engine} if config.engine != "eager" else {}),
         "images": config.images,
         "sampled": [config.height, config.width] if config.height or config.width else "the model's own size",
         "resize": config.resize,

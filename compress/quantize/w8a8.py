@@ -8,7 +8,7 @@ passes of guidance (Q-Diffusion, Li et al. 2023, https://arxiv.org/abs/2302.0430
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
@@ -22,20 +22,15 @@ from compress.models.inputs import captured_inputs
 from compress.models.quantized import Ranges, set_ranges
 from compress.quantize.int8 import STAGE as INT8
 from compress.quantize.int8 import check_patterns, choose_layers, quantize_weights, stage_report
-from compress.stage import Stage, StageContext, StageReport
+from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from compress.models.outline import Outline
 
-STAGE = Stage(
-    version=1,
-    leaves="quantized",
-    by_names=True,
-    exact=True,
-    libraries=INT8.libraries,
-    tag="quantized",
+STAGE = replace(
+    INT8,
     usage=INT8.usage + " Stock diffusers computes with float activations; "
     "`compress.accelerate(pipeline)` computes in int8, with the ranges in `activation_ranges.safetensors`.",
     limits=("Without an engine that computes in int8 it saves memory and disk, and no time.",),

@@ -110,7 +110,10 @@ def _with_engines(config: RunConfig, device: torch.device) -> RunConfig:
     Raises:
         UserError: An engine cannot run here.
     """
-    evaluated = resolve(config.evaluate.engine, device)
+    try:
+        evaluated = resolve(config.evaluate.engine, device)
+    except UserError as error:
+        raise UserError(f"evaluate.{error}") from error
     last = None if config.engine is None else resolve(config.engine, device)
     if last == evaluated or config.stages[-1].declared.leaves == "artifact":
         last = None  # that row is there already, or there is nothing to run

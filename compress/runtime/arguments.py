@@ -7,8 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-Value = str | int | float | bool | None
-
 
 @dataclass(frozen=True)
 class Arguments:

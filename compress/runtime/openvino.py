@@ -32,7 +32,7 @@ VERSION = 1  # raised when another graph is made of the same module
 # Largest root mean square error of a graph's output, as a share of the module's: a wrong graph is off by more.
 TOLERANCE = {"f32": 1e-3, "bf16": 0.2}
 TOLERANCE_INT8 = 0.3
-VERIFIED = "verified.txt"  # shapes and precisions
+VERIFIED = "verified.txt"  # shapes, precisions and processors
 FILES = ("graph.xml", "graph.bin")
 KERNELS = ("Convolution", "FullyConnected", "MatMul")
 
@@ -70,7 +70,7 @@ class Graph:
         model: Of OpenVINO, with free sizes or for one set of shapes.
         output: How its outputs are nested.
         free: Whether batch and image sizes are free.
-        verified: Shapes and precisions for which it computes what the module does.
+        verified: Shapes, precisions and processors for which it computes what the module does.
         folder: Where it is kept, or None.
     """
 
@@ -154,7 +154,7 @@ class OpenVINOModule:
         compiled = _core().compile_model(model, "CPU", settings)
         if not self.kernels:
             self.kernels.update(_kernels(compiled))
-        name = f"{call.shapes} {self.precision}"
+        name = f"{call.shapes} {self.precision} {_core().get_property('CPU', 'FULL_DEVICE_NAME')}"
         if name not in graph.verified:
             self._verify(compiled, call)
             graph.verified.append(name)
