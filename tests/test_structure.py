@@ -20,7 +20,8 @@ LAYERS = (
     ("stage",),
     ("runtime",),
     ("evaluate",),
-    ("prune", "distill", "quantize"),
+    ("prune", "distill"),
+    ("quantize",),  # trains with the trainer of distill
     ("report",),
     ("track",),
     ("run",),

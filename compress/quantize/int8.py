@@ -5,20 +5,27 @@ symmetric, one scale per output channel, float activations (Jacob et al. 2018, h
 section 2). No rounding error exceeds s_c / 2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from compress.errors import UserError, bad_value
+from compress.errors import bad_value
 from compress.models import denoiser
-from compress.models.inputs import Inputs, captured_inputs, known_inputs
-from compress.models.macs import count_macs
+from compress.models.inputs import Inputs, captured_inputs
 from compress.models.quiet import hide_notices
-from compress.stage import Stage, StageContext, StageReport, one_line
+from compress.quantize.weights.apply import (
+    Layer,
+    QuantizeReport,
+    check_patterns,
+    choose_layers,
+    quantize_layers,
+    stage_report,
+)
+from compress.quantize.weights.scheme import Scheme
+from compress.stage import Stage, StageContext, StageReport
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -63,82 +70,9 @@ class Config:
         check_patterns("skip", self.skip)
 
 
-@dataclass(frozen=True)
-class QuantizeReport:
-    """Result of :func:`quantize_weights`.
-
-    Attributes:
-        modules: Names of the modules with int8 weights.
-        skipped: Modules left in float, with the reason.
-        params: Share of the denoiser's parameters that are int8, in [0, 1].
-        macs: Share of the MACs with int8 weights, in [0, 1]; None if the denoiser's inputs are unknown.
-        left_float: Kind of parameter to ``{"params": number, "why": reason}``, outside of the modules.
-        rounding: Module to the largest rounding error of a weight, relative to the largest weight of its channel.
-        zero_channels: Number of output channels that are all zero; they stay exactly zero.
-    """
-
-    modules: list[str]
-    skipped: dict[str, str]
-    params: float
-    macs: float | None
-    left_float: dict[str, dict[str, Any]]
-    rounding: dict[str, float]
-    zero_channels: int
-
-    def __repr__(self) -> str:
-        shares = {"params": self.params} | ({} if self.macs is None else {"macs": self.macs})
-        return one_line(self, len(self.modules), **shares)
-
-
-def check_patterns(key: str, patterns: Sequence[str]) -> None:
-    """Checks that shell patterns are texts.
-
-    Raises:
-        UserError: Naming the key.
-    """
-    for pattern in patterns:
-        if not isinstance(pattern, str) or not pattern:
-            raise bad_value(key, list(patterns), 'a list of patterns of module names, such as ["conv_in"]')
-
-
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Quantizes the pipeline's denoiser in place; see :func:`quantize_weights`."""
-    report = quantize_weights(denoiser(pipeline), config.skip, captured_inputs(pipeline))
-    return stage_report(report, str(context.dtype).removeprefix("torch."))
-
-
-def stage_report(report: QuantizeReport, activations: str) -> StageReport:
-    """The report of a stage that quantized weights.
-
-    Args:
-        report: Of :func:`quantize_weights`.
-        activations: What layers compute in: a dtype, or what the scheme says.
-    """
-    worst = sorted(report.rounding, key=lambda name: -report.rounding[name])
-    return StageReport(
-        coverage={
-            "params": report.params,
-            "macs": report.macs,
-            "modules": len(report.modules),
-            "skipped": report.skipped,
-        },
-        details={
-            "scheme": {
-                "weights": "int8",
-                "granularity": "output channel",
-                "symmetric": True,
-                "activations": activations,
-            },
-            "quantized": report.modules,
-            "float": report.left_float,
-            "rounding": {
-                "largest": report.rounding[worst[0]],
-                "mean": sum(report.rounding.values()) / len(report.rounding),
-                "worst_modules": {name: report.rounding[name] for name in worst[:5]},
-            },
-            "zero_channels": report.zero_channels,
-        },
-    )
+    return stage_report(quantize_weights(denoiser(pipeline), config.skip, captured_inputs(pipeline)), Scheme())
 
 
 def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs | None = None) -> QuantizeReport:
@@ -157,42 +91,16 @@ def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs |
         UserError: The weights are quantized already or not finite, a pattern matches no Conv2d or Linear, or none is
             left to quantize. The denoiser is then unchanged.
     """
-    if getattr(unet, "hf_quantizer", None) is not None:
-        raise UserError("the denoiser is quantized already: quantize it once, from float weights")
-    layers, skipped = choose_layers(unet, skip)
-    chosen = {name: module for name, module in layers.items() if name not in skipped}
-    for name, module in chosen.items():
-        if not torch.isfinite(module.weight).all():
-            raise UserError(f"{name} has weights that are NaN or infinite: a stage before diverged; lower its rate")
 
-    total, floats = _count_floats(unet, layers)
-    skipped |= {name: why for name, (_, why) in floats.items() if name not in ("bias", "norm")}
-    inputs = inputs or known_inputs(unet)
-    macs = None
-    if inputs is not None:
-        by_layer = count_macs(unet, inputs).by_module
-        macs = sum(by_layer.get(name, 0) for name in chosen) / by_layer[""]
+    def to_int8(name: str, layer: Layer) -> None:
+        largest = layer.weight.detach().float().abs().flatten(1).amax(1)
+        layer.weight = nn.Parameter(_int8(layer.weight.detach(), largest), requires_grad=False)
 
-    weights = sum(module.weight.numel() for module in chosen.values())
-    rounding, zero_channels = {}, 0
-    for name, module in chosen.items():
-        weight = module.weight.detach()
-        largest = weight.float().abs().flatten(1).amax(1)
-        quantized = _int8(weight, largest)
-        error = (quantized.dequantize().float() - weight.float()).abs().flatten(1).amax(1)
-        rounding[name] = (error / largest.clamp(min=torch.finfo(torch.float32).tiny)).max().item()
-        zero_channels += int((largest == 0).sum())
-        module.weight = nn.Parameter(quantized, requires_grad=False)
-    _tell_diffusers(unet, [name for name in skipped if isinstance(layers.get(name), nn.Linear)])
-    return QuantizeReport(
-        modules=list(chosen),
-        skipped=skipped,
-        params=weights / total,
-        macs=macs,
-        left_float={name: {"params": count, "why": why} for name, (count, why) in floats.items()},
-        rounding=rounding,
-        zero_channels=zero_channels,
-    )
+    report = quantize_layers(unet, to_int8, skip, inputs)
+    quantized = set(report.modules)
+    linears = [name for name, module in unet.named_modules() if isinstance(module, nn.Linear)]
+    _tell_diffusers(unet, [name for name in linears if name not in quantized])
+    return report
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
@@ -203,26 +111,6 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
     """
     choose_layers(denoiser, config.skip)
     return denoiser
-
-
-def choose_layers(unet: nn.Module, skip: Sequence[str]) -> tuple[dict[str, nn.Module], dict[str, str]]:
-    """Every Conv2d and Linear by name, and the reason of each that stays in float.
-
-    Raises:
-        UserError: A pattern matches none of them, or none is left.
-    """
-    layers = {name: module for name, module in unet.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
-    for pattern in skip:
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            raise bad_value("skip", pattern, "a pattern that matches the name of a Conv2d or Linear of the denoiser")
-    skipped = {}
-    for name in layers:
-        asked = next((pattern for pattern in skip if fnmatchcase(name, pattern)), None)
-        if asked is not None:
-            skipped[name] = f"asked for by skip: {asked}"
-    if len(skipped) == len(layers):
-        raise bad_value("skip", list(skip), "patterns that leave a Conv2d or Linear to quantize")
-    return layers, skipped
 
 
 def _int8(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
@@ -275,22 +163,3 @@ def _tell_diffusers(unet: Any, float_linears: list[str]) -> None:
     quantizer.validate_environment()
     unet.hf_quantizer = quantizer
     unet.register_to_config(quantization_config=config)
-
-
-def _count_floats(unet: nn.Module, layers: Mapping[str, nn.Module]) -> tuple[int, dict[str, tuple[int, str]]]:
-    """Number of parameters, and those outside of Conv2d and Linear weights: ``{kind: (number, why)}``."""
-    total = 0
-    floats: dict[str, tuple[int, str]] = {}
-    for name, parameter in unet.named_parameters():
-        total += parameter.numel()
-        owner, _, last = name.rpartition(".")
-        if owner in layers and last == "weight":
-            continue
-        if last == "bias" and owner in layers:
-            kind, why = "bias", "added to the outputs: so few that rounding them saves nothing"
-        elif parameter.dim() == 1:
-            kind, why = "norm", "scales and shifts of normalizations: few, and every value passes through them"
-        else:
-            kind, why = owner or name, f"{type(unet.get_submodule(owner)).__name__}: neither Conv2d nor Linear"
-        floats[kind] = (floats.get(kind, (0, why))[0] + parameter.numel(), why)
-    return total, floats

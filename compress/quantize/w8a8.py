@@ -21,7 +21,9 @@ from compress.models import denoiser
 from compress.models.inputs import captured_inputs
 from compress.models.quantized import Ranges, set_ranges
 from compress.quantize.int8 import STAGE as INT8
-from compress.quantize.int8 import check_patterns, choose_layers, quantize_weights, stage_report
+from compress.quantize.int8 import quantize_weights
+from compress.quantize.weights.apply import check_matches, check_patterns, choose_layers, stage_report
+from compress.quantize.weights.scheme import Scheme
 from compress.stage import StageContext, StageReport
 
 if TYPE_CHECKING:
@@ -93,11 +95,13 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     ranges = find_ranges(seen, config.ranges)
     report = quantize_weights(model, config.skip, captured_inputs(pipeline))
     set_ranges(model, ranges)
-    found = stage_report(report, "int8, one range a layer")
-    found.details["scheme"] |= {"ranges": config.ranges}
-    found.details["float_inputs"] = [name for name in report.modules if name not in ranges]
-    found.details["int8_inputs"] = len(ranges)
-    return found
+    return stage_report(
+        report,
+        Scheme(activations="static"),
+        ranges=config.ranges,
+        float_inputs=[name for name in report.modules if name not in ranges],
+        int8_inputs=len(ranges),
+    )
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
@@ -114,10 +118,7 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
 def int8_inputs(model: nn.Module, config: Config) -> dict[str, nn.Module]:
     """The layers with int8 inputs, by name."""
     layers, skipped = choose_layers(model, config.skip)
-    for pattern in config.float_inputs or ():
-        if not any(fnmatchcase(name, pattern) for name in layers):
-            expected = "a pattern that matches the name of a Conv2d or Linear of the denoiser"
-            raise bad_value("float_inputs", pattern, expected)
+    check_matches("float_inputs", config.float_inputs or (), layers)
     patterns = FLOAT_INPUTS if config.float_inputs is None else config.float_inputs
     kept = {name for name in layers if any(fnmatchcase(name, pattern) for pattern in patterns)}
     chosen = {name: layer for name, layer in layers.items() if name not in skipped and name not in kept}

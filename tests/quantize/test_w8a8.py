@@ -66,7 +66,7 @@ def test_a_stage_sees_every_step_and_both_passes_of_guidance(monkeypatch: pytest
     assert report.details["int8_inputs"] == len(ranges) > 40
     floats = set(report.details["float_inputs"])
     assert {"conv_in", "conv_out", "time_embedding.linear_1"} <= floats and not floats & set(ranges)
-    assert report.coverage["params"] > 0.9 and "int8" in report.details["scheme"]["activations"]
+    assert report.coverage["params"] > 0.9 and report.details["scheme"]["activations"] == "static"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What methods of quantization share: the scheme, which layers it applies to, rounding, and the report."""
