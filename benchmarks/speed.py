@@ -25,7 +25,7 @@ from compress.models import denoiser
 from compress.models.inputs import Inputs, example_inputs, map_tensors, sample_name
 from compress.models.quantized import quantized_layers, ranges_of
 from compress.quantize.int8 import quantize_weights
-from compress.quantize.w8a8 import Config, find_ranges, int8_inputs, observed
+from compress.quantize.ranges.inputs import find_ranges, int8_inputs, observed
 from compress.runtime import Engines, accelerate
 from compress.runtime.inductor import InductorModule
 from compress.runtime.openvino import OpenVINOModule
@@ -72,7 +72,7 @@ def int8(model: torch.nn.Module, examples: list[Inputs]) -> torch.nn.Module:
     if quantized_layers(model):
         return model
     model = copy.deepcopy(model)
-    with observed(int8_inputs(model, Config())) as seen, torch.no_grad():
+    with observed(int8_inputs(model)) as seen, torch.no_grad():
         for inputs in examples:
             model(**inputs)
     quantize_weights(model)

@@ -10,6 +10,7 @@ from compress.assets import PREFIX, resolve
 from compress.errors import UserError, bad_value
 from compress.models.folder import DENOISERS, check_folder
 from compress.models.outline import PATTERNS, Outline, read_outline
+from compress.models.quantized import is_quantized
 from compress.models.quiet import hide_notices, no_progress_bars
 from compress.system.files import file_hash
 
@@ -183,7 +184,7 @@ def load_teacher(
             f"model.path={config.path}: diffusers cannot load that pipeline ({_first_line(error)}): "
             f"does DiffusionPipeline.from_pretrained({source!r}) work?"
         ) from error
-    if getattr(denoiser(pipeline), "hf_quantizer", None) is not None:
+    if is_quantized(denoiser(pipeline)):
         raise bad_value("model.path", config.path, "a model in float weights; this one is quantized already")
     return freeze(pipeline.to(device))
 

@@ -9,7 +9,7 @@ from typing import Any
 from compress.errors import UserError
 
 DENOISERS = ("unet", "transformer")
-MODEL_FILE = Path(__file__).with_name("shaped_unet.py")  # copied into checkpoints with shaped layers
+MODEL_FILE = Path(__file__).with_name("compressed_model.py")  # copied into checkpoints with shaped layers
 
 
 def check_folder(folder: Path, variant: str | None = None) -> None:
@@ -39,7 +39,8 @@ def check_folder(folder: Path, variant: str | None = None) -> None:
     check_code(folder)
     for name in components:
         _check_component(folder, name, variant)
-    if "quantization_config" in _read_json(folder / names[0] / "config.json"):
+    config = _read_json(folder / names[0] / "config.json")
+    if config.get("quantization_config") or config.get("packed_layers"):
         raise UserError(f"model.path: {folder / names[0]} is quantized already: expected a model in float weights")
 
 

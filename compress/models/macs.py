@@ -12,6 +12,7 @@ from compress.models.meta import meta_model
 # Torch's operations for the products of attention: batched matrix products, or a fused kernel.
 ATTENTION = ("bmm", "baddbmm", "scaled_dot_product", "flash_attention", "efficient_attention")
 PRODUCTS = "attention products"
+QUANTIZED = ("quantization_config", "packed_layers")  # keys of configs; such a model counts as the float one
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def plain_copy(model: Any) -> Any:
     """The model of a denoiser's config in float32 on the meta device, in evaluation mode; such a model itself."""
     if not getattr(model, "is_loaded_in_8bit", False) and all(p.is_meta for p in model.parameters()):
         return model.eval()
-    config = {key: value for key, value in model.config.items() if key != "quantization_config"}
+    config = {key: value for key, value in model.config.items() if key not in QUANTIZED}
     return meta_model(type(model), config).eval().to(torch.float32)
 
 
@@ -92,7 +93,9 @@ def count(model: Any, inputs: Inputs) -> Count:
     """
     empty = plain_copy(model)
     params = sum(p.numel() for p in empty.parameters())
-    if "quantization_config" not in model.config and params != (found := sum(p.numel() for p in model.parameters())):
+    if not any(key in model.config for key in QUANTIZED) and params != (
+        found := sum(p.numel() for p in model.parameters())
+    ):
         raise RuntimeError(f"the denoiser has {found} parameters, but its config describes {params}")
     macs = count_macs(empty, inputs)
     return Count(params, _params_by_type(empty), macs.total, _macs_by_type(empty, macs), macs.total - macs.attention)

@@ -35,18 +35,41 @@ def ranges_of(model: "nn.Module") -> Ranges:
         UserError: The file there is damaged or names layers that the model does not have.
     """
     found = {name: getattr(module, _NAME) for name, module in model.named_modules() if hasattr(module, _NAME)}
-    if not found and getattr(model, "hf_quantizer", None) is not None:
+    if not found and is_quantized(model):
         return read_ranges(model, Path(model.config.get("_name_or_path") or ""))  # type: ignore[operator, union-attr]
     return found
 
 
+def is_quantized(model: "nn.Module") -> bool:
+    """Whether a model of diffusers says that it has quantized weights."""
+    config = getattr(model, "config", {})
+    return getattr(model, "hf_quantizer", None) is not None or bool(config.get("packed_layers"))
+
+
 def quantized_layers(model: "nn.Module") -> dict[str, Any]:
-    """Layers whose weights are quantized tensors, by name."""
+    """Layers whose weights are quantized tensors or packed, by name."""
     return {
         name: module
         for name, module in model.named_modules()
-        if hasattr(getattr(module, "weight", None), "__tensor_flatten__")
+        if hasattr(module, "packing") or hasattr(getattr(module, "weight", None), "__tensor_flatten__")
     }
+
+
+def plain_weight(layer: Any) -> "Tensor":
+    """The weight of a layer, ``(out, in, ...)``, as a plain float32 tensor."""
+    quantized = layer if hasattr(layer, "packing") else layer.weight
+    return (quantized.dequantize() if hasattr(quantized, "dequantize") else quantized).detach().float()
+
+
+def channel_scales(layer: Any) -> "Tensor | None":
+    """Of a quantized layer with symmetric integers: the step of each output channel, ``(out,)``, float32; else None."""
+    packing = getattr(layer, "packing", None)
+    if packing is None:
+        scale = getattr(layer.weight, "scale", None)
+        return None if scale is None else scale.float().flatten()
+    if packing["format"] != "int" or not packing["symmetric"] or packing["granularity"] == "group":
+        return None
+    return layer.scales("scale").expand(layer.shape[0], 1).flatten()
 
 
 def plain_tensors(model: "nn.Module") -> "Iterator[tuple[str, Tensor]]":

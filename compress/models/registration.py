@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from importlib.abc import Loader  # slow: half of the time allowed for importing compress
 
 PIPELINES = "diffusers.pipelines"
-MODULE = "shaped_unet"
+MODULE = "compressed_model"
 
 
 class _Lazy(ModuleType):
-    """Loads ``compress.models.shaped_unet`` at the first access to an attribute."""
+    """Loads ``compress.models.compressed_model`` at the first access to an attribute."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

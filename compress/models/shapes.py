@@ -1,15 +1,16 @@
 """Gives layers of a UNet shapes that its stock config cannot express."""
 
 from collections.abc import Mapping
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from compress.models.shaped_unet import Shape, ShapedUNet2DConditionModel, ShapedUNet2DModel
+from compress.models.compressed_model import Shape, ShapedUNet2DConditionModel, ShapedUNet2DModel
 
-Shaped = ShapedUNet2DConditionModel | ShapedUNet2DModel
+Shaped: TypeAlias = Any  # of compress.models.compressed_model
 
 SHAPEABLE: dict[type, type[Shaped]] = {
     UNet2DConditionModel: ShapedUNet2DConditionModel,
@@ -17,7 +18,6 @@ SHAPEABLE: dict[type, type[Shaped]] = {
     UNet2DModel: ShapedUNet2DModel,
     ShapedUNet2DModel: ShapedUNet2DModel,
 }
-
 """UNet classes to their classes with shaped layers."""
 
 
@@ -28,8 +28,8 @@ def shaped(
 
     Args:
         unet: Stock or shaped; unchanged.
-        layers: Name of a module in the stock UNet to its new description, see :mod:`compress.models.shaped_unet`. An
-            entry replaces the one that a shaped UNet has for that layer.
+        layers: Name of a module in the stock UNet to its new description, see :mod:`compress.models.compressed_model`.
+            An entry replaces the one that a shaped UNet has for that layer.
         weights: All parameters of the new UNet by name, as in ``state_dict``; not copied.
 
     Returns:

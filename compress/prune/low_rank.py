@@ -6,7 +6,7 @@ al. 2016, arXiv:1505.06798). This is the best approximation of that matrix at ra
 horizontal convolution (Jaderberg et al. 2014, arXiv:1405.3866), assumes separable kernels.
 
 No stock config can express the result, so its checkpoint contains a small model file; see
-:mod:`compress.models.shaped_unet`.
+:mod:`compress.models.compressed_model`.
 """
 
 import math
@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
+from compress.models.quantized import is_quantized
 from compress.prune.channels.target import TOLERANCE, Target
 from compress.prune.layers.patterns import check_finite, check_patterns, choose_layers
 from compress.stage import Stage, StageContext, StageReport, one_line
@@ -216,7 +217,7 @@ def _layers(unet: "nn.Module", config: Config) -> "tuple[dict[str, nn.Module], d
             f"prune method low_rank factors the layers of UNet2DConditionModel and UNet2DModel; this denoiser is a "
             f"{type(unet).__name__}"
         )
-    if getattr(unet, "hf_quantizer", None) is not None:
+    if is_quantized(unet):
         raise UserError("the denoiser is quantized: factor its float weights, then quantize them")
     shapes: Any = unet.config.get("layers", {})  # type: ignore[union-attr, operator]
     products = {name for name, shape in shapes.items() if "rank" in shape}

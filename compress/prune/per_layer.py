@@ -1,7 +1,7 @@
 """Per-layer width pruning: each width of a UNet is set separately, from one ranking of all channels.
 
 No stock config can express the result, so its checkpoint contains a small model file, which stock diffusers loads with
-``trust_remote_code=True`` (see :mod:`compress.models.shaped_unet`).
+``trust_remote_code=True`` (see :mod:`compress.models.compressed_model`).
 """
 
 from dataclasses import asdict, dataclass

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compress.errors import UserError, bad_value
+from compress.models.quantized import is_quantized
 from compress.models.sparsity import SparseLayer, least_of_groups, set_zero, smallest
 from compress.prune.layers.patterns import check_finite, check_patterns, choose_layers
 from compress.stage import Stage, StageContext, StageReport, one_line
@@ -144,7 +145,7 @@ def prune_sparse(denoiser: "nn.Module", config: Config = Config(), *, inputs: "I
     from compress.models.inputs import known_inputs
     from compress.models.macs import count_macs
 
-    if getattr(denoiser, "hf_quantizer", None) is not None:
+    if is_quantized(denoiser):
         raise UserError("the denoiser is quantized: prune its float weights, then quantize it; zeros stay zero")
     chosen, skipped = _choose(denoiser, config)
     check_finite(chosen)

@@ -202,8 +202,8 @@ def _model_files(rows: Sequence[tuple[str, Entry]]) -> list[str]:
 def how_to_load(model_file: str) -> str:
     """How to load a checkpoint with a model file."""
     return (
-        f"layers have shapes that a stock config cannot express, so the checkpoint carries {model_file}; diffusers "
-        "loads it with trust_remote_code=True, or without that flag after `import compress`."
+        f"a stock config cannot express these layers, so the checkpoint carries {model_file}; diffusers loads it with "
+        "trust_remote_code=True, or without that flag after `import compress`."
     )
 
 

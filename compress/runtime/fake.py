@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.models.quantized import quantized_layers
+from compress.models.quantized import channel_scales, plain_weight, quantized_layers
 
 LEVELS = 127  # of a weight, on either side of 0
 STEPS = 255  # of an activation, from the lowest to the highest
@@ -24,18 +24,20 @@ class FakeQuantized(nn.Module):
     Args:
         layer: Gives its bias and its way to compute.
         weight: Float, each output channel a multiple of its scale.
-        scale: Of each output channel, ``(out,)``.
+        scale: Of each output channel, ``(out,)``; None: the weight is computed with as it is.
         low: Lowest value of the input, at most 0.
         high: Highest, at least 0.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, weight: Tensor, scale: Tensor, low: float, high: float) -> None:
+    def __init__(
+        self, layer: nn.Conv2d | nn.Linear, weight: Tensor, scale: Tensor | None, low: float, high: float
+    ) -> None:
         """See the class."""
         super().__init__()
         self.layer = layer
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", scale)
-        self.register_buffer("zeros", torch.zeros(len(scale), dtype=torch.int32))
+        self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int32))
         self.step, self.zero = activation_step(low, high)
 
     @property
@@ -46,7 +48,9 @@ class FakeQuantized(nn.Module):
     def forward(self, inputs: Tensor, *_: Any) -> Tensor:
         """As the layer's."""
         inputs = torch.fake_quantize_per_tensor_affine(inputs, self.step, self.zero, 0, STEPS)
-        weight = torch.fake_quantize_per_channel_affine(self.weight, self.scale, self.zeros, 0, -LEVELS, LEVELS)
+        weight: Tensor = self.weight
+        if self.scale is not None:
+            weight = torch.fake_quantize_per_channel_affine(weight, self.scale, self.zeros, 0, -LEVELS, LEVELS)
         if isinstance(self.layer, nn.Conv2d):
             return self.layer._conv_forward(inputs, weight, self.layer.bias)
         return F.linear(inputs, weight, self.layer.bias)
@@ -59,7 +63,7 @@ def activation_step(low: float, high: float) -> tuple[float, int]:
 
 
 def float_model(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> nn.Module:
-    """The model with plain float32 tensors, and fake-quantized layers where weights are int8 and ranges are known.
+    """The model with plain float32 tensors, and fake-quantized layers where weights are quantized and ranges are known.
 
     Args:
         model: Stays as it was; returned itself where it is plain float32 already.
@@ -73,12 +77,19 @@ def float_model(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> 
     vars(made).pop("hf_quantizer", None)  # it would forbid the change of dtype
     made.is_quantized = False  # type: ignore[assignment]
     for name, layer in quantized_layers(made).items():
-        weight = layer.weight.dequantize().float()
-        scale = getattr(layer.weight, "scale", None)
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        if name in ranges and scale is not None:
+        weight, scale = plain_weight(layer), channel_scales(layer)
+        _unpack(layer, weight)
+        if name in ranges:
             owner, _, last = name.rpartition(".")
-            fake = FakeQuantized(layer, weight, scale.float().flatten(), *ranges[name])
+            setattr(made.get_submodule(owner), last, FakeQuantized(layer, weight, scale, *ranges[name]))
             layer.register_parameter("weight", None)
-            setattr(made.get_submodule(owner), last, fake)
     return made.float()
+
+
+def _unpack(layer: Any, weight: Tensor) -> None:
+    """Gives a quantized layer a plain weight, in place."""
+    if hasattr(layer, "packing"):
+        for name in ("packing", *layer._buffers):
+            delattr(layer, name)
+        layer.__class__ = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
+    layer.weight = nn.Parameter(weight, requires_grad=False)

@@ -1,9 +1,9 @@
 """Saves checkpoints that stock diffusers reads back with the same outputs, and verifies them later.
 
 A checkpoint is a folder in diffusers' layout with two more files: ``compress.json`` (origin, measurements, result of
-the read-back) and ``compress.sha256.json`` (the SHA256 of every other file). A UNet with shapes that a stock config
-cannot express adds its model file: a copy of ``compress/models/shaped_unet.py``, with which diffusers loads it where
-``compress`` is not imported.
+the read-back) and ``compress.sha256.json`` (the SHA256 of every other file). A model with layers that a stock config
+cannot express adds its model file: a copy of ``compress/models/compressed_model.py``, with which diffusers loads it
+where ``compress`` is not imported.
 """
 
 import hashlib
@@ -110,7 +110,7 @@ def load_checkpoint(
 
 
 def model_file(pipeline: "DiffusionPipeline") -> str | None:
-    """The model file in the checkpoint of a pipeline, such as ``"unet/shaped_unet.py"``, or None."""
+    """The model file in the checkpoint of a pipeline, such as ``"unet/compressed_model.py"``, or None."""
     name = denoiser_name(pipeline)
     own = getattr(pipeline, name).__module__ == MODEL_FILE.stem
     return f"{name}/{MODEL_FILE.name}" if own else None

@@ -12,9 +12,9 @@ import torch
 
 from compress.errors import UserError
 from compress.models import ModelConfig, check, load_teacher
+from compress.models.compressed_model import ShapedUNet2DConditionModel
 from compress.models.folder import MODEL_FILE
 from compress.models.inputs import predict, small_inputs
-from compress.models.shaped_unet import ShapedUNet2DConditionModel
 from compress.models.shapes import shaped
 from compress.quantize.int8 import quantize_weights
 from compress.store import checkpoint
@@ -81,7 +81,7 @@ import compress
 from diffusers import AutoModel, DiffusionPipeline, pipelines
 found["before"] = compare(DiffusionPipeline.from_pretrained(folder + "/float").unet, folder + "/float")
 found["alone"] = compare(AutoModel.from_pretrained(folder + "/float", subfolder="unet"), folder + "/float")
-del pipelines.shaped_unet
+del pipelines.compressed_model
 try:
     DiffusionPipeline.from_pretrained(folder + "/float")
 except ValueError as error:
@@ -125,16 +125,16 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_diffusers_alone_loads_trains_and_saves_it_with_the_flag(saved: Path, tmp_path: Path) -> None:
     found = in_fresh_process(STRANGER, saved, tmp_path)
-    assert "custom code in shaped_unet.py" in found["refused"] and "trust_remote_code=True" in found["refused"]
+    assert "custom code in compressed_model.py" in found["refused"] and "trust_remote_code=True" in found["refused"]
     assert found["float"] <= 1e-5 and found["alone"] <= 1e-5 and found["int8"] == 0
     assert found["losses"][1] < found["losses"][0]
     again = saved / "again"  # what a stranger saves carries the file on
-    assert json.loads((again / "model_index.json").read_text())["unet"][0] == "shaped_unet"
-    assert (again / "unet" / "shaped_unet.py").read_bytes() == MODEL_FILE.read_bytes()
+    assert json.loads((again / "model_index.json").read_text())["unet"][0] == "compressed_model"
+    assert (again / "unet" / "compressed_model.py").read_bytes() == MODEL_FILE.read_bytes()
 
 
 def test_with_compress_no_flag_is_needed_and_no_file_is_run(saved: Path, tmp_path: Path) -> None:
-    file = saved / "float" / "unet" / "shaped_unet.py"
+    file = saved / "float" / "unet" / "compressed_model.py"
     file.write_text("raise SystemExit('the model file was run')")
     try:
         found = in_fresh_process(FRIEND, saved, tmp_path, PYTHONPATH=str(ROOT))
@@ -142,13 +142,13 @@ def test_with_compress_no_flag_is_needed_and_no_file_is_run(saved: Path, tmp_pat
         file.write_bytes(MODEL_FILE.read_bytes())
     assert found["before"] <= 1e-5 and found["after"] <= 1e-5 and found["alone"] <= 1e-5
     assert "trust_remote_code=True" in found["refused"]
-    assert found["module"] == "compress.models.shaped_unet"
+    assert found["module"] == "compress.models.compressed_model"
 
 
 def test_a_checkpoint_carries_the_model_file(saved: Path) -> None:
     manifest = json.loads((saved / "float" / checkpoint.MANIFEST).read_text())
-    assert "unet/shaped_unet.py" in manifest
-    assert checkpoint.read_info(saved / "float")["model_file"] == "unet/shaped_unet.py"
+    assert "unet/compressed_model.py" in manifest
+    assert checkpoint.read_info(saved / "float")["model_file"] == "unet/compressed_model.py"
     loaded = checkpoint.load_checkpoint(saved / "float")
     assert type(loaded.unet) is ShapedUNet2DConditionModel
     assert checkpoint.model_file(tiny_pipeline(widths=(16, 32))) is None
@@ -161,7 +161,7 @@ def test_it_is_a_model_like_any_other(saved: Path) -> None:
 
 
 def test_a_model_file_that_is_not_ours_is_refused(saved: Path, tmp_path: Path) -> None:
-    file = saved / "float" / "unet" / "shaped_unet.py"
+    file = saved / "float" / "unet" / "compressed_model.py"
     file.write_bytes(MODEL_FILE.read_bytes() + b"\n# changed\n")
     try:
         for load in (

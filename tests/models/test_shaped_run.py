@@ -13,8 +13,8 @@ from compress.config.compose import compose
 from compress.errors import UserError
 from compress.evaluate import cost
 from compress.evaluate.cost.memory import peak_memory
+from compress.models.compressed_model import ShapedUNet2DConditionModel
 from compress.models.inputs import predict, small_inputs
-from compress.models.shaped_unet import ShapedUNet2DConditionModel
 from compress.run import preflight
 from compress.run.config import to_run_config
 from compress.store.checkpoint import load_checkpoint, read_info
@@ -30,7 +30,7 @@ def test_prune_distill_int8(
 
     def peak_once(folder: Path, *arguments: Any) -> dict[str, Any]:
         """A process for each stage takes seconds: the first shaped one stands for all."""
-        if (folder / "unet" / "shaped_unet.py").is_file() and not measured:
+        if (folder / "unet" / "compressed_model.py").is_file() and not measured:
             measured.append(folder)
             return peak_memory(folder, *arguments)
         return {"peak_memory_bytes": 1, "method": "none"}
@@ -43,13 +43,13 @@ def test_prune_distill_int8(
     monkeypatch.setattr(sys, "argv", ["compress", *arguments])
     assert main() == 0
     printed = capsys.readouterr().out
-    assert FLAG in printed and "carries unet/shaped_unet.py" in printed
+    assert FLAG in printed and "carries unet/compressed_model.py" in printed
     report = json.loads((out / "report.json").read_text())
-    assert [stage["model_file"] for stage in report["stages"]] == ["unet/shaped_unet.py"] * 3
-    assert "prune, distill, quantize: layers have shapes that a stock config cannot" in (out / "report.md").read_text()
+    assert [stage["model_file"] for stage in report["stages"]] == ["unet/compressed_model.py"] * 3
+    assert "prune, distill, quantize: a stock config cannot express these layers" in (out / "report.md").read_text()
     card = (out / "checkpoint" / "README.md").read_text()
     assert FLAG in card and "stock diffusers classes" not in card
-    assert read_info(out / "checkpoint")["model_file"] == "unet/shaped_unet.py"
+    assert read_info(out / "checkpoint")["model_file"] == "unet/compressed_model.py"
 
     pruned, distilled, quantized = (load_checkpoint(Path(stage["checkpoint"])).unet for stage in report["stages"])
     assert type(quantized) is type(pruned) is ShapedUNet2DConditionModel

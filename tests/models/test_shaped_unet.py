@@ -8,8 +8,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from compress.models.compressed_model import ShapedUNet2DConditionModel, reshape
 from compress.models.inputs import predict, small_inputs
-from compress.models.shaped_unet import ShapedUNet2DConditionModel, reshape
 from compress.models.shapes import shaped
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
 

@@ -39,7 +39,7 @@ def _main() -> None:
 
     for folder in sorted(Path(sys.argv[1]).iterdir()):
         wanted = torch.load(folder / "wanted.pt", weights_only=True)
-        if (folder / "shaped_unet.py").exists():
+        if (folder / "compressed_model.py").exists():
             model: Any = diffusers.AutoModel.from_pretrained(str(folder), trust_remote_code=True)
         else:
             model = getattr(diffusers, wanted["class"]).from_pretrained(folder)

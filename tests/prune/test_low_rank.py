@@ -249,7 +249,7 @@ def test_saved_trained_and_quantized(tmp_path: Any) -> None:
     after = predict(pipeline.unet, small_inputs(pipeline.unet))
     assert (after - before).norm() < 0.05 * before.norm()
     save_checkpoint(pipeline, tmp_path / "int8", {"stages": []})  # which reads it back and compares
-    assert (tmp_path / "int8" / "unet" / "shaped_unet.py").is_file()
+    assert (tmp_path / "int8" / "unet" / "compressed_model.py").is_file()
 
 
 @pytest.mark.slow

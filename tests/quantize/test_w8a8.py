@@ -11,7 +11,8 @@ from torch import nn
 from compress.data.calls import CallsConfig
 from compress.errors import UserError
 from compress.models.quantized import ranges_of
-from compress.quantize.w8a8 import Config, find_ranges, int8_inputs, observed, run
+from compress.quantize.ranges.inputs import find_ranges, int8_inputs, observed
+from compress.quantize.w8a8 import Config, run
 from compress.runtime.fake import activation_step
 from tests.tiny import tiny_pipeline, tiny_unet
 
@@ -79,7 +80,7 @@ def test_a_stage_sees_every_step_and_both_passes_of_guidance(monkeypatch: pytest
 )
 def test_patterns_that_match_nothing_are_refused(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        int8_inputs(tiny_unet(), Config(**keys))
+        int8_inputs(tiny_unet(), **keys)
 
 
 @pytest.mark.parametrize("keys", [{"ranges": "hqq"}, {"skip": [""]}, {"float_inputs": [3]}])

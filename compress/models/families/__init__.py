@@ -98,7 +98,7 @@ def families() -> list[Family]:
 
 def family_of(denoiser: object) -> Family | None:
     """The family of a denoiser by its class; None if unknown."""
-    name = type(denoiser).__name__
+    name = type(denoiser).__name__.removeprefix("Packed")  # with packed weights
     return next((family for family in families() if name in family.classes), None)
 
 

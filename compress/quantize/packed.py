@@ -1,0 +1,206 @@
+"""Weights in 1 to 8 bits: integers, fp8, fp4, nf4 or a palette, for every Conv2d and Linear.
+
+Stock diffusers has no layers for most of these, so the checkpoint carries a model file, which needs torch and diffusers
+only (:mod:`compress.models.compressed_model`). The layers unpack their weights at every call.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+import compress.models.compressed_model as compressed_model
+from compress.errors import UserError, bad_value
+from compress.models import denoiser, set_denoiser
+from compress.models.inputs import Inputs, captured_inputs
+from compress.models.quantized import set_ranges
+from compress.quantize.ranges.inputs import EDGES, InputRanges, int8_inputs, sampled_ranges
+from compress.quantize.weights.apply import (
+    Layer,
+    QuantizeReport,
+    check_matches,
+    check_patterns,
+    choose_layers,
+    quantize_layers,
+    refuse_quantized,
+    stage_report,
+)
+from compress.quantize.weights.rounding import SEARCHES, Rounded, round_weight
+from compress.quantize.weights.scheme import Scheme
+from compress.stage import Stage, StageContext, StageReport
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from compress.models.outline import Outline
+
+STAGE = Stage(
+    version=1,
+    leaves="quantized",
+    by_names=True,
+    exact=True,
+    tag="quantized",
+    limits=("It saves memory and disk, and no time: layers unpack their weights at every call.",),
+)
+
+INT8 = Scheme()
+"""Scheme of the layers that bear fewer bits badly."""
+
+
+@dataclass(frozen=True)
+class Config(Scheme, InputRanges):
+    """Keys of the stage, besides those of the scheme and, with static activations, of the inputs' ranges.
+
+    Attributes:
+        search: How scales are found: ``absmax``, ``percentile``, ``mse`` or ``hqq``; see
+            :func:`compress.quantize.weights.rounding.round_weight`.
+        skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
+        layers: Pattern to the keys of the scheme that differ there; the last pattern that matches counts. None: below
+            8 bits the first and last layers and what embeds the timestep have 8, one scale per channel.
+    """
+
+    search: str = "mse"
+    skip: list[str] = field(default_factory=list)
+    layers: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: If one is out of range.
+        """
+        Scheme.__post_init__(self)
+        InputRanges.__post_init__(self)
+        check_patterns("skip", self.skip)
+        if self.search not in SEARCHES:
+            raise bad_value("search", self.search, "one of " + ", ".join(SEARCHES))
+        if self.search == "hqq" and self.symmetric:
+            raise bad_value("search", self.search, "symmetric=false with it, since it moves the zeros")
+        if self.activations == "dynamic":
+            raise bad_value("activations", self.activations, "none or static")
+        if self.format == "palette" and self.granularity == "group":
+            raise bad_value("granularity", self.granularity, "tensor or channel with format=palette")
+        self.others()
+
+    def scheme(self) -> Scheme:
+        """Of the layers without an exception."""
+        return Scheme(**{key: getattr(self, key) for key in Scheme.__annotations__})
+
+    def others(self) -> dict[str, Scheme]:
+        """Pattern to scheme of the exceptions.
+
+        Raises:
+            UserError: A key of one is unknown or out of range.
+        """
+        if self.layers is None:
+            return {pattern: replace(INT8, activations=self.activations) for pattern in EDGES} if self.bits < 8 else {}
+        return {pattern: _differing(self.scheme(), pattern, keys) for pattern, keys in self.layers.items()}
+
+
+def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
+    """Quantizes the pipeline's denoiser in place; see :func:`pack_weights`."""
+    model = denoiser(pipeline)
+    ranges = {}
+    if config.activations == "static":
+        ranges = sampled_ranges(pipeline, int8_inputs(model, config.skip, config.float_inputs), config, context)
+    schemes = choose_schemes(model, config)
+    report = pack_weights(model, schemes, config.search, config.skip, captured_inputs(pipeline))
+    set_denoiser(pipeline, model)  # of another class now
+    set_ranges(model, ranges)
+    others = {name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()}
+    return stage_report(report, config.scheme(), search=config.search, others=others, int8_inputs=len(ranges))
+
+
+def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
+    """Refuses patterns that match no layer; every layer keeps its shape.
+
+    Raises:
+        UserError: See :func:`choose_schemes`.
+    """
+    schemes = choose_schemes(denoiser, config)
+    if config.activations == "static":
+        int8_inputs(denoiser, config.skip, config.float_inputs)
+    layers = dict(denoiser.named_modules())
+    rows = [layers[name].weight[0].numel() for name, scheme in schemes.items() if scheme.granularity == "group"]
+    if rows and config.group_size > max(rows):
+        raise bad_value("group_size", config.group_size, f"at most {max(rows)}, the most weights of an output channel")
+    return denoiser
+
+
+def choose_schemes(model: nn.Module, config: Config) -> dict[str, Scheme]:
+    """Name of every layer to be quantized to its scheme.
+
+    Raises:
+        UserError: A pattern matches no Conv2d or Linear, or none is left to quantize.
+    """
+    layers, skipped = choose_layers(model, config.skip)
+    if config.layers is not None:
+        check_matches("layers", list(config.layers), layers)
+    others = config.others()
+    schemes = {}
+    for name in layers:
+        if name not in skipped:
+            found = [scheme for pattern, scheme in others.items() if fnmatchcase(name, pattern)]
+            schemes[name] = found[-1] if found else config.scheme()
+    return schemes
+
+
+def pack_weights(
+    model: nn.Module,
+    schemes: Mapping[str, Scheme],
+    search: str = "mse",
+    skip: Sequence[str] = (),
+    inputs: Inputs | None = None,
+    rounded: Mapping[str, Rounded] | None = None,
+) -> QuantizeReport:
+    """Packs the weights of a model's layers, in place; ``save_pretrained`` then writes what diffusers loads.
+
+    Args:
+        model: A model of diffusers with float weights.
+        schemes: Name of a layer to its scheme.
+        search: See :func:`compress.quantize.weights.rounding.round_weight`.
+        skip: Patterns of the layers that stay in float, for the report.
+        inputs: Keyword arguments of the pass whose MACs are counted, see :func:`quantize_layers`.
+        rounded: Weights of layers that are rounded already, by name.
+
+    Returns:
+        What was quantized, what was not and why, and the rounding errors.
+
+    Raises:
+        UserError: The class of the model is not one of diffusers, or see :func:`quantize_layers`.
+    """
+    refuse_quantized(model)
+    packed_class = getattr(compressed_model, f"Packed{type(model).__name__}", None)
+    if packed_class is None or type(model) not in packed_class.__mro__:
+        raise UserError(f"{type(model).__name__} is no model of diffusers: its weights cannot be packed")
+
+    def pack(name: str, layer: Layer) -> None:
+        weight = (rounded or {}).get(name) or round_weight(layer.weight, schemes[name], search)
+        compressed_model.pack_layer(layer, packings[name], weight.tensors(schemes[name].bits))
+
+    packings = {name: packing(scheme) for name, scheme in schemes.items()}
+    report = quantize_layers(model, pack, skip, inputs)
+    model.__class__ = packed_class
+    model.__module__ = compressed_model.MODULE
+    model.register_to_config(packed_layers=packings)  # type: ignore[operator]
+    return report
+
+
+def packing(scheme: Scheme) -> dict[str, Any]:
+    """What ``config.json`` says of a layer, see :mod:`compress.models.compressed_model`."""
+    found = asdict(scheme)
+    del found["activations"]
+    return found
+
+
+def _differing(scheme: Scheme, pattern: str, keys: Any) -> Scheme:
+    """The scheme with other values of some keys."""
+    if not isinstance(keys, Mapping) or not keys.keys() <= Scheme.__annotations__.keys() - {"activations"}:
+        allowed = ", ".join(sorted(Scheme.__annotations__.keys() - {"activations"}))
+        raise bad_value(f"layers.{pattern}", keys, f"some of the keys {allowed}")
+    try:
+        return replace(scheme, **keys)
+    except UserError as error:
+        raise UserError(f"layers.{pattern}: {error}") from None

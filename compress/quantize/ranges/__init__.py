@@ -1,0 +1,1 @@
+"""Ranges of the inputs of layers, for integer arithmetic."""

@@ -1,0 +1,141 @@
+"""Packed weights of whole models: what is stored, how it loads, what is refused."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+import compress
+from compress.errors import UserError
+from compress.evaluate.cost.size import memory_bytes
+from compress.models.inputs import example_inputs, predict
+from compress.models.quantized import ranges_of
+from compress.quantize.packed import Config, check, choose_schemes, pack_weights
+from compress.runtime.fake import FakeQuantized, float_model
+from tests.tiny import tiny_pipeline, tiny_unet
+
+LOAD = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32, trust_remote_code=True)
+assert "compress" not in sys.modules
+torch.save(pipeline.unet(**torch.load(sys.argv[2])).sample, sys.argv[3])
+"""
+
+
+@pytest.mark.parametrize("choice", ["int4", "nf4", "fp8", "palette4"])
+def test_stock_diffusers_reads_back_the_same_bits(choice: str, tmp_path: Path) -> None:
+    student, _ = compress.quantize(tiny_pipeline(), choice)
+    folder = compress.save(student, tmp_path / "checkpoint")
+    inputs = example_inputs(student.unet, batch=1, seed=0)
+    torch.save(inputs, tmp_path / "inputs.pt")
+    (tmp_path / "load.py").write_text(LOAD)
+    arguments = [tmp_path / "load.py", folder, tmp_path / "inputs.pt", tmp_path / "output.pt"]
+    subprocess.run([sys.executable, *map(str, arguments)], check=True, cwd=tmp_path)
+    assert torch.equal(torch.load(tmp_path / "output.pt"), predict(student.unet, inputs))
+
+
+@pytest.mark.parametrize(("choice", "bits"), [("int4", 4.5), ("nf4", 4.25), ("fp8", 8), ("palette4", 4)])
+def test_bytes_are_those_of_the_scheme(choice: str, bits: float) -> None:
+    unet = tiny_unet()
+    config = Config(**{**choices()[choice], "layers": {}})
+    weights = sum(unet.get_submodule(name).weight.numel() for name in choose_schemes(unet, config))
+    scales = sum(len(unet.get_submodule(name).weight) for name in choose_schemes(unet, config))
+    left = memory_bytes(unet) - 4 * weights
+    pack_weights(unet, choose_schemes(unet, config))
+    expected = weights * bits / 8 + {"fp8": 2 * scales, "palette4": 64 * len(choose_schemes(tiny_unet(), config))}.get(
+        choice, 0
+    )
+    assert memory_bytes(unet) - left == pytest.approx(expected, rel=0.02)
+
+
+def choices() -> dict[str, dict[str, Any]]:
+    """Of ``conf/quantize``, the keys that make a scheme."""
+    return {
+        "int4": {"bits": 4, "granularity": "group", "symmetric": False},
+        "nf4": {"format": "nf4", "bits": 4, "granularity": "group"},
+        "fp8": {"format": "fp8", "bits": 8},
+        "palette4": {"format": "palette", "bits": 4, "granularity": "tensor"},
+    }
+
+
+def test_sensitive_layers_keep_eight_bits_unless_told_otherwise() -> None:
+    schemes = choose_schemes(tiny_unet(), Config(bits=4))
+    assert schemes["conv_in"].bits == schemes["conv_out"].bits == schemes["time_embedding.linear_1"].bits == 8
+    assert {scheme.bits for scheme in schemes.values()} == {4, 8}
+    assert {scheme.bits for scheme in choose_schemes(tiny_unet(), Config(bits=4, layers={})).values()} == {4}
+    mixed = choose_schemes(tiny_unet(), Config(bits=4, layers={"*": {"bits": 3}, "*.to_k": {"format": "palette"}}))
+    assert str(mixed["conv_in"]).startswith("int3") and {
+        scheme.format for name, scheme in mixed.items() if name.endswith("to_k")
+    } == {"palette"}
+
+
+def test_an_engine_computes_with_the_packed_weights_and_the_ranges(tiny_parquet: Path) -> None:
+    keys: dict[str, Any] = {"data": tiny_parquet, "calibration": {"examples": 1, "steps": 2}}
+    student, report = compress.quantize(tiny_pipeline(), "w4a8", **keys)
+    assert report.details["scheme"]["activations"] == "static" and report.details["int8_inputs"] > 40
+    ranges = ranges_of(student.unet)
+    plain = float_model(student.unet, {})
+    inputs = example_inputs(student.unet, batch=1, seed=0)
+    assert torch.allclose(predict(plain, inputs), predict(student.unet, inputs), atol=1e-6)
+    fake = float_model(student.unet, ranges)
+    layers = [module for module in fake.modules() if isinstance(module, FakeQuantized)]
+    assert len(layers) == len(ranges)
+    for layer in layers:
+        assert layer.scale is not None
+        levels = layer.weight / layer.scale.view(-1, *[1] * (layer.weight.dim() - 1))
+        assert levels.round().abs().max() <= 7 and torch.allclose(levels, levels.round(), atol=1e-4)
+
+
+def test_packed_weights_are_not_packed_again_or_pruned(tmp_path: Path) -> None:
+    student, _ = compress.quantize(tiny_pipeline(), "int4")
+    for again in (lambda: compress.quantize(student, "int4"), lambda: compress.prune(student, "magnitude")):
+        with pytest.raises(UserError, match="quantized already|prune before quantizing"):
+            again()
+    folder = compress.save(student, tmp_path / "checkpoint")
+    with pytest.raises(UserError, match="quantized already"):
+        compress.load(str(folder))
+
+
+def test_a_damaged_packing_is_refused(tmp_path: Path) -> None:
+    student, _ = compress.quantize(tiny_pipeline(), "nf4")
+    folder = compress.save(student, tmp_path / "checkpoint")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    config["packed_layers"]["no_such_layer"] = config["packed_layers"].pop("conv_in")
+    (folder / "unet" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="no_such_layer is no module"):
+        DiffusionPipeline.from_pretrained(str(folder), torch_dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"layers": {"nothing.*": {"bits": 8}}}, r"layers=nothing\.\*: expected a pattern"),
+        ({"skip": ["zzz"]}, "skip=zzz: expected a pattern"),
+        ({"granularity": "group", "group_size": 10**6}, "group_size=1000000: expected at most"),
+    ],
+)
+def test_what_fits_no_layer_is_refused_beforehand(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(Config(bits=4, **keys), tiny_unet(), None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"search": "best"}, "search=best"),
+        ({"search": "hqq"}, "search=hqq: expected symmetric=false"),
+        ({"activations": "dynamic"}, "activations=dynamic"),
+        ({"format": "palette", "granularity": "group"}, "granularity=group: expected tensor or channel"),
+        ({"layers": {"conv_in": {"bit": 8}}}, "layers.conv_in="),
+        ({"layers": {"conv_in": {"bits": 11}}}, "layers.conv_in: bits=11"),
+    ],
+)
+def test_values_are_checked(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Config(**{"bits": 4, **keys})
