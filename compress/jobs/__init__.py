@@ -16,6 +16,8 @@ JOBS = {
     "run": "compress.jobs:run_stages",
     "score": "compress.jobs.score:run_job",
     "benchmark": "compress.jobs.benchmark:run_job",
+    "compare": "compress.jobs.compare:run_job",
+    "mixed_bits": "compress.jobs.mixed_bits:run_job",
     "prune_sensitivity": "compress.jobs.sensitivity:run_job",
 }
 

@@ -4,9 +4,11 @@ Stock diffusers has no layers for most of these, so the checkpoint carries a mod
 only (:mod:`compress.models.compressed_model`). The layers unpack their weights at every call.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -57,13 +59,14 @@ class Config(Scheme, InputRanges):
         search: How scales are found: ``absmax``, ``percentile``, ``mse`` or ``hqq``; see
             :func:`compress.quantize.weights.rounding.round_weight`.
         skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
-        layers: Pattern to the keys of the scheme that differ there; the last pattern that matches counts. None: below
-            8 bits the first and last layers and what embeds the timestep have 8, one scale per channel.
+        layers: Pattern to the keys of the scheme that differ there, or the JSON file that holds them; the last pattern
+            that matches counts. None: below 8 bits the first and last layers and what embeds the timestep have 8, one
+            scale per channel.
     """
 
     search: str = "mse"
     skip: list[str] = field(default_factory=list)
-    layers: dict[str, Any] | None = None
+    layers: Any = None
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -82,6 +85,10 @@ class Config(Scheme, InputRanges):
             raise bad_value("activations", self.activations, "none or static")
         if self.format == "palette" and self.granularity == "group":
             raise bad_value("granularity", self.granularity, "tensor or channel with format=palette")
+        if isinstance(self.layers, str):  # its content is what counts, also for the key in the store
+            object.__setattr__(self, "layers", _read_layers(Path(self.layers)))
+        if self.layers is not None and not isinstance(self.layers, Mapping):
+            raise bad_value("layers", self.layers, "patterns with keys of a scheme, or a JSON file with them")
         self.others()
 
     def scheme(self) -> Scheme:
@@ -193,6 +200,13 @@ def packing(scheme: Scheme) -> dict[str, Any]:
     found = asdict(scheme)
     del found["activations"]
     return found
+
+
+def _read_layers(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise bad_value("layers", str(file), f"a JSON file of patterns and keys ({error})") from error
 
 
 def _differing(scheme: Scheme, pattern: str, keys: Any) -> Scheme:

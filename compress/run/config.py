@@ -127,8 +127,12 @@ def check_device_name(device: str) -> None:
         raise bad_value("device", device, "auto, cpu, cuda, cuda:N or mps")
 
 
-def to_run_config(cfg: "DictConfig") -> RunConfig:
+def to_run_config(cfg: "DictConfig", alternatives: bool = False) -> RunConfig:
     """Checks a composed config and makes it a :class:`RunConfig`.
+
+    Args:
+        cfg: With all its keys.
+        alternatives: Whether each stage starts from the teacher, so that their order says nothing.
 
     Raises:
         UserError: An unknown key or method, a value of the wrong type or out of range, or an impossible order of
@@ -155,7 +159,8 @@ def to_run_config(cfg: "DictConfig") -> RunConfig:
     from compress.track import TrackConfig
 
     stages = _stages(tree.get("stages"))
-    check_order(stages)
+    if not alternatives:
+        check_order(stages)
     return RunConfig(
         recipe_name=settings.recipe_name,
         model=build(ModelConfig, tree.get("model"), "model"),
