@@ -4,7 +4,7 @@ A checkpoint with such a model carries this file beside the weights, so that dif
 
     pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=True)
 
-Nothing but torch and diffusers is needed. The stock class must not be asked for it, as by
+Nothing but torch, diffusers and transformers is needed. The stock class must not be asked for it, as by
 ``UNet2DConditionModel.from_pretrained``: that ignores the keys below and may start from random weights after a warning.
 
 ``config.json`` holds the keys of the stock class, which describe the model that this one was made from, and two more.
@@ -45,6 +45,7 @@ from typing import Any
 import diffusers
 import torch
 import torch.nn.functional as F
+import transformers
 from diffusers import UNet2DConditionModel, UNet2DModel
 from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D
@@ -112,13 +113,29 @@ def _extended(stock: type[Any], prefix: str, key: str, apply: Callable[[nn.Modul
     return type(prefix + stock.__name__, (stock,), parts)
 
 
+def _of_transformers(stock: type[Any]) -> Any:
+    """A subclass of a model of transformers whose config has ``packed_layers``."""
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        stock.__init__(self, config, *args, **kwargs)
+        self.__module__ = MODULE
+        pack_layers(self, getattr(config, "packed_layers", {}))
+
+    doc = f"A ``{stock.__name__}`` whose config has ``packed_layers``."
+    parts = {"__doc__": doc, "__module__": __name__, "__init__": __init__, "save_pretrained": _save_pretrained(stock)}
+    return type(f"Packed{stock.__name__}", (stock,), parts)
+
+
 def __getattr__(name: str) -> Any:
-    """``Packed<Class>`` for any class of model of diffusers or of this file."""
+    """``Packed<Class>`` for any class of model of diffusers, of transformers or of this file."""
     stock = name.removeprefix("Packed")
-    found = globals().get(stock) or getattr(diffusers, stock, None)
+    found = globals().get(stock) or getattr(diffusers, stock, None) or getattr(transformers, stock, None)
     if name == stock or not isinstance(found, type):
         raise AttributeError(name)
-    globals()[name] = _extended(found, "Packed", "packed_layers", pack_layers)
+    if issubclass(found, diffusers.ModelMixin):
+        globals()[name] = _extended(found, "Packed", "packed_layers", pack_layers)
+    else:
+        globals()[name] = _of_transformers(found)
     return globals()[name]
 
 

@@ -41,9 +41,9 @@ def ranges_of(model: "nn.Module") -> Ranges:
 
 
 def is_quantized(model: "nn.Module") -> bool:
-    """Whether a model of diffusers says that it has quantized weights."""
-    config = getattr(model, "config", {})
-    return getattr(model, "hf_quantizer", None) is not None or bool(config.get("packed_layers"))
+    """Whether a model of diffusers or transformers says that it has quantized weights."""
+    packed = getattr(getattr(model, "config", None), "packed_layers", None)
+    return getattr(model, "hf_quantizer", None) is not None or bool(packed)
 
 
 def quantized_layers(model: "nn.Module") -> dict[str, Any]:

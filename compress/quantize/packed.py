@@ -4,6 +4,7 @@ Stock diffusers has no layers for most of these, so the checkpoint carries a mod
 only (:mod:`compress.models.compressed_model`). The layers unpack their weights at every call.
 """
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -62,11 +63,14 @@ class Config(Scheme, InputRanges):
         layers: Pattern to the keys of the scheme that differ there, or the JSON file that holds them; the last pattern
             that matches counts. None: below 8 bits the first and last layers and what embeds the timestep have 8, one
             scale per channel.
+        components: Further components of the pipeline, such as ``vae`` and ``text_encoder``, to the keys of the scheme
+            that differ there.
     """
 
     search: str = "mse"
     skip: list[str] = field(default_factory=list)
     layers: Any = None
+    components: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -90,6 +94,7 @@ class Config(Scheme, InputRanges):
         if self.layers is not None and not isinstance(self.layers, Mapping):
             raise bad_value("layers", self.layers, "patterns with keys of a scheme, or a JSON file with them")
         self.others()
+        self.parts()
 
     def scheme(self) -> Scheme:
         """Of the layers without an exception."""
@@ -103,7 +108,16 @@ class Config(Scheme, InputRanges):
         """
         if self.layers is None:
             return {pattern: replace(INT8, activations=self.activations) for pattern in EDGES} if self.bits < 8 else {}
-        return {pattern: _differing(self.scheme(), pattern, keys) for pattern, keys in self.layers.items()}
+        return {name: _differing(self.scheme(), name, keys, "layers") for name, keys in self.layers.items()}
+
+    def parts(self) -> dict[str, Scheme]:
+        """Component to its scheme.
+
+        Raises:
+            UserError: A key of one is unknown or out of range.
+        """
+        plain = replace(self.scheme(), activations="none")
+        return {name: _differing(plain, name, keys, "components") for name, keys in self.components.items()}
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -116,8 +130,12 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     report = pack_weights(model, schemes, config.search, config.skip, captured_inputs(pipeline))
     set_denoiser(pipeline, model)  # of another class now
     set_ranges(model, ranges)
+    parts = config.parts().items()
+    components = {name: _pack_component(pipeline, name, scheme, config.search) for name, scheme in parts}
     others = {name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()}
-    return stage_report(report, config.scheme(), search=config.search, others=others, int8_inputs=len(ranges))
+    return stage_report(
+        report, config.scheme(), search=config.search, others=others, int8_inputs=len(ranges), components=components
+    )
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
@@ -129,6 +147,9 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
     schemes = choose_schemes(denoiser, config)
     if config.activations == "static":
         int8_inputs(denoiser, config.skip, config.float_inputs)
+    known = [name for name in outline.configs if name not in ("unet", "transformer", "scheduler")]
+    if wrong := [name for name in config.components if name not in known]:
+        raise bad_value("components", wrong[0], f"one of {', '.join(known)}")
     layers = dict(denoiser.named_modules())
     rows = [layers[name].weight[0].numel() for name, scheme in schemes.items() if scheme.granularity == "group"]
     if rows and config.group_size > max(rows):
@@ -165,7 +186,7 @@ def pack_weights(
     """Packs the weights of a model's layers, in place; ``save_pretrained`` then writes what diffusers loads.
 
     Args:
-        model: A model of diffusers with float weights.
+        model: A model of diffusers or transformers with float weights.
         schemes: Name of a layer to its scheme.
         search: See :func:`compress.quantize.weights.rounding.round_weight`.
         skip: Patterns of the layers that stay in float, for the report.
@@ -176,12 +197,14 @@ def pack_weights(
         What was quantized, what was not and why, and the rounding errors.
 
     Raises:
-        UserError: The class of the model is not one of diffusers, or see :func:`quantize_layers`.
+        UserError: The class of the model is not one of theirs, or see :func:`quantize_layers`.
     """
     refuse_quantized(model)
     packed_class = getattr(compressed_model, f"Packed{type(model).__name__}", None)
     if packed_class is None or type(model) not in packed_class.__mro__:
-        raise UserError(f"{type(model).__name__} is no model of diffusers: its weights cannot be packed")
+        raise UserError(
+            f"{type(model).__name__} is no model of diffusers or transformers: its weights cannot be packed"
+        )
 
     def pack(name: str, layer: Layer) -> None:
         weight = (rounded or {}).get(name) or round_weight(layer.weight, schemes[name], search)
@@ -191,8 +214,19 @@ def pack_weights(
     report = quantize_layers(model, pack, skip, inputs)
     model.__class__ = packed_class
     model.__module__ = compressed_model.MODULE
-    model.register_to_config(packed_layers=packings)  # type: ignore[operator]
+    if hasattr(model, "register_to_config"):
+        model.register_to_config(packed_layers=packings)  # type: ignore[operator]
+    else:  # of transformers
+        model.config.packed_layers = packings  # type: ignore[union-attr]
     return report
+
+
+def _pack_component(pipeline: "DiffusionPipeline", name: str, scheme: Scheme, search: str) -> dict[str, Any]:
+    """Packs all layers of another component than the denoiser; returns what the report says of it."""
+    part = copy.deepcopy(getattr(pipeline, name))  # the pipeline may share it with its teacher
+    found = pack_weights(part, dict.fromkeys(choose_layers(part, ())[0], scheme), search)
+    pipeline.register_modules(**{name: part})
+    return {"scheme": str(scheme), "modules": len(found.modules), "params": found.params}
 
 
 def packing(scheme: Scheme) -> dict[str, Any]:
@@ -209,12 +243,12 @@ def _read_layers(file: Path) -> Any:
         raise bad_value("layers", str(file), f"a JSON file of patterns and keys ({error})") from error
 
 
-def _differing(scheme: Scheme, pattern: str, keys: Any) -> Scheme:
+def _differing(scheme: Scheme, pattern: str, keys: Any, where: str) -> Scheme:
     """The scheme with other values of some keys."""
     if not isinstance(keys, Mapping) or not keys.keys() <= Scheme.__annotations__.keys() - {"activations"}:
         allowed = ", ".join(sorted(Scheme.__annotations__.keys() - {"activations"}))
-        raise bad_value(f"layers.{pattern}", keys, f"some of the keys {allowed}")
+        raise bad_value(f"{where}.{pattern}", keys, f"some of the keys {allowed}")
     try:
         return replace(scheme, **keys)
     except UserError as error:
-        raise UserError(f"layers.{pattern}: {error}") from None
+        raise UserError(f"{where}.{pattern}: {error}") from None

@@ -15,6 +15,7 @@ from compress.errors import UserError
 from compress.evaluate.cost.size import memory_bytes
 from compress.models.folder import check_folder
 from compress.models.inputs import example_inputs, predict
+from compress.models.outline import Outline
 from compress.models.quantized import ranges_of
 from compress.quantize.packed import Config, check, choose_schemes, pack_weights
 from compress.runtime.fake import FakeQuantized, float_model
@@ -26,6 +27,19 @@ from diffusers import DiffusionPipeline
 pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32, trust_remote_code=True)
 assert "compress" not in sys.modules
 torch.save(pipeline.unet(**torch.load(sys.argv[2])).sample, sys.argv[3])
+"""
+
+
+LOAD_ALL = """
+import sys, torch
+from diffusers import DiffusionPipeline
+pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32, trust_remote_code=True)
+assert "compress" not in sys.modules
+pipeline.set_progress_bar_config(disable=True)
+image = pipeline("a cat", num_inference_steps=1, height=16, width=16, output_type="pt").images
+assert image.isfinite().all()
+for name in ("vae", "text_encoder", "unet"):
+    assert any(hasattr(layer, "packing") for layer in getattr(pipeline, name).modules()), name
 """
 
 
@@ -93,6 +107,22 @@ def test_an_engine_computes_with_the_packed_weights_and_the_ranges(tiny_parquet:
         assert levels.round().abs().max() <= 7 and torch.allclose(levels, levels.round(), atol=1e-4)
 
 
+def test_other_components_have_schemes_of_their_own(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    keys: dict[str, Any] = {"components": {"vae": {"bits": 8}, "text_encoder": {"granularity": "channel"}}}
+    student, report = compress.quantize(pipeline, "int4", **keys)
+    assert set(report.details["components"]) == {"vae", "text_encoder"}
+    folder = compress.save(student, tmp_path / "checkpoint")
+    (tmp_path / "load.py").write_text(LOAD_ALL)
+    subprocess.run([sys.executable, str(tmp_path / "load.py"), str(folder)], check=True, cwd=tmp_path)
+    for name in ("vae", "text_encoder"):
+        small, large = (memory_bytes(getattr(p, name)) for p in (student, pipeline))
+        assert small < 0.6 * large
+    with pytest.raises(UserError, match="components=vaee: expected one of"):
+        outline = Outline("StableDiffusionPipeline", {}, {"vae": {}, "unet": {}})
+        check(Config(bits=4, components={"vaee": {}}), tiny_unet(), outline)
+
+
 def test_packed_weights_are_not_packed_again_or_pruned(tmp_path: Path) -> None:
     student, _ = compress.quantize(tiny_pipeline(), "int4")
     for again in (lambda: compress.quantize(student, "int4"), lambda: compress.prune(student, "magnitude")):
@@ -123,7 +153,7 @@ def test_a_damaged_packing_is_refused(tmp_path: Path) -> None:
 )
 def test_what_fits_no_layer_is_refused_beforehand(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        check(Config(bits=4, **keys), tiny_unet(), None)  # type: ignore[arg-type]
+        check(Config(bits=4, **keys), tiny_unet(), Outline("StableDiffusionPipeline", {}, {}))
 
 
 @pytest.mark.parametrize(
