@@ -413,10 +413,10 @@ def pack_layers(model: nn.Module, packings: Mapping[str, Packing]) -> None:
         if name not in modules:
             raise ValueError(f"packed_layers: {name} is no module of this {type(model).__name__}")
         weight = modules[name].weight
-        pack_layer(modules[name], packing, _empty(weight, packing))
+        pack_layer(modules[name], packing, empty_tensors(weight, packing))
 
 
-def _empty(weight: Any, packing: Packing) -> dict[str, Tensor]:
+def empty_tensors(weight: Any, packing: Packing) -> dict[str, Tensor]:
     """The tensors of a layer, of the right shapes and without values."""
     rows, columns = len(weight), weight[0].numel()
     if packing["granularity"] == "tensor":
