@@ -15,6 +15,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from compress.quantize.ranges.inputs import find_ranges, int8_inputs, observed
 from compress.runtime import Engines, accelerate
 from compress.runtime.inductor import InductorModule
 from compress.runtime.openvino import OpenVINOModule
+from compress.runtime.turns import turns
 
 PROMPTS = ("red heart, noto emoji", "cat face, fluent emoji", "hot dog, noto emoji", "rocket, twemoji emoji")
 DATA = "embedded:emoji/emoji.parquet"
@@ -145,17 +147,10 @@ def rows(model: torch.nn.Module, examples: list[Inputs]) -> dict[str, Callable[[
     }
 
 
-def turns(runs: dict[str, Run], inputs: Inputs, repeats: int) -> dict[str, float]:
+def medians(runs: dict[str, Run], inputs: Inputs, repeats: int) -> dict[str, float]:
     """Median seconds of each, timed one after the other in every turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 2):
-        for name, run in runs.items():
-            run(inputs)  # the pass before belongs to another row, and its weights are in the caches
-            start = time.perf_counter()
-            run(inputs)
-            if turn > 1:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    calls = {name: partial(run, inputs) for name, run in runs.items()}
+    return {name: statistics.median(found) for name, found in turns(calls, repeats, torch.device("cpu")).items()}
 
 
 def denoisers(name: str) -> tuple[Any, torch.nn.Module, list[Inputs]]:
@@ -198,7 +193,7 @@ def measure(name: str, batches: list[int], repeats: int, only: str) -> None:
     print(f"\n{name}, {params:.1f} M parameters, {torch.get_num_threads()} threads\n")
     print("| one pass | " + " | ".join(f"batch {size} (ms)" for size in batches) + " | error |")
     print("|---|" + "---:|" * (len(batches) + 1))
-    timed = [turns(runs, batch_of(examples[0], size, model), repeats) for size in batches]
+    timed = [medians(runs, batch_of(examples[0], size, model), repeats) for size in batches]
     for row, run in runs.items():
         cells = [f"{1e3 * found[row]:.1f} ({found['eager fp32'] / found[row]:.2f}x)" for found in timed]
         wrong = [float((run(given) - base(given)).square().mean().sqrt() / base(given).square().mean().sqrt())
@@ -230,7 +225,7 @@ def images(names: list[str], repeats: int, steps: int) -> None:
     seconds: dict[str, list[float]] = {form: [] for form in forms}
     for turn in range(repeats + 2):
         for form, pipeline in forms.items():
-            draw(pipeline, turn)  # as in turns(): the timed image follows one of the same pipeline
+            draw(pipeline, turn)  # as in runtime.turns: the timed image follows one of the same pipeline
             start = time.perf_counter()
             draw(pipeline, turn)
             if turn > 1:

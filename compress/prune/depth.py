@@ -7,12 +7,13 @@ layers. Both chose the blocks by hand.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from compress.data.calls import CallsConfig
 from compress.errors import bad_value
 from compress.prune.blocks import KINDS
+from compress.prune.channels.target import check_engine_name
 from compress.stage import Stage, StageContext, StageReport
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from compress.models.outline import Outline
     from compress.prune.blocks import Blocks
     from compress.prune.blocks.cost import BlockCosts
+    from compress.prune.blocks.latency import BlockLatencies
     from compress.prune.blocks.subject import DepthReport, Subject
 
 STAGE = Stage(version=2, tag="pruned")
@@ -31,15 +33,19 @@ STAGE = Stage(version=2, tag="pruned")
 
 @dataclass(frozen=True)
 class DepthTarget:
-    """Upper limits on the remaining cost, as shares in (0, 1); None: no limit.
+    """Upper limits on the remaining cost, as shares in (0, 1), and a share of the latency; None: no limit.
 
     Attributes:
         params: Share of the parameters.
         macs: Share of the multiply-accumulates of one forward pass at the model's own size.
+        latency: Share of the seconds of one forward pass, measured in ``engine`` and met within 5 %; alone.
+        engine: ``auto`` or one of :data:`compress.runtime.ENGINES`, for ``latency``.
     """
 
     params: float | None = None
     macs: float | None = None
+    latency: float | None = None
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -47,13 +53,17 @@ class DepthTarget:
         Raises:
             UserError: Naming the key, its value and what would be right.
         """
-        for key, share in asdict(self).items():
-            if share is not None and not 0 < share < 1:
+        shares = self.shares()
+        for key, share in shares.items():
+            if not 0 < share < 1:
                 raise bad_value(key, share, "the share to be left, a number in (0, 1), or null")
+        if self.latency is not None and len(shares) > 1:
+            raise bad_value("latency", self.latency, f"null where {next(iter(shares))} is given")
+        check_engine_name(self.engine)
 
     def shares(self) -> dict[str, float]:
-        """The limits that are set: ``params`` or ``macs`` to a share."""
-        return {unit: share for unit, share in asdict(self).items() if share is not None}
+        """The limits that are set: ``params``, ``macs`` or ``latency`` to a share."""
+        return {unit: share for unit, share in asdict(self).items() if unit != "engine" and share is not None}
 
 
 @dataclass(frozen=True)
@@ -62,7 +72,7 @@ class Config:
 
     Attributes:
         ratio: Minimum share of the parameters to remove, in (0, 1); ignored if ``target`` is set.
-        target: Upper limits on the remaining cost; if both are set, both apply.
+        target: Upper limits on the remaining cost; if params and macs are set, both apply.
         remove: Kinds of blocks that may be removed: ``layers`` (a resnet with its attention from a level's down block
             and one from its up block; a block of a transformer), ``attentions`` (all of a down or up block),
             ``transformer_layers`` (single layers of an attention that has several), ``mid_block`` (all of it, or all
@@ -87,7 +97,7 @@ class Config:
             raise bad_value("remove", list(self.remove), f"some of {', '.join(KINDS)}")
 
     def shares(self) -> dict[str, float]:
-        """Upper limits on the remaining cost: ``params`` or ``macs`` to a share."""
+        """Upper limits on the remaining cost: ``params``, ``macs`` or ``latency`` to a share."""
         return self.target.shares() or {"params": 1 - self.ratio}
 
 
@@ -101,7 +111,7 @@ def prune_depth(
             2.x, XL), or the transformer of PixArt, SANA, Stable Diffusion 3 or Flux.
         calls: Denoiser inputs and predictions; see :func:`compress.data.calls.record_calls`.
         config: See :class:`Config`; its ``calibration`` is not used here.
-        inputs: Arguments of the forward pass used to count multiply-accumulates; None: those of the first call.
+        inputs: Arguments of the forward pass that is counted or timed; None: those of the first call.
 
     Raises:
         UserError: The architecture is unsupported, weights are not finite, or no stock config reaches the target.
@@ -110,8 +120,8 @@ def prune_depth(
     from compress.prune.blocks.subject import Subject
 
     subject = Subject(denoiser, inputs or calls[0].inputs)
-    _check(subject.blocks, subject.costs, config)
-    return _prune(subject, calls, config)
+    latencies = _latencies(subject, config, inputs or calls[0].inputs)
+    return _prune(subject, calls, config, latencies)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -120,11 +130,12 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     from compress.models import denoiser, set_denoiser
     from compress.models.inputs import captured_inputs
     from compress.prune.blocks.subject import Subject, stage_report
+    from compress.prune.stopwatch import own_inputs
 
     subject = Subject(denoiser(pipeline), captured_inputs(pipeline))
-    _check(subject.blocks, subject.costs, config)
+    latencies = _latencies(subject, config, own_inputs(pipeline) if config.target.latency is not None else None)
     calls = record_calls(pipeline, context.data.text, config.calibration, context.seed)
-    report = _prune(subject, calls, config)
+    report = _prune(subject, calls, config, latencies)
     set_denoiser(pipeline, report.denoiser)
     return stage_report(report, config)
 
@@ -138,7 +149,9 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
     from compress.models.inputs import known_inputs
     from compress.prune.blocks import read_blocks
     from compress.prune.blocks.cost import count_costs
+    from compress.prune.stopwatch import check_engine
 
+    check_engine(config.target.engine)
     blocks = read_blocks(denoiser)
     inputs = known_inputs(denoiser) if "macs" in config.shares() else None
     _check(blocks, count_costs(denoiser, blocks, inputs), config)
@@ -161,6 +174,7 @@ def _check(blocks: "Blocks", costs: "BlockCosts", config: Config) -> None:
 
     for unit, share in config.shares().items():
         if unit not in costs.by_part:
+            least_shares(blocks, costs, config.remove, "params")  # raises if nothing can be removed at all
             continue
         least = least_shares(blocks, costs, config.remove, unit)[unit]
         if least <= share:
@@ -171,8 +185,27 @@ def _check(blocks: "Blocks", costs: "BlockCosts", config: Config) -> None:
         raise bad_value("ratio", config.ratio, f"at most {math.floor(1000 * (1 - least)) / 1000}: {why}")
 
 
-def _prune(subject: "Subject", calls: "Sequence[Call]", config: Config) -> "DepthReport":
+def _latencies(subject: "Subject", config: Config, inputs: "Inputs | None") -> "BlockLatencies | None":
+    """The latencies of blocks for a target of latency, else None; a target that cannot be met is refused."""
+    if config.target.latency is None or inputs is None:
+        _check(subject.blocks, subject.costs, config)
+        return None
+    from compress.prune.blocks.latency import BlockLatencies
+    from compress.prune.stopwatch import Stopwatch
+
+    latencies = BlockLatencies(subject, Stopwatch(subject.denoiser, inputs, config.target.engine))
+    latencies.check(config.target.latency, config.remove)
+    return latencies
+
+
+def _prune(
+    subject: "Subject", calls: "Sequence[Call]", config: Config, latencies: "BlockLatencies | None"
+) -> "DepthReport":
     from compress.prune.blocks.greedy import search
 
-    found = search(subject, calls, config.remove, config.shares())
-    return subject.report(found.blocks, found.removed, found.effects, found.skipped)
+    about = None
+    if latencies is not None and config.target.latency is not None:
+        found, about = latencies.search(calls, config.remove, config.target.latency)
+    else:
+        found = search(subject, calls, config.remove, config.shares())
+    return replace(subject.report(found.blocks, found.removed, found.effects, found.skipped), latency=about)

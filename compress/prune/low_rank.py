@@ -60,6 +60,7 @@ class Config:
         Raises:
             UserError: Naming the key, its value and what would be right.
         """
+        self.target.check_counted("low_rank")
         if not 0 < self.energy <= 1:
             raise bad_value("energy", self.energy, "a number in (0, 1]")
         if self.multiple < 1:

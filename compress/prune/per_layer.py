@@ -72,6 +72,7 @@ class Config:
         Raises:
             UserError: Naming the key, its value and what would be right.
         """
+        self.target.check_counted("per_layer")
         if not 0 < self.ratio < 1:
             raise bad_value("ratio", self.ratio, "the share of the parameters to remove, a number in (0, 1)")
         if not self.scope or not set(self.scope) <= set(KINDS):

@@ -65,9 +65,10 @@ class Config:
         importance: Selects the channels to remove: a name, or a mapping of ``name`` and its keys, see
             :mod:`compress.prune.importance`. Stored as the ``Config`` of its family.
         heads: What attention loses. ``"narrow"``: channels of every head; the change of the attention scale is folded
-            into the query. ``"remove"``: whole heads. ``"auto"``: the mode whose widths are nearer to the ratio.
+            into the query. ``"remove"``: whole heads. ``"auto"``: the mode whose widths are nearer to the ratio; for a
+            target of latency, see :func:`compress.prune.channels.widths.fast_shape`.
         multiple: Every new width is a multiple of this, at least 1, besides norm groups and heads; None: 64 (for fused
-            kernels) if all levels have 256 channels or more, else 1.
+            kernels) if all levels have 256 channels or more, else 1, and for a target of latency at least 16.
         calibration: Examples for importances that need them, and for sensitivity.
         sensitivity: How sensitivity is measured.
     """
@@ -124,7 +125,8 @@ def prune_width(
         config: See :class:`Config`.
         calibration: Examples; required if :func:`needs_examples` is true.
         seed: Seed of random choices.
-        inputs: Arguments of the forward pass used to count multiply-accumulates; None: inputs at the UNet's own size.
+        inputs: Arguments of the forward pass that a target counts or times; None: inputs at the UNet's own size, of one
+            row.
 
     Raises:
         UserError: The architecture is unsupported, weights are not finite, the ratio changes no width, no widths meet
@@ -148,7 +150,32 @@ def _planner(
         return None
     from compress.prune.sensitivity.plan import Planner
 
-    return Planner(unet, config.target, config.heads, config.multiple, inputs)
+    return Planner(unet, config.target, *shape_options(unet, config), inputs)
+
+
+def shape_options(unet: "UNet2DConditionModel | UNet2DModel", config: Config) -> tuple[str, int | None]:
+    """``heads`` and ``multiple`` for a UNet: those of the config, or what kernels like for a target of latency."""
+    from compress.prune.channels.widths import check_blocks, fast_shape
+
+    if config.target.latency is None:
+        return config.heads, config.multiple
+    check_blocks(unet.config)
+    return fast_shape(unet.config, config.heads, config.multiple)
+
+
+def make_planner(pipeline: "DiffusionPipeline", config: Config) -> "Planner | None":
+    """The planner of a pipeline's UNet; None without a target.
+
+    Raises:
+        UserError: No widths meet the target, or the engine cannot run here.
+    """
+    from compress.models.inputs import captured_inputs
+    from compress.prune.stopwatch import own_inputs
+
+    inputs = None
+    if config.target.goal:
+        inputs = captured_inputs(pipeline) if config.target.latency is None else own_inputs(pipeline)
+    return _planner(pipeline.unet, config, inputs)
 
 
 def _prune(
@@ -179,7 +206,7 @@ def pruner(unet: "UNet2DConditionModel | UNet2DModel", config: Config, scorer: "
     """
     from compress.prune.channels.rebuild import Narrower
 
-    narrower = Narrower(unet, config.heads, config.multiple)
+    narrower = Narrower(unet, *shape_options(unet, config))
     return lambda ratio: narrower.prune(ratio, scorer)
 
 
@@ -195,6 +222,9 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
 
     unet: Any = _checked_class(denoiser)
     widths.check_blocks(unet.config)
+    if config.target.latency is not None:
+        _check_latency(unet, config)
+        return None
     if _planner(unet, config) is not None:
         return None
     asked = widths.level_ratios(config.ratio, list(unet.config.block_out_channels))
@@ -203,6 +233,15 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
     left = meta_model(type(unet), {**unet.config, **changes, "time_embedding_dim": time_embedding_dim})
     check_fixed(unet, left)
     return left
+
+
+def _check_latency(unet: "UNet2DConditionModel | UNet2DModel", config: Config) -> None:
+    """Checks what can be known of a target of latency before weights are loaded, which is nothing of seconds."""
+    from compress.prune.channels.latency import narrower_choices
+    from compress.prune.stopwatch import check_engine
+
+    check_engine(config.target.engine)
+    narrower_choices(unet, *shape_options(unet, config))
 
 
 def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditionModel | UNet2DModel":
@@ -218,11 +257,8 @@ def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditio
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Replace ``pipeline.unet`` with its pruned version; see :func:`prune_width`."""
-    from compress.models.inputs import captured_inputs
-
     unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
-    inputs = captured_inputs(pipeline) if config.target.goal else None
-    planner = _planner(unet, config, inputs)  # may raise, so before examples are encoded
+    planner = make_planner(pipeline, config)  # may raise, so before examples are encoded
     calibration = None
     if needs_examples(config):
         calibration = calibrate(pipeline, context.data.train, config.calibration, context.seed)

@@ -6,6 +6,7 @@ shape is first seen.
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,21 @@ def _missing(engine: str, device: "torch.device") -> str | None:
 
         return inductor.missing(device)
     return None
+
+
+def executed(module: "nn.Module", engine: str) -> Callable[..., Any]:
+    """A module as an engine runs it, at the engine's default precision; compiled graphs are not kept.
+
+    Args:
+        module: Stays as it was.
+        engine: ``auto`` or one of :data:`ENGINES`.
+
+    Raises:
+        UserError: The engine cannot run here.
+    """
+    device = next(module.parameters()).device
+    engine = resolve(engine, device)
+    return module if engine == "eager" else _compiled(engine, module, "denoiser", "auto", device, {}, None)
 
 
 def accelerate(pipeline: "DiffusionPipeline", engines: Engines, cache: Path | None = None) -> "DiffusionPipeline":

@@ -12,6 +12,7 @@ from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.sample import accepted, sampler, size
 from compress.models.call import needs
 from compress.models.inputs import AS_ASKED, Inputs
+from compress.runtime.turns import synchronize
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -33,20 +34,15 @@ def timed(call: Callable[[], Any], repeats: int, device: torch.device, warm_up: 
     """
     seconds: list[float] = []
     while len(seconds) < warm_up + repeats:
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         call()
-        _synchronize(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - start)
         if len(seconds) == 2 and seconds[1] * (warm_up + repeats - 1) > MOST_SECONDS:
             warm_up = min(warm_up, 1)
             repeats = min(repeats, max(LEAST, int(MOST_SECONDS / seconds[1])))
     return seconds[warm_up:]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def spread(name: str, seconds: list[float]) -> dict[str, float | None]:

@@ -68,21 +68,20 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     import compress.data
     import compress.models
     from compress.data.calibration import calibrate
-    from compress.models.inputs import captured_inputs
     from compress.prune.importance import make_scorer
     from compress.prune.sensitivity.blocks import inner_groups, measure_blocks, measure_heads
     from compress.prune.sensitivity.error import UnchangedPrediction
-    from compress.prune.sensitivity.plan import Planner
-    from compress.prune.width import pruner
+    from compress.prune.width import make_planner, pruner
     from compress.system import processes
 
     wanted = stage.config
     if wanted.target.goal is None:
-        raise bad_value(f"stages.{stage.name}.target", "null", "a share of params, macs or bytes to plan for")
+        raise bad_value(f"stages.{stage.name}.target", "null", "a share of params, macs, bytes or latency to plan for")
     dtype = getattr(torch, PRECISIONS[config.precision])
     pipeline = compress.models.load_teacher(config.model, processes.join(config.device), dtype)
     unet: Any = compress.models.denoiser(pipeline)
-    planner = Planner(unet, wanted.target, wanted.heads, wanted.multiple, captured_inputs(pipeline))
+    planner = make_planner(pipeline, wanted)
+    assert planner is not None
     data = compress.data.load_data(config.data)
     calibration = calibrate(pipeline, data.train, wanted.calibration, config.seed)
     scorer = make_scorer(wanted.importance, calibration, config.seed)
@@ -93,7 +92,7 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     plan = planner.plan(prune, reference, ratios)
     by_level: Measured = {}
     for found in plan.measured:
-        name = f"level {found.level} ({planner.costs.widths[found.level]} wide)"
+        name = f"level {found.level} ({planner.full[found.level]} wide)"
         by_level.setdefault(name, {})[found.ratio] = found.error
     about = {key: value for key, value in asdict(plan).items() if key != "measured"}
     return {

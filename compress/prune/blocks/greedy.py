@@ -22,12 +22,14 @@ class Removal:
         error: Relative error of the prediction afterwards, see :class:`compress.prune.blocks.effect.Effect`.
         params: Remaining parameters.
         macs: Remaining multiply-accumulates.
+        latency: Predicted remaining latency in millionths of the whole denoiser's; None if it was not measured.
     """
 
     name: str
     error: float
     params: int
     macs: int
+    latency: int | None = None
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,19 @@ def least_shares(blocks: Blocks, costs: BlockCosts, kinds: Collection[str], unit
     Raises:
         UserError: Nothing can be removed.
     """
+    full, left = costs.of(blocks), costs.of(least_blocks(blocks, costs, kinds, unit))
+    return {name: count / full[name] for name, count in left.items()}
+
+
+def least_blocks(blocks: Blocks, costs: BlockCosts, kinds: Collection[str], unit: str) -> Blocks:
+    """The blocks that remain after every possible removal; arguments and errors as :func:`least_shares`."""
     left = blocks
-    while options := _possible(left, kinds):
+    while options := possible(left, kinds):
         left = min(options.values(), key=lambda option: costs.of(option)[unit])
     if left is blocks:
         reasons = "; ".join(f"{name}: {why}" for name, why in impossible(blocks, kinds).items())
         raise UserError(f"no block can be removed from this denoiser ({reasons or f'it has no {_listed(kinds)}'})")
-    full = costs.of(blocks)
-    return {name: count / full[name] for name, count in costs.of(left).items()}
+    return left
 
 
 def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shares: Mapping[str, float]) -> Found:
@@ -80,35 +87,40 @@ def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shar
         subject: The denoiser.
         calls: Recorded inputs and predictions of the denoiser.
         kinds: Kinds of blocks that may be removed.
-        shares: ``params`` or ``macs`` to the maximum share to keep.
+        shares: ``params``, ``macs`` or, alone and if the costs have it, ``latency`` to the maximum share to keep.
 
     Raises:
         UserError: Nothing more can be removed, and more than ``shares`` remain.
     """
     blocks, costs = subject.blocks, subject.costs
     full = costs.of(blocks)
+    timed = "latency" in shares
     limits = {unit: share * full[unit] for unit, share in shares.items()}
     left = blocks
     removed: list[Removal] = []
     effects: dict[str, float] = {}
     adds: dict[str, float] = {}  # to the squared error
     sizes: dict[str, tuple[int, ...]] = {}
-    options = _possible(left, kinds)
+    saved: dict[str, int] = {}
+    options = possible(left, kinds)
     effect = Effect(subject, calls)
     error = 0.0  # of the remaining blocks
 
     def first() -> str:
         # Of equally unimportant candidates, the one that leaves the smallest model.
-        return min(options, key=lambda name: (adds.get(name, -math.inf), sizes[name]))
+        return min(options, key=lambda name: (adds.get(name, -math.inf) / saved[name], sizes[name]))
 
     with bar() as progress:
         task, measured, at_least = progress.add_task("measuring blocks"), 0, len(options)
         while any(costs.of(left)[unit] > limit for unit, limit in limits.items()):
+            if not options and timed:
+                break
             if not options:
                 reached = ", ".join(f"{costs.of(left)[unit] / full[unit]:.3f} of the {unit}" for unit in limits)
                 raise UserError(f"nothing more can be removed, and {reached} remain: set a higher target")
             effect.keep(left)
             fresh: dict[str, float] = {}
+            saved = {name: _saved(costs, left, option) if timed else 1 for name, option in options.items()}
             sizes = {name: tuple(costs.of(option).values()) for name, option in options.items()}
             while (name := first()) not in fresh:
                 fresh[name] = effect.error(options[name])
@@ -118,9 +130,13 @@ def search(subject: Subject, calls: Sequence[Call], kinds: Collection[str], shar
             left, error = options[name], fresh[name]
             effects = effects or {option: fresh[option] for option in options}
             removed.append(Removal(name, error, **costs.of(left)))
-            options = _possible(left, kinds)
+            options = possible(left, kinds)
             progress.update(task, description=f"measuring blocks ({len(removed)} removed)")
     return Found(left, removed, effects, impossible(blocks, kinds))
+
+
+def _saved(costs: BlockCosts, blocks: Blocks, left: Blocks) -> int:
+    return max(costs.of(blocks)["latency"] - costs.of(left)["latency"], 1)
 
 
 def impossible(blocks: Blocks, kinds: Collection[str]) -> dict[str, str]:
@@ -132,7 +148,8 @@ def impossible(blocks: Blocks, kinds: Collection[str]) -> dict[str, str]:
     return {group: reason for group, reason in reasons.items() if reason is not None}
 
 
-def _possible(blocks: Blocks, kinds: Collection[str]) -> dict[str, Blocks]:
+def possible(blocks: Blocks, kinds: Collection[str]) -> dict[str, Blocks]:
+    """The possible next removals, by name."""
     return {name: left for _, name, left in blocks.candidates(kinds) if left.problem() is None}
 
 

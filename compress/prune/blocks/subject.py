@@ -11,6 +11,7 @@ from compress.models.meta import checked_weights
 from compress.prune.blocks import Blocks, read_blocks
 from compress.prune.blocks.assemble import assemble
 from compress.prune.blocks.cost import count_costs
+from compress.prune.stopwatch import MeasuredLatency
 from compress.stage import StageReport, one_line
 
 
@@ -32,6 +33,7 @@ class DepthReport:
             ``params`` and ``macs`` of the remaining model. Empty if nothing was measured.
         effects: Candidate to the relative error of the prediction without it alone. Empty if nothing was measured.
         skipped: Requested blocks that could not be removed to the reason.
+        latency: What was measured for a target of latency; None for others.
     """
 
     denoiser: nn.Module
@@ -46,6 +48,7 @@ class DepthReport:
     removed: list[dict[str, Any]] = field(default_factory=list)
     effects: dict[str, float] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    latency: MeasuredLatency | None = None
 
     def __repr__(self) -> str:
         params, macs = self.params_after / self.params_before, self.macs_after / self.macs_before
@@ -110,7 +113,9 @@ class Subject:
 
 def stage_report(report: DepthReport, config: Any) -> StageReport:
     """The stage's report; its coverage is the removed share."""
-    details = {key: value for key, value in vars(report).items() if key not in ("denoiser", "skipped")}
+    details = {key: value for key, value in vars(report).items() if key not in ("denoiser", "skipped", "latency")}
+    if report.latency is not None:
+        details["latency"] = asdict(report.latency)
     coverage = {
         "params": 1 - report.params_after / report.params_before,
         "macs": 1 - report.macs_after / report.macs_before,

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
+from compress.runtime import ENGINES
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,11 +27,15 @@ class Target:
         params: Share of the parameters.
         macs: Share of the multiply-accumulates of one forward pass at the model's own size.
         bytes: Share of the bytes of the weights, in the run's precision.
+        latency: Share of the seconds of one forward pass, measured in ``engine``; of method ``width`` only.
+        engine: ``auto`` or one of :data:`compress.runtime.ENGINES`, for ``latency``.
     """
 
     params: float | None = None
     macs: float | None = None
     bytes: float | None = None
+    latency: float | None = None
+    engine: str = "auto"
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -38,17 +43,45 @@ class Target:
         Raises:
             UserError: Naming the key, its value and what would be right.
         """
-        given = {key: share for key, share in asdict(self).items() if share is not None}
+        given = self._given()
         for key, share in given.items():
             if not 0 < share < 1:
                 raise bad_value(key, share, "the share to be left, a number in (0, 1), or null")
         if len(given) > 1:
             raise bad_value(list(given)[1], list(given.values())[1], f"null where {next(iter(given))} is given")
+        check_engine_name(self.engine)
 
     @property
     def goal(self) -> tuple[str, float] | None:
         """The unit and the share of it, or None if none is set."""
-        return next(((key, share) for key, share in asdict(self).items() if share is not None), None)
+        return next(iter(self._given().items()), None)
+
+    def _given(self) -> dict[str, float]:
+        shares = {key: share for key, share in asdict(self).items() if key != "engine"}
+        return {key: share for key, share in shares.items() if share is not None}
+
+    def check_counted(self, method: str) -> None:
+        """Refuse a latency where a method counts costs alone.
+
+        Raises:
+            UserError: With the methods that measure it.
+        """
+        if self.latency is not None:
+            raise bad_value(
+                "target.latency",
+                self.latency,
+                f"null: {method} has no such target; width (prune=magnitude, taylor, ...) and depth have it",
+            )
+
+
+def check_engine_name(engine: str) -> None:
+    """Refuse an unknown engine.
+
+    Raises:
+        UserError: Naming the key, its value and what would be right.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise bad_value("engine", engine, "one of " + ", ".join(("auto", *ENGINES)))
 
 
 class WidthCosts:
@@ -98,15 +131,10 @@ class WidthCosts:
 
     def _count(self, widths: Widths) -> float:
         from compress.prune.channels.proxy import meta_model
-        from compress.prune.channels.widths import choose_shape
 
         if widths == self.widths:
             return self._full
-        ratios = [1 - new / old for new, old in zip(widths, self.widths, strict=True)]
-        changes = choose_shape(self.unet.config, ratios, self.heads, self.multiple).changes
-        if "time_embedding_dim" in self.unet.config:
-            changes["time_embedding_dim"] = self.unet.time_embedding.linear_1.out_features
-        return self._cost(meta_model(type(self.unet), {**self.unet.config, **changes}))
+        return self._cost(meta_model(type(self.unet), config_at(self.unet, widths, self.heads, self.multiple)))
 
     def _cost(self, model: Any) -> float:
         if self._times is None:
@@ -173,6 +201,17 @@ def _spread(choices: Sequence[Widths], count: int) -> list[Widths]:
         direction = candidates[best] / norms[best]
         candidates = candidates - (candidates @ direction)[:, None] * direction
     return [choices[index] for index in chosen]
+
+
+def config_at(unet: Any, widths: Widths, heads: str = "auto", multiple: int | None = None) -> dict[str, Any]:
+    """Config of a UNet narrowed to these widths, which are some of :func:`choices_of` with the same arguments."""
+    from compress.prune.channels.widths import choose_shape
+
+    ratios = [1 - new / old for new, old in zip(widths, unet.config.block_out_channels, strict=True)]
+    changes = choose_shape(unet.config, ratios, heads, multiple).changes
+    if "time_embedding_dim" in unet.config:
+        changes["time_embedding_dim"] = unet.time_embedding.linear_1.out_features
+    return {**unet.config, **changes}
 
 
 def choices_of(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> list[Widths]:

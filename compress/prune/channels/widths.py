@@ -29,6 +29,8 @@ KNOWN_WITHOUT_TEXT: dict[str, set[Any]] = {
 }
 LARGE = 256  # from this width on, kernels are tuned to multiples of LARGE_MULTIPLE
 LARGE_MULTIPLE = 64
+FAST_MULTIPLE = 16  # floats of a vector register of 512 bits
+FAST_HEAD = 8
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,32 @@ def default_multiple(config: Mapping[str, Any]) -> int:
     """64 at the size of Stable Diffusion, for fast attention and convolutions; otherwise 1."""
     widths = config["block_out_channels"]
     return LARGE_MULTIPLE if all(w >= LARGE and w % LARGE_MULTIPLE == 0 for w in widths) else 1
+
+
+def fast_shape(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> tuple[str, int]:
+    """What engines' kernels like: mode for heads and multiple of widths; what is given stays.
+
+    Widths are multiples of 16, or of :func:`default_multiple` if that is more. Whole heads go where their width is a
+    multiple of 8 and half of every level's can go. Otherwise heads get narrower, to multiples of 8 where widths allow.
+
+    Args:
+        config: Config of the UNet to prune.
+        heads: ``"auto"``, ``"narrow"`` or ``"remove"``.
+        multiple: Or None.
+    """
+    base = max(default_multiple(config), FAST_MULTIPLE) if multiple is None else multiple
+    numbers = [(width, n) for width, n in zip(config["block_out_channels"], level_heads(config), strict=True) if n]
+    modes = _modes(config, heads)
+    if "remove" in modes and len(modes) > 1:
+        whole = all(width // n % FAST_HEAD == 0 for width, n in numbers)
+        steps = level_steps(config, "remove", base)
+        halves = all(2 * step <= width for step, width in zip(steps, config["block_out_channels"], strict=True))
+        modes = ["remove" if numbers and whole and halves else "narrow"]
+    if modes[0] == "narrow" and multiple is None:
+        step = math.lcm(base, *(FAST_HEAD * n for _, n in numbers))
+        if all(width % step == 0 and width > step for width, _ in numbers):
+            base = step
+    return modes[0], base
 
 
 def level_steps(config: Mapping[str, Any], heads: str = "auto", multiple: int | None = None) -> list[int]:

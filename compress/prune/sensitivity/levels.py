@@ -78,11 +78,12 @@ def predicted_error(found: Sequence[NarrowedLevel], full: Sequence[int], widths:
     total = 0.0
     for level, (old, new) in enumerate(zip(full, widths, strict=True)):
         points = [(0.0, 0.0), *sorted((n.ratio, n.error.relative**2) for n in found if n.level == level)]
-        total += _interpolate(points, 1 - new / old)
+        total += interpolate(points, 1 - new / old)
     return total**0.5
 
 
-def _interpolate(points: list[tuple[float, float]], at: float) -> float:
+def interpolate(points: list[tuple[float, float]], at: float) -> float:
+    """A value between points that rise from (0, 0), linearly; beyond the last one as between the last two."""
     if at <= 0:
         return 0.0
     if len(points) == 1:

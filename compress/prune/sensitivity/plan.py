@@ -8,9 +8,11 @@ from compress.prune.channels.target import Target, WidthCosts, Widths, best, cho
 
 if TYPE_CHECKING:
     from compress.models.inputs import Inputs
+    from compress.prune.channels.latency import WidthLatencies
     from compress.prune.channels.report import Pruner
     from compress.prune.sensitivity.error import UnchangedPrediction
     from compress.prune.sensitivity.levels import NarrowedLevel
+    from compress.prune.stopwatch import MeasuredLatency
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class WidthPlan:
         left: Remaining share in the target's unit.
         predicted: Predicted relative error, see :func:`compress.prune.sensitivity.levels.predicted_error`.
         measured: Results of narrowing one level at a time.
+        latency: What was measured for a target of latency; None for others.
     """
 
     widths: list[int]
@@ -30,17 +33,18 @@ class WidthPlan:
     left: float
     predicted: float
     measured: "list[NarrowedLevel]"
+    latency: "MeasuredLatency | None" = None
 
 
 class Planner:
     """Chooses widths for a target; the constructor checks that some widths meet it, before anything is measured.
 
     Args:
-        unet: Only its config is used.
+        unet: Only its config is used; a target of latency runs it, too.
         target: With one share set.
         heads: See :class:`compress.prune.width.Config`.
         multiple: See :class:`compress.prune.width.Config`.
-        inputs: Arguments of the forward pass used to count multiply-accumulates; None: inputs at the model's own size.
+        inputs: Arguments of the forward pass that is counted or timed; None: inputs at the model's own size.
 
     Raises:
         UserError: No widths meet the target, or the UNet's inputs are unknown.
@@ -60,6 +64,11 @@ class Planner:
         assert target.goal is not None
         widths.check_blocks(unet.config)
         self.target = target
+        self.full = tuple(int(width) for width in unet.config.block_out_channels)
+        self.latencies: WidthLatencies | None = None
+        if target.latency is not None:
+            self.latencies = _latencies(unet, target.latency, target.engine, heads, multiple, inputs)
+            return
         self.costs = WidthCosts(unet, inputs or example_inputs(unet), target.goal[0], heads, multiple)
         self.choices = meeting(target, self.costs, choices_of(unet.config, heads, multiple))
 
@@ -76,7 +85,7 @@ class Planner:
         """
         from compress.prune.sensitivity.levels import narrow_levels
 
-        return self.choose(narrow_levels(self.costs.widths, prune, reference, ratios))
+        return self.choose(narrow_levels(self.full, prune, reference, ratios))
 
     def choose(self, measured: "list[NarrowedLevel]") -> WidthPlan:
         """Choose the widths from measured levels.
@@ -86,11 +95,28 @@ class Planner:
         """
         from compress.prune.sensitivity.levels import predicted_error
 
-        full = self.costs.widths
+        full, latency = self.full, None
 
         def predicted(widths: Widths) -> float:
             return predicted_error(measured, full, widths)
 
-        chosen, left = best(self.target, self.costs, self.choices, predicted)
+        if self.latencies is not None and self.target.latency is not None:
+            chosen, latency = self.latencies.choose(self.target.latency, predicted)
+            left = latency.measured
+        else:
+            chosen, left = best(self.target, self.costs, self.choices, predicted)
         ratios = [1 - new / old for new, old in zip(chosen, full, strict=True)]
-        return WidthPlan(list(chosen), ratios, left, predicted(chosen), measured)
+        return WidthPlan(list(chosen), ratios, left, predicted(chosen), measured, latency)
+
+
+def _latencies(
+    unet: Any, share: float, engine: str, heads: str, multiple: int | None, inputs: "Inputs | None"
+) -> "WidthLatencies":
+    from compress.models.inputs import example_inputs
+    from compress.prune.channels.latency import WidthLatencies
+    from compress.prune.stopwatch import Stopwatch
+
+    stopwatch = Stopwatch(unet, inputs or example_inputs(unet, seed=0), engine)
+    found = WidthLatencies(unet, stopwatch, heads, multiple)
+    found.check(share)
+    return found
