@@ -37,11 +37,13 @@ class Training(features.Config):
     """Keys of a training with rounded weights, besides those of the distillation.
 
     Attributes:
+        learning_rate: AdamW's peak, above 0; lower than the distillation's, for a student that is trained already.
         scales: ``learned`` (trained with the weights; symmetric integers only) or ``tracked`` (searched for anew as the
             weights move).
         every: Passes of the denoiser between two searches for tracked scales, at least 1.
     """
 
+    learning_rate: float = 2e-4
     scales: str = "learned"
     every: int = 50
 
