@@ -128,10 +128,22 @@ def distill(
 
 
 def quantize(
-    pipeline: Model, method: str = "int8", *, data: "Images | None" = None, seed: int = 0, **keys: Any
+    pipeline: Model,
+    method: str = "int8",
+    *,
+    teacher: Any = None,
+    data: "Images | None" = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    log: Log | None = None,
+    **keys: Any,
 ) -> "tuple[Model, StageReport]":
-    """Stores the weights of the denoiser in fewer bits; see :func:`prune` for arguments, returns and errors."""
-    return _stage("quantize", pipeline, method, keys, data=data, seed=seed)
+    """Stores the weights of the denoiser in fewer bits, some methods after a training with rounded weights.
+
+    See :func:`prune` and, for the methods that train and their ``teacher``, ``folder`` and ``log``, :func:`distill` for
+    arguments, returns and errors.
+    """
+    return _stage("quantize", pipeline, method, keys, data=data, seed=seed, teacher=teacher, folder=folder, log=log)
 
 
 def evaluate(

@@ -5,7 +5,7 @@ symmetric, one scale per output channel, float activations (Jacob et al. 2018, h
 section 2). No rounding error exceeds s_c / 2.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from compress.quantize.weights.apply import (
     quantize_layers,
     stage_report,
 )
+from compress.quantize.weights.rounding import Rounded
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import Stage, StageContext, StageReport
 
@@ -75,7 +76,12 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     return stage_report(quantize_weights(denoiser(pipeline), config.skip, captured_inputs(pipeline)), Scheme())
 
 
-def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs | None = None) -> QuantizeReport:
+def quantize_weights(
+    unet: nn.Module,
+    skip: Sequence[str] = (),
+    inputs: Inputs | None = None,
+    rounded: Mapping[str, Rounded] | None = None,
+) -> QuantizeReport:
     """Gives every Conv2d and Linear int8 weights, in place; ``save_pretrained`` then writes what diffusers loads.
 
     Args:
@@ -83,6 +89,7 @@ def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs |
         skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
         inputs: Keyword arguments of the pass whose MACs are counted; None: one at the model's own size, if the
             denoiser's inputs are known.
+        rounded: Weights of layers that are rounded to int8 already, one scale per output channel, by name.
 
     Returns:
         What was quantized, what was not and why, and the rounding errors.
@@ -93,8 +100,12 @@ def quantize_weights(unet: nn.Module, skip: Sequence[str] = (), inputs: Inputs |
     """
 
     def to_int8(name: str, layer: Layer) -> None:
-        largest = layer.weight.detach().float().abs().flatten(1).amax(1)
-        layer.weight = nn.Parameter(_int8(layer.weight.detach(), largest), requires_grad=False)
+        weight, given = layer.weight.detach(), (rounded or {}).get(name)
+        values = weight.float() if given is None else given.weights(Scheme()).view(weight.shape)
+        # Loading casts the scales of convolutions to the requested dtype, so they must be representable in it.
+        dtype = torch.float32 if weight.dim() == 2 else weight.dtype
+        exact = values.abs().flatten(1).amax(1) / LEVELS if given is None else given.scale.flatten()
+        layer.weight = nn.Parameter(_int8(values, _scale(exact, dtype).float(), weight.dtype), requires_grad=False)
 
     report = quantize_layers(unet, to_int8, skip, inputs)
     quantized = set(report.modules)
@@ -113,23 +124,19 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
     return denoiser
 
 
-def _int8(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """The weight (out, in, ...) as torchao's int8 tensor, given the largest magnitude (out,) of each channel."""
+def _int8(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A float32 weight (out, in, ...) as torchao's int8 tensor of a dtype, with scales (out,) in float32."""
     hide_notices()
     from torchao.quantization import Int8Tensor, IntxUnpackedToInt8Tensor, PerRow
 
     # In float32, with our scales: torchao's are at least the epsilon of the weight's dtype, which in bfloat16 is
     # coarser than most weights.
-    dtype = weight.dtype
-    shape = (-1, *[1] * (weight.dim() - 1))
+    scale = scale.reshape(-1, *[1] * (weight.dim() - 1))
     if weight.dim() == 2:
-        scale = _scale(largest, torch.float32).reshape(shape)
-        quantized = Int8Tensor.from_hp(weight.float().contiguous(), PerRow(), scale=scale)
+        quantized = Int8Tensor.from_hp(weight.contiguous(), PerRow(), scale=scale)
         return Int8Tensor(quantized.qdata, scale, quantized.block_size, dtype, zero_point=quantized.zero_point)
-    # Loading casts the scales to the requested dtype, so they must be representable in it.
-    scale = _scale(largest, dtype).float().reshape(shape)
     return IntxUnpackedToInt8Tensor.from_hp(
-        weight.float().contiguous(),
+        weight.contiguous(),
         (1, *weight.shape[1:]),  # one scale per output channel
         torch.int8,
         intx_choose_qparams_algorithm=None,
@@ -138,12 +145,12 @@ def _int8(weight: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     ).to(dtype)
 
 
-def _scale(largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _scale(exact: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Scales in ``dtype``, rounded up so that no weight is clipped."""
     numbers = torch.finfo(dtype)
     # A channel of zeros needs any scale but zero. Only float16 needs its smallest numbers for scales.
     lowest = numbers.tiny * numbers.eps if dtype == torch.float16 else numbers.tiny
-    exact = (largest / LEVELS).clamp(min=lowest)
+    exact = exact.clamp(min=lowest)
     scale = exact.to(dtype)
     low = scale.float() < exact
     scale[low] = (scale[low].view(torch.int16) + 1).view(dtype)  # the next number: only 16 bits can be too low

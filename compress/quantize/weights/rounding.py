@@ -64,11 +64,24 @@ def round_weight(weight: Tensor, scheme: Scheme, search: str = "mse") -> Rounded
     rows = weight.detach().float().flatten(1)
     if scheme.format == "palette":
         palette = _palette(rows if scheme.granularity == "channel" else rows.view(1, -1), 2**scheme.bits)
-        return Rounded(_nearest(rows, palette), palette=palette)
+        return round_with(weight, scheme, palette=palette)
     groups, real = _groups(rows, scheme)
-    scale, zero = _SEARCH[search](groups, real, scheme)
-    codes = encode(rows, scheme, scale, zero)
-    return Rounded(codes, scale, zero)
+    return round_with(weight, scheme, *_SEARCH[search](groups, real, scheme))
+
+
+def round_with(
+    weight: Tensor,
+    scheme: Scheme,
+    scale: Tensor | None = None,
+    zero: Tensor | None = None,
+    palette: Tensor | None = None,
+) -> Rounded:
+    """Rounds a weight ``(out, ...)`` to levels that are known, see :class:`Rounded`."""
+    rows = weight.detach().float().flatten(1)
+    if palette is not None:
+        return Rounded(_nearest(rows, palette), palette=palette)
+    assert scale is not None
+    return Rounded(encode(rows, scheme, scale, zero), scale, zero)
 
 
 def encode(rows: Tensor, scheme: Scheme, scale: Tensor, zero: Tensor | None) -> Tensor:

@@ -1,0 +1,145 @@
+"""Quantization-aware training: the denoiser is trained with rounded weights and inputs, then packed as it was trained.
+
+The training is that of :mod:`compress.distill.features`: noise, output and feature losses against the teacher. The rounding
+is that of :mod:`compress.quantize.weights.fake`, and the checkpoint that of :mod:`compress.quantize.packed`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from compress.distill import features
+from compress.errors import bad_value
+from compress.models import denoiser, set_denoiser
+from compress.models.inputs import captured_inputs
+from compress.models.quantized import Ranges, set_ranges
+from compress.quantize import packed
+from compress.quantize.ranges.inputs import InputRanges, int8_inputs, sampled_ranges
+from compress.quantize.weights.apply import refuse_quantized, stage_report
+from compress.quantize.weights.fake import fake_quantized, rounded_layers
+from compress.quantize.weights.rounding import Rounded
+from compress.quantize.weights.scheme import Scheme
+from compress.stage import StageContext, StageReport
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    from compress.models.outline import Outline
+
+STAGE = replace(packed.STAGE, distributed=True)
+
+
+@dataclass(frozen=True)
+class Training(features.Config):
+    """Keys of a training with rounded weights, besides those of the distillation.
+
+    Attributes:
+        learning_rate: AdamW's peak, above 0; lower than the distillation's, for a student that is trained already.
+        scales: ``learned`` (trained with the weights; symmetric integers only) or ``tracked`` (searched for anew as the
+            weights move).
+        every: Passes of the denoiser between two searches for tracked scales, at least 1.
+    """
+
+    learning_rate: float = 2e-4
+    scales: str = "learned"
+    every: int = 50
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: If one is out of range.
+        """
+        super().__post_init__()
+        if self.scales not in ("learned", "tracked"):
+            raise bad_value("scales", self.scales, "learned or tracked")
+        if isinstance(self.every, bool) or self.every < 1:
+            raise bad_value("every", self.every, "a whole number of at least 1")
+
+
+@dataclass(frozen=True)
+class Config(packed.Config, Training):
+    """Keys of the stage: those of :mod:`compress.quantize.packed` and of the training."""
+
+    def __post_init__(self) -> None:
+        """Checks the values.
+
+        Raises:
+            UserError: If one is out of range.
+        """
+        packed.Config.__post_init__(self)
+        Training.__post_init__(self)
+        schemes = [self.scheme(), *self.others().values()]
+        if self.scales == "learned" and not all(s.format == "int" and s.symmetric for s in schemes):
+            raise bad_value("scales", self.scales, "tracked with anything but symmetric integers")
+
+
+def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
+    """Trains the pipeline's denoiser in place and packs its weights; called in every process of the run.
+
+    Raises:
+        UserError: See :func:`compress.distill.features.run`; or the denoiser is quantized already.
+    """
+    model = denoiser(pipeline)
+    schemes = packed.choose_schemes(model, config)
+    layers = int8_inputs(model, config.skip, config.float_inputs) if config.activations == "static" else {}
+    rounded, ranges, trained = train(pipeline, schemes, layers, config, context, config.search)
+    report = packed.pack_weights(model, schemes, config.search, config.skip, captured_inputs(pipeline), rounded)
+    set_denoiser(pipeline, model)  # of another class now
+    set_ranges(model, ranges)
+    others = {name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()}
+    details = {"search": config.search, "scales": config.scales, "others": others, "int8_inputs": len(ranges)}
+    return replace(stage_report(report, config.scheme(), **trained.details, **details), curves=trained.curves)
+
+
+def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
+    """Refuses patterns that match no layer, and a student that cannot follow its teacher.
+
+    Raises:
+        UserError: See :func:`compress.quantize.packed.check` and :func:`compress.distill.features.check`.
+    """
+    return features.check(config, packed.check(config, denoiser, outline), outline)
+
+
+check_teacher = features.check_teacher
+
+
+def train(
+    pipeline: "DiffusionPipeline",
+    schemes: Mapping[str, Scheme],
+    layers: Mapping[str, nn.Module],
+    config: Training,
+    context: StageContext,
+    search: str = "mse",
+) -> tuple[dict[str, Rounded], Ranges, StageReport]:
+    """Trains a pipeline's denoiser, in place, with the rounding of some layers.
+
+    Args:
+        pipeline: The student's; its weights are float before and after.
+        schemes: Name of a Conv2d or Linear to the scheme of its weight.
+        layers: Those with int8 inputs, by name. Their ranges begin with those of sampled images and are then trained.
+        config: With :class:`compress.quantize.ranges.inputs.InputRanges`, if there are such layers.
+        context: Of the stage.
+        search: How scales are found.
+
+    Returns:
+        The rounded averaged weights, the ranges of inputs, and the report of the training.
+
+    Raises:
+        UserError: The weights are quantized already, or see :func:`compress.distill.features.run`.
+    """
+    model = denoiser(pipeline)
+    refuse_quantized(model)
+    ranges = {}
+    if layers:
+        assert isinstance(config, InputRanges)
+        ranges = sampled_ranges(pipeline, layers, config, context)
+    if model.dtype != torch.float32 and config.mixed_precision == "no":
+        config = replace(config, mixed_precision="auto")  # as in a distillation, which sees float32 here
+    with fake_quantized(model, schemes, ranges, search, None if config.scales == "learned" else config.every):
+        report = features.run(pipeline, config, context)
+        rounded, ranges = rounded_layers(model)
+    return rounded, ranges, report
