@@ -1,6 +1,7 @@
 """Measured latency of a denoiser's smaller variants, as shares of its own, in the engine that will run them."""
 
 import json
+import logging
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from compress.runtime.turns import turns
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+logger = logging.getLogger(__name__)
 
 REPEATS = 100
 MOST_SECONDS = 20.0  # for all turns of one measurement
@@ -102,7 +105,9 @@ class Stopwatch:
         passes = [Arguments.of((), self.inputs), *given]
         calls = {i: _call(run, arguments) for i, (run, arguments) in enumerate(zip(runs, passes, strict=True))}
         whole, *others = turns(calls, REPEATS, self.denoiser.device, MOST_SECONDS).values()
-        return [statistics.median(a / b for a, b in zip(other, whole, strict=True)) for other in others]
+        ratios = [[a / b for a, b in zip(other, whole, strict=True)] for other in others]
+        _warn_of_noise(ratios)
+        return [statistics.median(found) for found in ratios]
 
     def _random(self, config: Mapping[str, Any]) -> Any:
         public = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -111,6 +116,14 @@ class Stopwatch:
             model = type(self.denoiser).from_config(public)
         nn.Module.to(model, self.denoiser.device, self.denoiser.dtype)  # diffusers' own warns of dtypes
         return model.eval().requires_grad_(False)
+
+
+def _warn_of_noise(ratios: list[list[float]]) -> None:
+    """Says where the halves of the turns disagree by more than the tolerance, as on a busy machine."""
+    halves = [[statistics.median(found[i::2]) for i in (0, 1)] for found in ratios if min(found) > 0]
+    worst = max((max(pair) / min(pair) - 1 for pair in halves), default=0.0)
+    if worst > TOLERANCE:
+        logger.warning("target.latency: the turns disagree by %.0f %%: is something else running here?", 100 * worst)
 
 
 def _call(run: Callable[..., Any], given: Arguments) -> Callable[[], Any]:

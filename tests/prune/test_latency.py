@@ -22,7 +22,7 @@ from compress.prune.depth import prune_depth
 from compress.prune.sensitivity.error import Error
 from compress.prune.sensitivity.levels import NarrowedLevel
 from compress.prune.sensitivity.plan import Planner
-from compress.prune.stopwatch import ATTEMPTS, Stopwatch, own_inputs
+from compress.prune.stopwatch import ATTEMPTS, Stopwatch, _warn_of_noise, own_inputs
 from tests.prune.blocks_models import calls_of, unet_inputs, unet_of
 
 FULL = (64, 128, 192)
@@ -192,3 +192,10 @@ def test_a_real_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(state, torch.get_rng_state())
     monkeypatch.setattr(Stopwatch, "_measure", lambda *_: pytest.fail("measured again"))
     assert stopwatch.share({**unet.config, "block_out_channels": (16, 32)}) == share
+
+
+def test_a_busy_machine_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    _warn_of_noise([[1.0, 1.01] * 5])
+    assert not caplog.records
+    _warn_of_noise([[1.0, 1.2] * 5])
+    assert "the turns disagree by 20 %" in caplog.text
