@@ -76,12 +76,8 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
 def pack(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: list[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a training: ``weight.``, ``exp_avg.``, ``exp_avg_sq.`` and ``step.<name>``, ``ema.<number>``.
-
-    Buffers are part of it, ``buffer.<name>``: those of fake-quantized layers change.
-    """
+    """All tensors of a training: ``weight.``, ``exp_avg.``, ``exp_avg_sq.`` and ``step.<name>``, ``ema.<number>``."""
     tensors = {f"ema.{i}": tensor for i, tensor in enumerate(average)}
-    tensors |= {f"buffer.{name}": buffer for name, buffer in model.named_buffers()}
     for name, parameter in model.named_parameters():
         tensors[f"weight.{name}"] = parameter
         tensors |= {f"{key}.{name}": tensor for key, tensor in optimizer.state[parameter].items()}
@@ -99,9 +95,8 @@ def unpack(
     Raises:
         UserError: They belong to another model.
     """
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    parameters = dict(model.named_parameters())
     shapes = {f"weight.{name}": parameter.shape for name, parameter in parameters.items()}
-    shapes |= {f"buffer.{name}": buffer.shape for name, buffer in buffers.items()}
     shapes |= {f"ema.{i}": tensor.shape for i, tensor in enumerate(average)}
     found = {name: t.shape for name, t in tensors.items() if name.startswith("weight.") or name in shapes}
     if found != shapes:
@@ -109,8 +104,6 @@ def unpack(
     with torch.no_grad():
         for i, tensor in enumerate(average):
             tensor.copy_(tensors[f"ema.{i}"])
-        for name, buffer in buffers.items():
-            buffer.copy_(tensors[f"buffer.{name}"])
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
             # In the parameter's memory layout, as AdamW makes them: another order of sums changes the last bits.

@@ -101,10 +101,12 @@ def quantize_weights(
 
     def to_int8(name: str, layer: Layer) -> None:
         weight, given = layer.weight.detach(), (rounded or {}).get(name)
-        values = weight.float() if given is None else given.weights(Scheme()).view(weight.shape)
+        if given is not None and given.scale is not None:
+            values, exact = given.weights(Scheme()).view(weight.shape), given.scale.flatten()
+        else:
+            values, exact = weight.float(), weight.float().abs().flatten(1).amax(1) / LEVELS
         # Loading casts the scales of convolutions to the requested dtype, so they must be representable in it.
         dtype = torch.float32 if weight.dim() == 2 else weight.dtype
-        exact = values.abs().flatten(1).amax(1) / LEVELS if given is None else given.scale.flatten()
         layer.weight = nn.Parameter(_int8(values, _scale(exact, dtype).float(), weight.dtype), requires_grad=False)
 
     report = quantize_layers(unet, to_int8, skip, inputs)

@@ -1,7 +1,7 @@
 """Quantization-aware training: the denoiser is trained with rounded weights and inputs, then packed as it was trained.
 
-The training is that of :mod:`compress.distill.features`: noise, output and feature losses against the teacher. The rounding
-is that of :mod:`compress.quantize.weights.fake`, and the checkpoint that of :mod:`compress.quantize.packed`.
+The training is that of :mod:`compress.distill.features`: noise, output and feature losses against the teacher. The
+rounding is that of :mod:`compress.quantize.weights.fake`, and the checkpoint that of :mod:`compress.quantize.packed`.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from compress.distill import features
-from compress.errors import bad_value
 from compress.models import denoiser, set_denoiser
 from compress.models.inputs import captured_inputs
 from compress.models.quantized import Ranges, set_ranges
@@ -33,36 +32,14 @@ STAGE = replace(packed.STAGE, distributed=True)
 
 
 @dataclass(frozen=True)
-class Training(features.Config):
-    """Keys of a training with rounded weights, besides those of the distillation.
+class Config(packed.Config, features.Config):
+    """Keys of the stage: those of :mod:`compress.quantize.packed` and of :mod:`compress.distill.features`.
 
     Attributes:
         learning_rate: AdamW's peak, above 0; lower than the distillation's, for a student that is trained already.
-        scales: ``learned`` (trained with the weights; symmetric integers only) or ``tracked`` (searched for anew as the
-            weights move).
-        every: Passes of the denoiser between two searches for tracked scales, at least 1.
     """
 
     learning_rate: float = 2e-4
-    scales: str = "learned"
-    every: int = 50
-
-    def __post_init__(self) -> None:
-        """Checks the values.
-
-        Raises:
-            UserError: If one is out of range.
-        """
-        super().__post_init__()
-        if self.scales not in ("learned", "tracked"):
-            raise bad_value("scales", self.scales, "learned or tracked")
-        if isinstance(self.every, bool) or self.every < 1:
-            raise bad_value("every", self.every, "a whole number of at least 1")
-
-
-@dataclass(frozen=True)
-class Config(packed.Config, Training):
-    """Keys of the stage: those of :mod:`compress.quantize.packed` and of the training."""
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -71,10 +48,7 @@ class Config(packed.Config, Training):
             UserError: If one is out of range.
         """
         packed.Config.__post_init__(self)
-        Training.__post_init__(self)
-        schemes = [self.scheme(), *self.others().values()]
-        if self.scales == "learned" and not all(s.format == "int" and s.symmetric for s in schemes):
-            raise bad_value("scales", self.scales, "tracked with anything but symmetric integers")
+        features.Config.__post_init__(self)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -91,7 +65,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     set_denoiser(pipeline, model)  # of another class now
     set_ranges(model, ranges)
     others = {name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()}
-    details = {"search": config.search, "scales": config.scales, "others": others, "int8_inputs": len(ranges)}
+    details = {"search": config.search, "others": others, "int8_inputs": len(ranges)}
     return replace(stage_report(report, config.scheme(), **trained.details, **details), curves=trained.curves)
 
 
@@ -111,7 +85,7 @@ def train(
     pipeline: "DiffusionPipeline",
     schemes: Mapping[str, Scheme],
     layers: Mapping[str, nn.Module],
-    config: Training,
+    config: features.Config,
     context: StageContext,
     search: str = "mse",
 ) -> tuple[dict[str, Rounded], Ranges, StageReport]:
@@ -139,7 +113,7 @@ def train(
         ranges = sampled_ranges(pipeline, layers, config, context)
     if model.dtype != torch.float32 and config.mixed_precision == "no":
         config = replace(config, mixed_precision="auto")  # as in a distillation, which sees float32 here
-    with fake_quantized(model, schemes, ranges, search, None if config.scales == "learned" else config.every):
+    with fake_quantized(model, schemes, ranges, search):
         report = features.run(pipeline, config, context)
         rounded, ranges = rounded_layers(model)
     return rounded, ranges, report

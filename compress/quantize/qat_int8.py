@@ -14,7 +14,7 @@ from compress.models.inputs import captured_inputs
 from compress.models.quantized import set_ranges
 from compress.quantize import w8a8
 from compress.quantize.int8 import quantize_weights
-from compress.quantize.qat import Training, train
+from compress.quantize.qat import train
 from compress.quantize.ranges.inputs import int8_inputs
 from compress.quantize.weights.apply import choose_layers, stage_report
 from compress.quantize.weights.scheme import Scheme
@@ -29,8 +29,14 @@ STAGE = replace(w8a8.STAGE, distributed=True)
 
 
 @dataclass(frozen=True)
-class Config(w8a8.Config, Training):
-    """Keys of the stage: those of :mod:`compress.quantize.w8a8` and of the training."""
+class Config(w8a8.Config, features.Config):
+    """Keys of the stage: those of :mod:`compress.quantize.w8a8` and of :mod:`compress.distill.features`.
+
+    Attributes:
+        learning_rate: AdamW's peak, above 0; lower than the distillation's, for a student that is trained already.
+    """
+
+    learning_rate: float = 2e-4
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -39,7 +45,7 @@ class Config(w8a8.Config, Training):
             UserError: If one is out of range.
         """
         w8a8.Config.__post_init__(self)
-        Training.__post_init__(self)
+        features.Config.__post_init__(self)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -56,7 +62,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     report = quantize_weights(model, config.skip, captured_inputs(pipeline), rounded)
     set_ranges(model, ranges)
     floats = [name for name in report.modules if name not in ranges]
-    details = {"scales": config.scales, "ranges": config.ranges, "float_inputs": floats, "int8_inputs": len(ranges)}
+    details = {"ranges": config.ranges, "float_inputs": floats, "int8_inputs": len(ranges)}
     return replace(stage_report(report, scheme, **trained.details, **details), curves=trained.curves)
 
 

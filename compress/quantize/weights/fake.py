@@ -1,15 +1,15 @@
 """Layers that compute what their quantized ones will, for training: rounded forward, straight through backward.
 
-Gradients pass the rounding as if it were not there (Bengio et al. 2013, https://arxiv.org/abs/1308.3432), and scales and
-ranges are trained with the weights by the gradients of LSQ (Esser et al. 2020, https://arxiv.org/abs/1902.08153). What is
-trained is the logarithm of their growth, as in TQT (Jain et al. 2020, https://arxiv.org/abs/1903.08066): Adam moves every
-parameter by about the learning rate a step, which would be far for a small scale and nothing for a wide range.
+Gradients pass the rounding as if it were not there (Bengio et al. 2013, https://arxiv.org/abs/1308.3432). Scales and
+ranges are trained with the weights by the gradients of LSQ (Esser et al. 2020, https://arxiv.org/abs/1902.08153). What
+is trained is the logarithm of their growth, as in TQT (Jain et al. 2020, https://arxiv.org/abs/1903.08066): Adam moves
+every parameter by about the learning rate a step, which would be far for a small scale and nothing for a wide range.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,82 +25,61 @@ RATE = 10.0
 """How much faster than a weight the logarithm of a scale or of a range moves."""
 
 
-class LearnedScale(nn.Module):
-    """Rounds a weight to symmetric integers, with scales that are trained.
+class LearnedLevels(nn.Module):
+    """Rounds a weight to levels that are trained: by their scales, or by the entries of a palette.
 
     Args:
-        weight: ``(out, ...)``, float32; its scales are searched for at the beginning.
-        scheme: Symmetric integers.
+        weight: ``(out, ...)``, float32; its levels are searched for at the beginning.
+        scheme: Any.
         search: See :func:`compress.quantize.weights.rounding.round_weight`.
     """
 
     start: Tensor
+    zero: Tensor | None
 
     def __init__(self, weight: Tensor, scheme: Scheme, search: str) -> None:
         super().__init__()
         self.scheme = scheme
-        self.register_buffer("start", round_weight(weight, scheme, search).scale)
+        found = round_weight(weight, scheme, search)
+        self.register_buffer("start", found.scale if found.palette is None else found.palette)
+        self.register_buffer("zero", found.zero)
         self.growth = nn.Parameter(torch.zeros_like(self.start))
 
-    def scale(self) -> Tensor:
-        """``(rows or 1, groups)``, float32, rounded to bfloat16 as it will be stored."""
-        scale = self.start * (RATE * self.growth).exp()
-        return _straight(scale, scale.bfloat16().float())
-
     def forward(self, weight: Tensor) -> Tensor:
         """The rounded weight."""
-        scale = spread(self.scale(), asdict(self.scheme), weight[0].numel())
-        scale = scale.reshape(-1, *(weight.shape[1:] if scale.shape[1] > 1 else [1] * (weight.dim() - 1)))
+        trained, rounded = self._trained(), self.rounded(weight)
+        if rounded.palette is not None:
+            values = trained.expand(len(weight), -1).gather(1, rounded.codes.long()).view(weight.shape)
+            return values + (weight - weight.detach())
+        scale = self._spread(trained.masked_fill(trained == 0, 1), weight)
         most = largest_level(self.scheme)
-        values = (weight / scale.masked_fill(scale == 0, 1)).clamp(-most, most)
-        return _straight(values, values.round()) * scale
+        low: float | Tensor = -most
+        high: float | Tensor = most
+        if self.zero is not None:
+            zero = self._spread(self.zero, weight)
+            low, high = -zero, 2**self.scheme.bits - 1 - zero
+        # What is clipped does not move, but its scale does.
+        values = (weight / scale).clamp(low, high)  # type: ignore[arg-type]
+        levels = rounded.weights(self.scheme).view(weight.shape) / scale
+        return _straight(values, levels) * scale
 
     def rounded(self, weight: Tensor) -> Rounded:
-        """Codes and scales of the weight."""
-        return round_with(weight, self.scheme, self.scale().detach())
+        """Codes and levels of the weight."""
+        trained = self._trained().detach()
+        if self.scheme.format == "palette":
+            return round_with(weight, self.scheme, palette=trained)
+        return round_with(weight, self.scheme, trained, self.zero)
 
+    def _trained(self) -> Tensor:
+        """Scales, rounded to bfloat16 as they will be stored, or a palette in order; shaped as in :class:`Rounded`."""
+        grown = self.start * (RATE * self.growth).exp()
+        return grown.sort(1).values if self.scheme.format == "palette" else _straight(grown, grown.bfloat16().float())
 
-class TrackedScale(nn.Module):
-    """Rounds a weight to any levels, which are searched for anew as the weight moves.
-
-    Args:
-        weight: ``(out, ...)``, float32.
-        scheme: Any.
-        search: See :func:`compress.quantize.weights.rounding.round_weight`.
-        every: Passes in training between two searches, at least 1.
-    """
-
-    passes: Tensor
-    scale: Tensor | None
-    zero: Tensor | None
-    palette: Tensor | None
-
-    def __init__(self, weight: Tensor, scheme: Scheme, search: str, every: int) -> None:
-        super().__init__()
-        self.scheme, self.search, self.every = scheme, search, every
-        found = round_weight(weight, scheme, search)
-        for name in ("scale", "zero", "palette"):
-            self.register_buffer(name, getattr(found, name))
-        # In a buffer, so that a training that is continued searches at the same steps.
-        self.register_buffer("passes", torch.zeros((), dtype=torch.long))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The rounded weight."""
-        if self.training and torch.is_grad_enabled():
-            self.passes += 1
-            if self.passes % self.every == 0:
-                self.rounded(weight)
-        found = round_with(weight, self.scheme, self.scale, self.zero, self.palette)
-        return _straight(weight, found.weights(self.scheme).view(weight.shape))
-
-    @torch.no_grad()
-    def rounded(self, weight: Tensor) -> Rounded:
-        """Codes and levels of the weight, searched for anew and kept."""
-        found = round_weight(weight, self.scheme, self.search)
-        for name, buffer in self.named_buffers():
-            if name != "passes":
-                buffer.copy_(getattr(found, name))
-        return found
+    def _spread(self, shared: Tensor, weight: Tensor) -> Tensor:
+        """What groups share, ``(rows or 1, groups)``, such that it broadcasts to the weight."""
+        if self.scheme.granularity != "group":
+            return shared.view(-1, *[1] * (weight.dim() - 1))
+        return spread(shared, asdict(self.scheme), weight[0].numel()).view(weight.shape)
 
 
 class LearnedRange(nn.Module):
@@ -128,7 +107,7 @@ class LearnedRange(nn.Module):
 
 
 class _RoundInput(torch.autograd.Function):
-    """Rounds ``(...)`` to the levels between two ends ``(2,)``, as :class:`compress.runtime.fake.FakeQuantized` does."""
+    """Rounds inputs to the levels between two ends ``(2,)``, as :class:`compress.runtime.fake.FakeQuantized` does."""
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, ends: Tensor) -> Tensor:
@@ -154,7 +133,7 @@ class _RoundInput(torch.autograd.Function):
 class FakeLinear(nn.Linear):
     """A Linear with a rounded weight and perhaps a rounded input."""
 
-    levels: "Levels"
+    levels: LearnedLevels
     input_levels: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
@@ -165,7 +144,7 @@ class FakeLinear(nn.Linear):
 class FakeConv2d(nn.Conv2d):
     """A Conv2d with a rounded weight and perhaps a rounded input."""
 
-    levels: "Levels"
+    levels: LearnedLevels
     input_levels: nn.Module
 
     def forward(self, input: Tensor) -> Tensor:
@@ -173,13 +152,12 @@ class FakeConv2d(nn.Conv2d):
         return self._conv_forward(self.input_levels(input), self.levels(self.weight), self.bias)
 
 
-Levels: TypeAlias = LearnedScale | TrackedScale
 FAKE: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: FakeLinear, nn.Conv2d: FakeConv2d}
 
 
 @contextmanager
 def fake_quantized(
-    model: nn.Module, schemes: Mapping[str, Scheme], ranges: Ranges, search: str = "mse", every: int | None = None
+    model: nn.Module, schemes: Mapping[str, Scheme], ranges: Ranges, search: str = "mse"
 ) -> Iterator[None]:
     """Makes layers compute with rounded weights and inputs, in float32, inside the block.
 
@@ -190,7 +168,6 @@ def fake_quantized(
         schemes: Name of a Conv2d or Linear to its scheme.
         ranges: Of the inputs that are rounded, by name of the layer.
         search: See :func:`compress.quantize.weights.rounding.round_weight`.
-        every: Passes in training between two searches for scales; None: scales are searched for once and then trained.
     """
     layers = {name: model.get_submodule(name) for name in schemes}
     dtypes = {parameter: parameter.dtype for parameter in model.parameters()}
@@ -199,8 +176,7 @@ def fake_quantized(
     for name, layer in layers.items():
         weight, scheme = layer.weight.detach(), schemes[name]  # type: ignore[union-attr, operator]
         layer.__class__ = FAKE[type(layer)]
-        learned = every is None
-        layer.levels = LearnedScale(weight, scheme, search) if learned else TrackedScale(weight, scheme, search, every)
+        layer.levels = LearnedLevels(weight, scheme, search)
         layer.input_levels = LearnedRange(*ranges[name]).to(weight.device) if name in ranges else nn.Identity()
     try:
         yield
