@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import compress.models.compressed_model as compressed_model
+from compress.data.calls import draw
 from compress.errors import UserError, bad_value
 from compress.models import denoiser, set_denoiser
 from compress.models.inputs import Inputs, captured_inputs
 from compress.models.quantized import set_ranges
-from compress.quantize.ranges.inputs import EDGES, InputRanges, int8_inputs, sampled_ranges
+from compress.quantize.ranges.inputs import EDGES, InputRanges, find_ranges, int8_inputs, observed
 from compress.quantize.weights.apply import (
     Layer,
     QuantizeReport,
@@ -27,6 +28,7 @@ from compress.quantize.weights.apply import (
     refuse_quantized,
     stage_report,
 )
+from compress.quantize.weights.gptq import input_products, round_with_feedback
 from compress.quantize.weights.rounding import SEARCHES, Rounded, round_weight
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import Stage, StageContext, StageReport
@@ -45,23 +47,30 @@ STAGE = Stage(
     limits=("It saves memory and disk, and no time: layers unpack their weights at every call.",),
 )
 
+ROUNDINGS = ("nearest", "gptq")
 INT8 = Scheme()
 """Scheme of the layers that bear fewer bits badly."""
 
 
 @dataclass(frozen=True)
 class Config(Scheme, InputRanges):
-    """Keys of the stage, besides those of the scheme and, with static activations, of the inputs' ranges.
+    """Keys of the stage, besides those of the scheme and of the inputs' ranges.
+
+    The calibration is of use with static activations and with ``rounding=gptq``; the other keys of ranges with the
+    former alone.
 
     Attributes:
         search: How scales are found: ``absmax``, ``percentile``, ``mse`` or ``hqq``; see
             :func:`compress.quantize.weights.rounding.round_weight`.
+        rounding: ``nearest``, or ``gptq``: later weights make up for the errors of earlier ones, see
+            :mod:`compress.quantize.weights.gptq`.
         skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
         layers: Pattern to the keys of the scheme that differ there; the last pattern that matches counts. None: below
             8 bits the first and last layers and what embeds the timestep have 8, one scale per channel.
     """
 
     search: str = "mse"
+    rounding: str = "nearest"
     skip: list[str] = field(default_factory=list)
     layers: dict[str, Any] | None = None
 
@@ -76,6 +85,8 @@ class Config(Scheme, InputRanges):
         check_patterns("skip", self.skip)
         if self.search not in SEARCHES:
             raise bad_value("search", self.search, "one of " + ", ".join(SEARCHES))
+        if self.rounding not in ROUNDINGS:
+            raise bad_value("rounding", self.rounding, "one of " + ", ".join(ROUNDINGS))
         if self.search == "hqq" and self.symmetric:
             raise bad_value("search", self.search, "symmetric=false with it, since it moves the zeros")
         if self.activations == "dynamic":
@@ -102,15 +113,30 @@ class Config(Scheme, InputRanges):
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Quantizes the pipeline's denoiser in place; see :func:`pack_weights`."""
     model = denoiser(pipeline)
-    ranges = {}
-    if config.activations == "static":
-        ranges = sampled_ranges(pipeline, int8_inputs(model, config.skip, config.float_inputs), config, context)
     schemes = choose_schemes(model, config)
-    report = pack_weights(model, schemes, config.search, config.skip, captured_inputs(pipeline))
+    static = int8_inputs(model, config.skip, config.float_inputs) if config.activations == "static" else {}
+    learned = {name: model.get_submodule(name) for name in schemes} if config.rounding == "gptq" else {}
+    with observed(static) as seen, input_products(learned) as products:
+        if static or learned:
+            draw(pipeline, context.data.text, config.calibration, context.seed)
+    rounded = {
+        name: round_with_feedback(learned[name].weight, products.pop(name), schemes[name], config.search)
+        for name in list(products)
+    }
+    report = pack_weights(model, schemes, config.search, config.skip, captured_inputs(pipeline), rounded)
     set_denoiser(pipeline, model)  # of another class now
+    ranges = find_ranges(seen, config.ranges)
     set_ranges(model, ranges)
-    others = {name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()}
-    return stage_report(report, config.scheme(), search=config.search, others=others, int8_inputs=len(ranges))
+    return stage_report(
+        report,
+        config.scheme(),
+        search=config.search,
+        rounding=config.rounding,
+        gptq=len(rounded),
+        nearest=sorted(learned.keys() - rounded.keys()),
+        others={name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()},
+        int8_inputs=len(ranges),
+    )
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:

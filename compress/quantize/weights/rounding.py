@@ -64,7 +64,7 @@ def round_weight(weight: Tensor, scheme: Scheme, search: str = "mse") -> Rounded
     rows = weight.detach().float().flatten(1)
     if scheme.format == "palette":
         palette = _palette(rows if scheme.granularity == "channel" else rows.view(1, -1), 2**scheme.bits)
-        return Rounded(_nearest(rows, palette), palette=palette)
+        return Rounded(nearest(rows, palette), palette=palette)
     groups, real = _groups(rows, scheme)
     scale, zero = _SEARCH[search](groups, real, scheme)
     codes = encode(rows, scheme, scale, zero)
@@ -213,7 +213,8 @@ def _palette(rows: Tensor, count: int) -> Tensor:
     return palette
 
 
-def _nearest(rows: Tensor, palette: Tensor) -> Tensor:
+def nearest(rows: Tensor, palette: Tensor) -> Tensor:
+    """Codes of the nearest entries of a palette, ``(rows, columns)``, uint8; ``palette`` is ``(rows or 1, count)``."""
     if len(palette) == 1:
         return torch.bucketize(rows, _middles(palette)[0]).to(torch.uint8)
     return torch.searchsorted(_middles(palette), rows).to(torch.uint8)
