@@ -18,6 +18,7 @@ from compress.models import denoiser, set_denoiser
 from compress.models.inputs import Inputs, captured_inputs
 from compress.models.quantized import set_ranges
 from compress.quantize.ranges.inputs import EDGES, InputRanges, find_ranges, int8_inputs, observed
+from compress.quantize.ranges.smooth import check_norms, smooth_inputs
 from compress.quantize.weights.apply import (
     Layer,
     QuantizeReport,
@@ -91,6 +92,8 @@ class Config(Scheme, InputRanges):
             raise bad_value("search", self.search, "symmetric=false with it, since it moves the zeros")
         if self.activations == "dynamic":
             raise bad_value("activations", self.activations, "none or static")
+        if self.smooth is not None and self.activations == "none":
+            raise bad_value("smooth", self.smooth, "null with activations=none: it makes the inputs' ranges smaller")
         if self.format == "palette" and self.granularity == "group":
             raise bad_value("granularity", self.granularity, "tensor or channel with format=palette")
         self.others()
@@ -115,6 +118,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     model = denoiser(pipeline)
     schemes = choose_schemes(model, config)
     static = int8_inputs(model, config.skip, config.float_inputs) if config.activations == "static" else {}
+    smoothed = smooth_inputs(pipeline, static, config, context)
     learned = {name: model.get_submodule(name) for name in schemes} if config.rounding == "gptq" else {}
     with observed(static) as seen, input_products(learned) as products:
         if static or learned:
@@ -136,16 +140,18 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         nearest=sorted(learned.keys() - rounded.keys()),
         others={name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()},
         int8_inputs=len(ranges),
+        **smoothed,
     )
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
-    """Refuses patterns that match no layer; every layer keeps its shape.
+    """Refuses patterns that match no layer, and smoothing without norms for it; every layer keeps its shape.
 
     Raises:
-        UserError: See :func:`choose_schemes`.
+        UserError: See :func:`choose_schemes`; or nothing can be smoothed.
     """
     schemes = choose_schemes(denoiser, config)
+    check_norms(denoiser, config)
     if config.activations == "static":
         int8_inputs(denoiser, config.skip, config.float_inputs)
     layers = dict(denoiser.named_modules())
