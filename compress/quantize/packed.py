@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 import compress.models.compressed_model as compressed_model
+from compress.data.calls import draw
 from compress.errors import UserError, bad_value
 from compress.models import denoiser, set_denoiser
 from compress.models.inputs import Inputs, captured_inputs
-from compress.models.quantized import set_ranges
-from compress.quantize.ranges.inputs import EDGES, InputRanges, int8_inputs, sampled_ranges
+from compress.models.quantized import Ranges, set_ranges
+from compress.quantize.ranges.inputs import EDGES, InputRanges, find_ranges, int8_inputs, observed
+from compress.quantize.ranges.smooth import check_norms, smooth_inputs
 from compress.quantize.weights.apply import (
     Layer,
     QuantizeReport,
@@ -30,6 +32,7 @@ from compress.quantize.weights.apply import (
     refuse_quantized,
     stage_report,
 )
+from compress.quantize.weights.gptq import input_products, round_with_feedback
 from compress.quantize.weights.rounding import SEARCHES, Rounded, round_weight
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import Stage, StageContext, StageReport
@@ -48,17 +51,23 @@ STAGE = Stage(
     limits=("It saves memory and disk, and no time: layers unpack their weights at every call.",),
 )
 
+ROUNDINGS = ("nearest", "gptq")
 INT8 = Scheme()
 """Scheme of the layers that bear fewer bits badly."""
 
 
 @dataclass(frozen=True)
 class Config(Scheme, InputRanges):
-    """Keys of the stage, besides those of the scheme and, with static activations, of the inputs' ranges.
+    """Keys of the stage, besides those of the scheme and of the inputs' ranges.
+
+    The calibration is of use with static activations and with ``rounding=gptq``; the other keys of ranges with the
+    former alone.
 
     Attributes:
         search: How scales are found: ``absmax``, ``percentile``, ``mse`` or ``hqq``; see
             :func:`compress.quantize.weights.rounding.round_weight`.
+        rounding: ``nearest``, or ``gptq``: later weights make up for the errors of earlier ones, see
+            :mod:`compress.quantize.weights.gptq`.
         skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
         layers: Pattern to the keys of the scheme that differ there, or the JSON file that holds them; the last pattern
             that matches counts. None: below 8 bits the first and last layers and what embeds the timestep have 8, one
@@ -68,6 +77,7 @@ class Config(Scheme, InputRanges):
     """
 
     search: str = "mse"
+    rounding: str = "nearest"
     skip: list[str] = field(default_factory=list)
     layers: Any = None
     components: dict[str, Any] = field(default_factory=dict)
@@ -83,10 +93,14 @@ class Config(Scheme, InputRanges):
         check_patterns("skip", self.skip)
         if self.search not in SEARCHES:
             raise bad_value("search", self.search, "one of " + ", ".join(SEARCHES))
+        if self.rounding not in ROUNDINGS:
+            raise bad_value("rounding", self.rounding, "one of " + ", ".join(ROUNDINGS))
         if self.search == "hqq" and self.symmetric:
             raise bad_value("search", self.search, "symmetric=false with it, since it moves the zeros")
         if self.activations == "dynamic":
             raise bad_value("activations", self.activations, "none or static")
+        if self.smooth is not None and self.activations == "none":
+            raise bad_value("smooth", self.smooth, "null with activations=none: it makes the inputs' ranges smaller")
         if self.format == "palette" and self.granularity == "group":
             raise bad_value("granularity", self.granularity, "tensor or channel with format=palette")
         if isinstance(self.layers, str):  # its content is what counts, also for the key in the store
@@ -123,28 +137,64 @@ class Config(Scheme, InputRanges):
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Quantizes the pipeline's denoiser in place; see :func:`pack_weights`."""
     model = denoiser(pipeline)
-    ranges = {}
-    if config.activations == "static":
-        ranges = sampled_ranges(pipeline, int8_inputs(model, config.skip, config.float_inputs), config, context)
     schemes = choose_schemes(model, config)
-    report = pack_weights(model, schemes, config.search, config.skip, captured_inputs(pipeline))
+    static = int8_inputs(model, config.skip, config.float_inputs) if config.activations == "static" else {}
+    smoothed = smooth_inputs(pipeline, static, config, context)
+    learned = {name: model.get_submodule(name) for name in schemes} if config.rounding == "gptq" else {}
+    with observed(static) as seen, input_products(learned) as products:
+        if static or learned:
+            draw(pipeline, context.data.text, config.calibration, context.seed)
+    rounded = {
+        name: round_with_feedback(learned[name].weight, products.pop(name), schemes[name], config.search)
+        for name in list(products)
+    }
+    nearest = sorted(learned.keys() - rounded.keys())
+    details = {"rounding": config.rounding, "gptq": len(rounded), "nearest": nearest, **smoothed}
+    return store(pipeline, schemes, config, find_ranges(seen, config.ranges), rounded, **details)
+
+
+def store(
+    pipeline: "DiffusionPipeline",
+    schemes: Mapping[str, Scheme],
+    config: Config,
+    ranges: Ranges,
+    rounded: Mapping[str, Rounded],
+    **details: Any,
+) -> StageReport:
+    """Packs a pipeline's denoiser and further components, in place.
+
+    Args:
+        pipeline: The student's.
+        schemes: Name of a layer of the denoiser to its scheme.
+        config: Of the stage.
+        ranges: Of inputs.
+        rounded: Weights of layers that are rounded already, by name.
+        details: For the report.
+    """
+    model = denoiser(pipeline)
+    report = pack_weights(model, schemes, config.search, config.skip, captured_inputs(pipeline), rounded)
     set_denoiser(pipeline, model)  # of another class now
     set_ranges(model, ranges)
     parts = config.parts().items()
-    components = {name: _pack_component(pipeline, name, scheme, config.search) for name, scheme in parts}
-    others = {name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()}
     return stage_report(
-        report, config.scheme(), search=config.search, others=others, int8_inputs=len(ranges), components=components
+        report,
+        config.scheme(),
+        search=config.search,
+        others={name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()},
+        int8_inputs=len(ranges),
+        components={name: _pack_component(pipeline, name, scheme, config.search) for name, scheme in parts},
+        **details,
     )
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
-    """Refuses patterns that match no layer; every layer keeps its shape.
+    """Refuses patterns that match no layer, and smoothing without norms for it; every layer keeps its shape.
 
     Raises:
-        UserError: See :func:`choose_schemes`.
+        UserError: See :func:`choose_schemes`; or nothing can be smoothed.
     """
     schemes = choose_schemes(denoiser, config)
+    check_norms(denoiser, config)
     if config.activations == "static":
         int8_inputs(denoiser, config.skip, config.float_inputs)
     known = [name for name in outline.configs if name not in ("unet", "transformer", "scheduler")]

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from compress.distill import features
-from compress.models import denoiser, set_denoiser
-from compress.models.inputs import captured_inputs
-from compress.models.quantized import Ranges, set_ranges
+from compress.errors import bad_value
+from compress.models import denoiser
+from compress.models.quantized import Ranges
 from compress.quantize import packed
 from compress.quantize.ranges.inputs import InputRanges, int8_inputs, sampled_ranges
-from compress.quantize.weights.apply import refuse_quantized, stage_report
+from compress.quantize.ranges.smooth import smooth_inputs
+from compress.quantize.weights.apply import refuse_quantized
 from compress.quantize.weights.fake import fake_quantized, rounded_layers
 from compress.quantize.weights.rounding import Rounded
 from compress.quantize.weights.scheme import Scheme
@@ -49,6 +50,8 @@ class Config(packed.Config, features.Config):
         """
         packed.Config.__post_init__(self)
         features.Config.__post_init__(self)
+        if self.rounding != "nearest":
+            raise bad_value("rounding", self.rounding, "nearest: the training moves the weights")
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -61,12 +64,8 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     schemes = packed.choose_schemes(model, config)
     layers = int8_inputs(model, config.skip, config.float_inputs) if config.activations == "static" else {}
     rounded, ranges, trained = train(pipeline, schemes, layers, config, context, config.search)
-    report = packed.pack_weights(model, schemes, config.search, config.skip, captured_inputs(pipeline), rounded)
-    set_denoiser(pipeline, model)  # of another class now
-    set_ranges(model, ranges)
-    others = {name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()}
-    details = {"search": config.search, "others": others, "int8_inputs": len(ranges)}
-    return replace(stage_report(report, config.scheme(), **trained.details, **details), curves=trained.curves)
+    found = packed.store(pipeline, schemes, config, ranges, rounded, **trained.details)
+    return replace(found, curves=trained.curves)
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
@@ -107,9 +106,10 @@ def train(
     """
     model = denoiser(pipeline)
     refuse_quantized(model)
-    ranges = {}
+    ranges: Ranges = {}
     if layers:
         assert isinstance(config, InputRanges)
+        smooth_inputs(pipeline, layers, config, context)
         ranges = sampled_ranges(pipeline, layers, config, context)
     if model.dtype != torch.float32 and config.mixed_precision == "no":
         config = replace(config, mixed_precision="auto")  # as in a distillation, which sees float32 here

@@ -14,6 +14,7 @@ from compress.models.quantized import set_ranges
 from compress.quantize.int8 import STAGE as INT8
 from compress.quantize.int8 import quantize_weights
 from compress.quantize.ranges.inputs import InputRanges, int8_inputs, sampled_ranges
+from compress.quantize.ranges.smooth import check_norms, smooth_inputs
 from compress.quantize.weights.apply import check_patterns, stage_report
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import StageContext, StageReport
@@ -54,7 +55,9 @@ class Config(InputRanges):
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Finds the ranges of inputs and quantizes the pipeline's denoiser in place."""
     model = denoiser(pipeline)
-    ranges = sampled_ranges(pipeline, int8_inputs(model, config.skip, config.float_inputs), config, context)
+    layers = int8_inputs(model, config.skip, config.float_inputs)
+    smoothed = smooth_inputs(pipeline, layers, config, context)
+    ranges = sampled_ranges(pipeline, layers, config, context)
     report = quantize_weights(model, config.skip, captured_inputs(pipeline))
     set_ranges(model, ranges)
     return stage_report(
@@ -63,14 +66,16 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         ranges=config.ranges,
         float_inputs=[name for name in report.modules if name not in ranges],
         int8_inputs=len(ranges),
+        **smoothed,
     )
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
-    """Refuses patterns that match no layer; every layer keeps its shape.
+    """Refuses patterns that match no layer, and smoothing without norms for it; every layer keeps its shape.
 
     Raises:
-        UserError: See :func:`compress.quantize.ranges.inputs.int8_inputs`.
+        UserError: See :func:`compress.quantize.ranges.inputs.int8_inputs`; or nothing can be smoothed.
     """
+    check_norms(denoiser, config)
     int8_inputs(denoiser, config.skip, config.float_inputs)
     return denoiser

@@ -160,6 +160,7 @@ def test_what_fits_no_layer_is_refused_beforehand(keys: dict[str, Any], message:
     ("keys", "message"),
     [
         ({"search": "best"}, "search=best"),
+        ({"rounding": "up"}, "rounding=up: expected one of nearest, gptq"),
         ({"search": "hqq"}, "search=hqq: expected symmetric=false"),
         ({"activations": "dynamic"}, "activations=dynamic"),
         ({"format": "palette", "granularity": "group"}, "granularity=group: expected tensor or channel"),

@@ -51,11 +51,14 @@ class InputRanges:
         float_inputs: Patterns of modules whose inputs stay in float; None: :data:`EDGES`.
         ranges: ``absmax`` (lowest to highest value seen), ``percentile`` (all but 0.01 % on either side) or ``mse``
             (least squared error of rounding and clipping).
+        smooth: Share of the spread of input channels that moves into the weights where a LayerNorm feeds linear layers
+            alone, in [0, 1], see :mod:`compress.quantize.ranges.smooth`; None: nothing moves.
         calibration: The images that are sampled to see inputs.
     """
 
     float_inputs: list[str] | None = None
     ranges: str = "mse"
+    smooth: float | None = None
     calibration: CallsConfig = field(default_factory=lambda: CallsConfig(examples=8, steps=20, side=None))
 
     def __post_init__(self) -> None:
@@ -67,6 +70,8 @@ class InputRanges:
         check_patterns("float_inputs", self.float_inputs or [])
         if self.ranges not in RANGES:
             raise bad_value("ranges", self.ranges, "one of " + ", ".join(RANGES))
+        if self.smooth is not None and not 0 <= self.smooth <= 1:
+            raise bad_value("smooth", self.smooth, "a number from 0 to 1, or null")
 
 
 def sampled_ranges(

@@ -79,7 +79,7 @@ def round_with(
     """Rounds a weight ``(out, ...)`` to levels that are known, see :class:`Rounded`."""
     rows = weight.detach().float().flatten(1)
     if palette is not None:
-        return Rounded(_nearest(rows, palette), palette=palette)
+        return Rounded(nearest(rows, palette), palette=palette)
     assert scale is not None
     return Rounded(encode(rows, scheme, scale, zero), scale, zero)
 
@@ -226,7 +226,8 @@ def _palette(rows: Tensor, count: int) -> Tensor:
     return palette
 
 
-def _nearest(rows: Tensor, palette: Tensor) -> Tensor:
+def nearest(rows: Tensor, palette: Tensor) -> Tensor:
+    """Codes of the nearest entries of a palette, ``(rows, columns)``, uint8; ``palette`` is ``(rows or 1, count)``."""
     if len(palette) == 1:
         return torch.bucketize(rows, _middles(palette)[0]).to(torch.uint8)
     return torch.searchsorted(_middles(palette), rows).to(torch.uint8)
