@@ -4,6 +4,7 @@ Stock weights have no place for the ranges, so they stand in a file beside the d
 ignores it and computes with float activations; an engine with int8 arithmetic uses it.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 FILE = "activation_ranges.safetensors"
 _NAME = "input_range"
+_OF_CODES = ("__tensor_flatten__", "quant_state", "SCB")  # what torchao and optimum-quanto, and bitsandbytes' weights have
 
 Ranges = dict[str, tuple[float, float]]
 """Name of a layer to the lowest and highest value of its input, as floats of float32."""
@@ -41,12 +43,38 @@ def ranges_of(model: "nn.Module") -> Ranges:
 
 
 def quantized_layers(model: "nn.Module") -> dict[str, Any]:
-    """Layers whose weights are quantized tensors, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if hasattr(getattr(module, "weight", None), "__tensor_flatten__")
-    }
+    """Layers whose weights are quantized, by name."""
+    return {name: module for name, module in model.named_modules() if is_quantized(module)}
+
+
+def is_quantized(layer: "nn.Module") -> bool:
+    """Whether a layer's weight is a quantized tensor, or codes that the layer can decode."""
+    weight = getattr(layer, "weight", None)
+    return hasattr(layer, "sdnq_dequantizer") or any(hasattr(weight, name) for name in _OF_CODES)
+
+
+def float_weight(layer: Any) -> "Tensor":
+    """The weight (out, in, ...) of a Conv2d or Linear as a plain tensor: its own, or what its codes stand for."""
+    weight = layer.weight
+    if hasattr(weight, "__tensor_flatten__"):  # torchao, optimum-quanto
+        return weight.dequantize().detach()
+    if hasattr(layer, "sdnq_dequantizer"):
+        return copy.deepcopy(layer).dequantize().weight.detach()
+    if hasattr(weight, "quant_state") or hasattr(weight, "SCB"):
+        import bitsandbytes.functional as bnb
+
+        if hasattr(weight, "quant_state"):
+            return bnb.dequantize_4bit(weight.data, weight.quant_state)
+        return bnb.int8_vectorwise_dequant(weight.data, weight.SCB)
+    return weight.detach()
+
+
+def replace_layer(model: "nn.Module", name: str, new: "nn.Module") -> None:
+    """Puts a layer in the place of another, under every name that it has."""
+    old = model.get_submodule(name)
+    for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is old]:
+        owner, _, child = path.rpartition(".")
+        setattr(model.get_submodule(owner), child, new)
 
 
 def plain_tensors(model: "nn.Module") -> "Iterator[tuple[str, Tensor]]":

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.models.quantized import quantized_layers
+from compress.models.quantized import float_weight, quantized_layers, replace_layer
 
 LEVELS = 127  # of a weight, on either side of 0
 STEPS = 255  # of an activation, from the lowest to the highest
@@ -73,12 +73,30 @@ def float_model(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> 
     vars(made).pop("hf_quantizer", None)  # it would forbid the change of dtype
     made.is_quantized = False  # type: ignore[assignment]
     for name, layer in quantized_layers(made).items():
-        weight = layer.weight.dequantize().float()
-        scale = getattr(layer.weight, "scale", None)
-        layer.weight = nn.Parameter(weight, requires_grad=False)
+        weight, scale = float_weight(layer).float(), getattr(layer.weight, "scale", None)
+        plain = new = _plain(layer, weight)
         if name in ranges and scale is not None:
-            owner, _, last = name.rpartition(".")
-            fake = FakeQuantized(layer, weight, scale.float().flatten(), *ranges[name])
-            layer.register_parameter("weight", None)
-            setattr(made.get_submodule(owner), last, fake)
+            new = FakeQuantized(plain, weight, scale.float().flatten(), *ranges[name])
+            plain.register_parameter("weight", None)
+        replace_layer(made, name, new)
     return made.float()
+
+
+def _plain(layer: Any, weight: Tensor) -> Any:
+    """A Conv2d or Linear with a layer's geometry and bias, of whatever class that is."""
+    with torch.device("meta"):
+        if isinstance(layer, nn.Conv2d):
+            made: Any = nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                layer.groups,
+                padding_mode=layer.padding_mode,
+            )
+        else:
+            made = nn.Linear(layer.in_features, layer.out_features)
+    made.weight, made.bias = nn.Parameter(weight, requires_grad=False), layer.bias
+    return made

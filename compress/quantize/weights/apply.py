@@ -6,11 +6,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compress.errors import UserError, bad_value
 from compress.models.inputs import Inputs, known_inputs
 from compress.models.macs import count_macs
+from compress.models.quantized import float_weight
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import StageReport, one_line
 
@@ -55,7 +56,7 @@ def quantize_layers(
 
     Args:
         model: With float weights.
-        quantize: Changes a layer, given with its name, so that its weight is quantized.
+        quantize: Changes a layer, given with its name, so that its weight is quantized, or puts another in its place.
         skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
         inputs: Keyword arguments of the pass whose MACs are counted; None: one at the model's own size, if its inputs
             are known.
@@ -89,7 +90,7 @@ def quantize_layers(
         before = module.weight.detach().float()
         largest = before.abs().flatten(1).amax(1)
         quantize(name, module)
-        error = (plain(model.get_submodule(name).weight) - before).abs().flatten(1).amax(1)  # type: ignore[arg-type]
+        error = (float_weight(model.get_submodule(name)).float() - before).abs().flatten(1).amax(1)
         rounding[name] = (error / largest.clamp(min=torch.finfo(torch.float32).tiny)).max().item()
         zero_channels += int((largest == 0).sum())
     return QuantizeReport(
@@ -142,11 +143,6 @@ def refuse_quantized(model: nn.Module) -> None:
     """
     if getattr(model, "hf_quantizer", None) is not None or "packed" in getattr(model, "config", {}):
         raise UserError("the denoiser is quantized already: quantize it once, from float weights")
-
-
-def plain(weight: Tensor) -> Tensor:
-    """A weight as a plain float32 tensor, dequantized if it is a quantized one."""
-    return (weight.dequantize() if hasattr(weight, "__tensor_flatten__") else weight).detach().float()
 
 
 def check_patterns(key: str, patterns: Sequence[str]) -> None:
