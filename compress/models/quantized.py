@@ -65,7 +65,8 @@ def float_weight(layer: Any) -> "Tensor":
 
         if hasattr(weight, "quant_state"):
             return bnb.dequantize_4bit(weight.data, weight.quant_state)
-        return bnb.int8_vectorwise_dequant(weight.data, weight.SCB)
+        scale = layer.state.SCB if weight.SCB is None else weight.SCB  # the layer's after its first call
+        return bnb.int8_vectorwise_dequant(weight.data, scale)
     return weight.detach()
 
 
