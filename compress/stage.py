@@ -24,7 +24,7 @@ class Stage:
     Attributes:
         version: Of the algorithm; raised when the result changes for the same config. Part of the key in the store.
         needs: ``"float"`` weights, or ``"any"``.
-        leaves: ``"float"`` or ``"quantized"`` weights; ``"artifact"``: the pipeline as it was, and files beside it,
+        leaves: ``"float"`` or ``"quantized"`` weights; ``"artifact"``: float weights, and files beside them,
             such as an export, in ``context.artifact``. Nothing can follow that one.
         distributed: Whether every process of the run calls it; else the first alone.
         sampled: Whether images are sampled from what it leaves; else cost alone is measured.

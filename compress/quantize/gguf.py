@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from compress.quantize.weights.apply import (
     check_patterns,
     choose_layers,
     quantize_layers,
+    refuse_quantized,
     stage_report,
 )
 from compress.quantize.weights.scheme import Scheme
@@ -65,10 +67,10 @@ from diffusers import DiffusionPipeline, GGUFQuantizationConfig, {kind}
     "path/to/this/checkpoint/artifact/{file}",
     config="path/to/this/checkpoint",
     subfolder="{name}",
-    quantization_config=GGUFQuantizationConfig(compute_dtype=torch.float32),
-    torch_dtype=torch.float32,
+    quantization_config=GGUFQuantizationConfig(compute_dtype=torch.{dtype}),
+    torch_dtype=torch.{dtype},
 )
-pipeline = DiffusionPipeline.from_pretrained("path/to/this/checkpoint", {name}={name}, torch_dtype=torch.float32)
+pipeline = DiffusionPipeline.from_pretrained("path/to/this/checkpoint", {name}={name}, torch_dtype=torch.{dtype})
 ```
 
 It needs the package `gguf`.
@@ -105,7 +107,8 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     model, name = denoiser(pipeline), denoiser_name(pipeline)
     file = context.artifact / f"{name}-{config.type}.gguf"
     report = write_gguf(model, file, config.type, config.skip, captured_inputs(pipeline))
-    text = README.format(file=file.name, kind=type(model).__name__, name=name)
+    dtype = str(model.dtype).removeprefix("torch.")
+    text = README.format(file=file.name, kind=type(model).__name__, name=name, dtype=dtype)
     (context.artifact / "README.md").write_text(text, encoding="utf-8")
     return stage_report(report, TYPES[config.type], file=file.name, file_bytes=file.stat().st_size)
 
@@ -129,10 +132,12 @@ def write_gguf(
     Raises:
         UserError: As :func:`compress.quantize.weights.apply.quantize_layers`; or diffusers reads no such file of this
             class, or a weight is too large for float16. The denoiser is then unchanged.
+        RuntimeError: What diffusers reads back from the file is not what was written.
     """
+    refuse_quantized(model)
     check_class(model)
     for name, tensor in model.state_dict().items():
-        if not tensor.abs().max() <= torch.finfo(torch.float16).max:
+        if tensor.abs().max() > torch.finfo(torch.float16).max:
             raise UserError(f"{name} has weights that float16 cannot hold: .gguf files have no place for them")
     stored: dict[str, tuple[Any, str]] = {}
 
@@ -144,6 +149,7 @@ def write_gguf(
         if name not in stored:
             _keep(stored, name, tensor, "F16" if tensor.dim() > 1 else "F32")
     _write(Path(file), stored)
+    _compare(model, Path(file))
     return report
 
 
@@ -166,10 +172,9 @@ def check_class(model: nn.Module) -> None:
     """
     from diffusers.loaders import single_file_model
 
-    kind = model.__class__
-    known = [getattr(__import__("diffusers"), name) for name in single_file_model.SINGLE_FILE_LOADABLE_CLASSES]
-    if kind not in known:
-        raise UserError(f"diffusers loads no {kind.__name__} from a single file, so a .gguf file of it has no reader")
+    kind = type(model).__name__
+    if kind not in single_file_model.SINGLE_FILE_LOADABLE_CLASSES:
+        raise UserError(f"diffusers loads no {kind} from a single file, so a .gguf file of it would have no reader")
 
 
 def kept(model: nn.Module) -> dict[str, str]:
@@ -206,3 +211,22 @@ def _write(file: Path, stored: Mapping[str, tuple[Any, str]]) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _compare(model: Any, file: Path) -> None:
+    """Reads the file as diffusers does and compares every weight with the model's.
+
+    Raises:
+        RuntimeError: One differs.
+    """
+    from diffusers import GGUFQuantizationConfig
+    from diffusers.quantizers.gguf.utils import dequantize_gguf_tensor
+
+    with TemporaryDirectory() as folder:
+        model.save_config(folder)
+        settings = {"quantization_config": GGUFQuantizationConfig(compute_dtype=model.dtype), "dtype": model.dtype}
+        loaded = type(model).from_single_file(str(file), config=folder, local_files_only=True, **settings)
+    ours, theirs = model.state_dict(), loaded.state_dict()
+    for name, tensor in ours.items():
+        if not torch.equal(dequantize_gguf_tensor(theirs[name]).to(tensor), tensor):
+            raise RuntimeError(f"{file}: diffusers reads {name} back different from what was written")

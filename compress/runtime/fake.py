@@ -69,7 +69,8 @@ def float_model(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> 
         t.dtype == torch.float32 for t in model.parameters() if t.is_floating_point()
     ):
         return model
-    made = copy.deepcopy(model)
+    shared = {id(layer.weight): layer.weight for layer in quantized_layers(model).values()}
+    made = copy.deepcopy(model, shared)  # optimum-quanto's tensors cannot be copied, and all are replaced below
     vars(made).pop("hf_quantizer", None)  # it would forbid the change of dtype
     made.is_quantized = False  # type: ignore[assignment]
     for name, layer in quantized_layers(made).items():
