@@ -10,7 +10,7 @@ from torch import nn
 
 from compress.errors import UserError
 from compress.evaluate.cost import count, memory_bytes, weight_bytes
-from compress.models.inputs import known_inputs, predict
+from compress.models.inputs import small_inputs, predict
 from compress.models.quantized import float_weight, quantized_layers
 from compress.quantize.weights.apply import QuantizeReport
 from compress.runtime.fake import float_model
@@ -70,7 +70,7 @@ def counts_as_before(quantize: Quantize) -> None:
     """Parameters and MACs are those of the float model; memory is less."""
     unet, exact = tiny_unet(), tiny_unet()
     report = quantize(unet)
-    inputs = known_inputs(exact)
+    inputs = small_inputs(exact)
     assert inputs is not None
     ours, theirs = count(unet, inputs), count(exact, inputs)
     assert ours == theirs
@@ -83,7 +83,7 @@ def computes_in_float(quantize: Quantize) -> None:
     """Engines get plain layers with the decoded weights."""
     unet: Any = tiny_unet()
     quantize(unet)
-    inputs = known_inputs(unet)
+    inputs = small_inputs(unet)
     assert inputs is not None
     made = float_model(unet, {})
     assert not quantized_layers(made) and {type(m) for m in made.modules() if isinstance(m, nn.Conv2d)} == {nn.Conv2d}

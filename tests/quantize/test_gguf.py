@@ -14,7 +14,7 @@ from pipelines import PIPELINES
 
 import compress
 from compress.errors import UserError
-from compress.models.inputs import known_inputs, predict
+from compress.models.inputs import small_inputs, predict
 from compress.quantize import gguf as stage
 from compress.quantize.gguf import TYPES, Config, check_class, kept, write_gguf
 from compress.store.checkpoint import save_checkpoint
@@ -104,7 +104,7 @@ def test_the_code_beside_the_file_loads_it_in_a_new_process(gguf: None, tmp_path
     report = stage.run(pipeline, Config("q4_0"), context)
     assert (artifact / report.details["file"]).stat().st_size == report.details["file_bytes"]
     save_checkpoint(pipeline, tmp_path / "c", {}, artifact=artifact, libraries=["gguf"])
-    inputs = known_inputs(pipeline.unet)
+    inputs = small_inputs(pipeline.unet)
     assert inputs is not None
     torch.save([inputs, predict(pipeline.unet, inputs)], tmp_path / "call.pt")
     code = re.search(r"```python\n(.*?)```", (artifact / "README.md").read_text(), re.DOTALL)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import compress
 from compress.errors import UserError
-from compress.models.inputs import known_inputs
+from compress.models.inputs import small_inputs
 from compress.quantize.quanto import Config, quantize_weights
 from compress.store.checkpoint import load_checkpoint
 from tests.tiny import tiny_pipeline, tiny_unet
@@ -57,7 +57,7 @@ def test_a_new_process_computes_the_same_after_import_compress_and_refuses_witho
     shrinks_the_file(saved, tmp_path / "float", 0.3)
     unet = load_checkpoint(saved).unet
     assert type(unet.conv_out.weight) is torch.nn.Parameter
-    inputs = known_inputs(unet)
+    inputs = small_inputs(unet)
     torch.save(inputs, saved.with_suffix(".pt"))
     (alone,) = in_a_new_process([saved], tmp_path / "alone.json").values()
     assert list(alone) == ["error"] and "Unknown quantization type, got quanto_layers" in alone["error"]
