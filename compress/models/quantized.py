@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 FILE = "activation_ranges.safetensors"
 _NAME = "input_range"
-_OF_CODES = ("__tensor_flatten__", "quant_state", "SCB")  # what torchao and optimum-quanto, and bitsandbytes' weights have
+_OF_CODES = (
+    "__tensor_flatten__",
+    "quant_state",
+    "SCB",
+)  # of weights: torchao, optimum-quanto; bitsandbytes
 
 Ranges = dict[str, tuple[float, float]]
 """Name of a layer to the lowest and highest value of its input, as floats of float32."""

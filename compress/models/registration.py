@@ -1,4 +1,4 @@
-"""Has diffusers load shaped UNets and optimum-quanto's layers with the installed classes, once ``compress`` is imported.
+"""Has diffusers load shaped UNets and optimum-quanto's layers with installed classes, once ``compress`` is imported.
 
 Diffusers looks for the class of a component in the module that ``model_index.json`` names: first among its
 pipelines, as ``diffusers.pipelines.<module>``, then in a file ``<module>.py`` in the component's folder, which it runs

@@ -178,6 +178,8 @@ def _layer(layer: Any, weights: str) -> nn.Module:
         made.weight = bnb.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
     else:
         made = bnb.Linear4bit(*sizes, layer.weight.dtype, compress_statistics=False, quant_type=weights, device="meta")
-        made.weight = bnb.Params4bit(weight, requires_grad=False, compress_statistics=False, quant_type=weights, module=made)
+        made.weight = bnb.Params4bit(
+            weight, requires_grad=False, compress_statistics=False, quant_type=weights, module=made
+        )
     made.bias = layer.bias
     return made.to(layer.weight.device).eval().requires_grad_(False)  # moving it rounds the weight

@@ -189,7 +189,7 @@ def kept(model: nn.Module) -> dict[str, str]:
 
 
 def _keep(stored: dict[str, tuple[Any, str]], name: str, tensor: Tensor, type: str) -> None:
-    """Encodes a tensor for the file and sets it to what diffusers decodes that to: in float16, unlike other programs."""
+    """Encodes a tensor for the file and sets it to what diffusers decodes it to: in float16, unlike other programs."""
     from diffusers.quantizers.gguf.utils import GGUFParameter, dequantize_gguf_tensor
     from gguf import GGMLQuantizationType, quants
 

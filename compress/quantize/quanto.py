@@ -1,7 +1,7 @@
-"""Weights of every Conv2d and Linear in 8, 4 or 2 bits by optimum-quanto (https://github.com/huggingface/optimum-quanto).
+"""Conv2d and Linear weights in 8, 4 or 2 bits by optimum-quanto (https://github.com/huggingface/optimum-quanto).
 
-int8 and fp8 (e4m3): one symmetric scale per output channel, the largest magnitude over the largest level. int4 and int2:
-a scale and a shift for each group of up to 128 neighbors within an output channel. Float activations.
+int8 and fp8 (e4m3): one symmetric scale per output channel, the largest magnitude over the largest level. int4 and
+int2: a scale and a shift for each group of up to 128 neighbors within an output channel. Float activations.
 
 Its own files would come up with random weights in diffusers after a mere warning. These do not: see
 :mod:`compress.models.quanto_layers`.
@@ -126,8 +126,11 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
 
 
 def kept(model: nn.Module, weights: str) -> dict[str, str]:
-    """Layers that stay in float, with the reason: for int8 in bfloat16 on CPUs, optimum-quanto calls a kernel of torch
-    that reads beyond the end of shorter rows, and computes nonsense or crashes."""
+    """Layers that stay in float, with the reason.
+
+    For int8 in bfloat16 on CPUs optimum-quanto calls a kernel of torch that takes :data:`ROW` inputs at once: it reads
+    beyond the end of other rows, and computes nonsense or crashes.
+    """
     if weights != "int8":
         return {}
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}

@@ -1,4 +1,4 @@
-"""Weights of every Conv2d and Linear in 2 to 8 bits by SDNQ (https://github.com/Disty0/sdnq), which stock diffusers loads.
+"""Conv2d and Linear weights in 2 to 8 bits by SDNQ (https://github.com/Disty0/sdnq), which stock diffusers loads.
 
 A scale, and for unsigned integers a shift, for each group of neighbors among the inputs of an output channel; float
 activations. SDNQ itself leaves layers of fewer than 16,384 weights or 32 channels in float; here it quantizes them.

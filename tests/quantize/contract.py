@@ -10,7 +10,7 @@ from torch import nn
 
 from compress.errors import UserError
 from compress.evaluate.cost import count, memory_bytes, weight_bytes
-from compress.models.inputs import small_inputs, predict
+from compress.models.inputs import predict, small_inputs
 from compress.models.quantized import float_weight, quantized_layers
 from compress.quantize.weights.apply import QuantizeReport
 from compress.runtime.fake import float_model

@@ -1,7 +1,7 @@
 """Loads checkpoints in a new process, as a user does, and says what each computes.
 
-``python fresh.py FILE [compress]``: a JSON list of folders, each with the ``inputs.pt`` of its denoiser beside it; with a
-second word, that module is imported before. Writes what it found to FILE.
+``python fresh.py FILE MODULE``: FILE has a JSON list of folders, each with the inputs of its denoiser in a ``.pt`` file
+beside it. MODULE is imported before, if it is not empty. FILE then gets what was found.
 """
 
 import importlib

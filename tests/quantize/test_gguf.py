@@ -14,7 +14,7 @@ from pipelines import PIPELINES
 
 import compress
 from compress.errors import UserError
-from compress.models.inputs import small_inputs, predict
+from compress.models.inputs import predict, small_inputs
 from compress.quantize import gguf as stage
 from compress.quantize.gguf import TYPES, Config, check_class, kept, write_gguf
 from compress.store.checkpoint import save_checkpoint

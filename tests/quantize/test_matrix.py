@@ -27,7 +27,11 @@ START, END = "<!-- table: tests/quantize/test_matrix.py -->\n", "<!-- end of the
 OPTIONS = sorted(file.stem for file in (ROOT / "conf" / "quantize").glob("*.yaml"))
 ARCHITECTURES = {"UNet": "sd 1.x", "SDXL UNet": "sdxl", "PixArt": "pixart", "SD3": "sd3", "Flux": "flux"}
 SIZE = {"flux": {"height": 32, "width": 32}}  # Flux draws 128 x 128 latents where no size is given
-LOADS = {"stock": "diffusers", "own code": "diffusers, `trust_remote_code=True`", "compress": "`import compress`, diffusers"}
+LOADS = {
+    "stock": "diffusers",
+    "own code": "diffusers, `trust_remote_code=True`",
+    "compress": "`import compress`, diffusers",
+}
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="the table is of a machine without a GPU")
 
@@ -93,7 +97,9 @@ def rows(options: list[str], root: Path) -> tuple[dict[str, str], dict[str, None
             cells.append(f"{100 * report['params']:.0f} %")
             ways.add("diffusers, `from_single_file`" if (folder / "artifact").is_dir() else LOADS[way])
         packages = "".join(f", {package}" for package in stage.declared.libraries)
-        table[name] = f"| `{name}` | {' | '.join(cells)} | {'; '.join(sorted(ways)) or 'no'}{packages if ways else ''} |"
+        table[name] = (
+            f"| `{name}` | {' | '.join(cells)} | {'; '.join(sorted(ways)) or 'no'}{packages if ways else ''} |"
+        )
     return table, reasons
 
 
