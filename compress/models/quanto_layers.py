@@ -5,10 +5,12 @@ checkpoints name a quantization of their own, :data:`METHOD`, which stock diffus
 """
 
 from enum import StrEnum
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.quantizers.base import DiffusersQuantizer
 from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from torch import Tensor, nn
@@ -117,11 +119,24 @@ def quanto_layer(layer: Any, weights: str) -> nn.Module:
     """
     from optimum import quanto
 
-    kind = quanto.QConv2d if isinstance(layer, nn.Conv2d) else quanto.QLinear
+    linear = _int8_linear() if weights == "int8" else quanto.QLinear
+    kind = quanto.QConv2d if isinstance(layer, nn.Conv2d) else linear
     made = kind.from_module(layer, weights=getattr(quanto, WEIGHTS[weights]))
     with torch.no_grad():
         made.freeze()
     return made.eval().requires_grad_(False)
+
+
+@cache
+def _int8_linear() -> Any:
+    """optimum-quanto's Linear, but for the product: in bfloat16 on CPUs its kernel crashes, or computes nonsense."""
+    from optimum.quanto import QLinear
+
+    class Int8Linear(QLinear):
+        def forward(self, input: Tensor) -> Tensor:
+            return F.linear(input, self.weight.dequantize(), self.bias)
+
+    return Int8Linear
 
 
 def tell_diffusers(model: Any, weights: str, modules: list[str]) -> None:

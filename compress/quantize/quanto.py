@@ -54,8 +54,6 @@ SCHEMES = {
 }
 """By the key ``weights``. Groups divide a channel evenly, so some are smaller; one that fits none is a group itself."""
 
-ROW = 32  # inputs that torch's kernel for int8 weights takes at once
-
 
 @dataclass(frozen=True)
 class Config:
@@ -110,7 +108,7 @@ def quantize_weights(
     def to_quanto(name: str, layer: Layer) -> None:
         replace_layer(model, name, quanto_layer(layer, weights))
 
-    report = quantize_layers(model, to_quanto, skip, inputs, kept(model, weights))
+    report = quantize_layers(model, to_quanto, skip, inputs)
     tell_diffusers(model, weights, report.modules)
     return report
 
@@ -121,21 +119,5 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
     Raises:
         UserError: See :func:`quantize_weights`.
     """
-    choose_layers(denoiser, config.skip, kept(denoiser, config.weights))
+    choose_layers(denoiser, config.skip)
     return denoiser
-
-
-def kept(model: nn.Module, weights: str) -> dict[str, str]:
-    """Layers that stay in float, with the reason.
-
-    For int8 in bfloat16 on CPUs optimum-quanto calls a kernel of torch that takes :data:`ROW` inputs at once: it reads
-    beyond the end of other rows, and computes nonsense or crashes.
-    """
-    if weights != "int8":
-        return {}
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {
-        name: f"optimum-quanto is not safe with its rows of {module.in_features}, no multiple of {ROW}"
-        for name, module in linears.items()
-        if module.in_features % ROW
-    }

@@ -44,7 +44,7 @@ STAGE = Stage(
     limits=("Its weights are decoded at every call: they save memory and disk, and no time.",),
 )
 
-WEIGHTS = ("int8", "uint8", "fp8", *(f"{sign}int{bits}" for bits in range(7, 1, -1) for sign in ("", "u")))
+WEIGHTS = ("int8", "uint8", *(f"{sign}int{bits}" for bits in range(7, 1, -1) for sign in ("", "u")))
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Config:
 
     Attributes:
         weights: Format of a weight, one of :data:`WEIGHTS`: ``int2`` to ``int8`` are symmetric, ``uint2`` to ``uint8``
-            have a shift beside each scale, ``fp8`` is e4m3.
+            have a shift beside each scale. Not its float8: diffusers would cast the timestep to it.
         group_size: Weights that share a scale: neighbors among the inputs of an output channel (of a convolution: input
             channels); fewer where they would not divide it evenly. 0: SDNQ's choice, twice as many for Linear as for
             Conv2d, four times 2^bits for Linear. -1: all of an output channel (of a convolution: for each position).
@@ -79,11 +79,10 @@ class Config:
     @property
     def scheme(self) -> Scheme:
         """What its layers look like; of groups that SDNQ chooses, the size is that of Linear layers."""
-        bits = int(self.weights[-1])
-        granularity = "channel" if self.group_size == -1 else "group"
-        size = self.group_size if self.group_size > 1 else 4 * 2**bits
-        kind = "fp8" if self.weights == "fp8" else "int"
-        return Scheme(kind, bits, granularity, size, symmetric=not self.weights.startswith("u"))
+        bits, symmetric = int(self.weights[-1]), not self.weights.startswith("u")
+        if self.group_size == -1:
+            return Scheme(bits=bits, symmetric=symmetric)
+        return Scheme("int", bits, "group", self.group_size or 4 * 2**bits, symmetric)
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -115,7 +114,7 @@ def quantize_weights(
     from sdnq import SDNQConfig, SDNQQuantizer, sdnq_quantize_layer
 
     config = SDNQConfig(
-        weights_dtype="float8_e4m3fn" if weights == "fp8" else weights,
+        weights_dtype=weights,
         group_size=group_size,
         quant_conv=True,
         add_skip_keys=False,

@@ -73,9 +73,9 @@ def test_a_new_process_computes_the_same_after_import_compress_and_refuses_witho
 def test_a_lost_tensor_never_becomes_a_random_one(lost: str, saved: Path) -> None:
     file = saved / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
-    del tensors[f"conv_in.{lost}"]
+    del tensors[lost]
     save_file(tensors, file)
-    with pytest.raises(ValueError, match=f"the weight files lack conv_in.{lost}"):
+    with pytest.raises(ValueError, match=f"the weight files lack {lost}"):
         load_checkpoint(saved)
 
 

@@ -16,7 +16,7 @@ from compress.quantize.weights.scheme import Scheme
 from compress.store.checkpoint import load_checkpoint
 from tests.tiny import tiny_pipeline, tiny_unet
 
-STEPS = {"int8": 0.5 / 127, "uint8": 1 / 255, "fp8": 2**-4, "int4": 1 / 7, "uint4": 1 / 15, "int2": 1.0}
+STEPS = {"int8": 0.5 / 127, "uint8": 1 / 255, "int4": 1 / 7, "uint4": 1 / 15, "int2": 1.0}
 """Largest rounding error as a share of the channel's largest weight. The lowest level of ``int4`` and ``int2`` has no
 opposite."""
 
@@ -30,7 +30,7 @@ def test_values_are_checked(keys: dict) -> None:
 def test_the_scheme() -> None:
     assert Config().scheme == Scheme()
     assert str(Config("uint4", 0).scheme) == "int4, groups of 64, asymmetric"
-    assert str(Config("fp8", 32).scheme) == "fp8, groups of 32"
+    assert str(Config("int6", 32).scheme) == "int6, groups of 32"
 
 
 @pytest.fixture
