@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from compress.models.quantized import float_weight
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import StageReport, one_line
 
-Layer = nn.Conv2d | nn.Linear
+Layer: TypeAlias = nn.Conv2d | nn.Linear
 
 
 @dataclass(frozen=True)
