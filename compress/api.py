@@ -288,6 +288,7 @@ def _stage(
     from compress.stage import StageContext
 
     stage = stage_config(kind, {**option(kind, method), **keys}, kind)
+    stage.declared.check_installed(stage.method)
     student, done = _copy(pipeline), _done.get(pipeline, [])
     with tempfile.TemporaryDirectory() as scratch:
         later: Any = _LazyData(lambda: _load_data(_needed("data", data)))

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from compress.errors import UserError
+
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
@@ -22,12 +24,13 @@ class Stage:
     Attributes:
         version: Of the algorithm; raised when the result changes for the same config. Part of the key in the store.
         needs: ``"float"`` weights, or ``"any"``.
-        leaves: ``"float"`` or ``"quantized"`` weights; ``"artifact"``: the pipeline as it was, and files beside it,
+        leaves: ``"float"`` or ``"quantized"`` weights; ``"artifact"``: float weights, and files beside them,
             such as an export, in ``context.artifact``. Nothing can follow that one.
         distributed: Whether every process of the run calls it; else the first alone.
         sampled: Whether images are sampled from what it leaves; else cost alone is measured.
         exact: Whether the checkpoint has to read back bit for bit; else within 1e-5 of the largest output.
         libraries: Packages, by their names on PyPI, that loading the checkpoint needs besides diffusers'.
+        extra: The extra of this package that installs them; empty if it always does.
         keeps_names: Whether every layer keeps its name, though weights or examples decide how wide it becomes.
         by_names: Whether ``check`` looks at the names and kinds of layers alone, so that it can be asked where their
             widths are not known yet.
@@ -44,6 +47,7 @@ class Stage:
     sampled: bool = True
     exact: bool = False
     libraries: tuple[str, ...] = ()
+    extra: str = ""
     keeps_names: bool = False
     by_names: bool = False
     zeros: bool = False
@@ -56,6 +60,24 @@ class Stage:
         values = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         del values["version"]
         return values
+
+    def check_installed(self, method: str) -> None:
+        """Looks for the packages that the method needs, without loading them.
+
+        Args:
+            method: Its name, for the message.
+
+        Raises:
+            UserError: One is missing; names it and the extra.
+        """
+        from importlib.metadata import PackageNotFoundError, version  # slow
+
+        for library in self.libraries:
+            try:
+                version(library)
+            except PackageNotFoundError:
+                how = f': pip install "compress[{self.extra}]"' if self.extra else ""
+                raise UserError(f"method={method}: needs the package {library}, which is not installed{how}") from None
 
 
 def declares(stages: Iterable[Mapping[str, Any]], key: str) -> list[Any]:

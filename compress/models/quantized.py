@@ -4,6 +4,7 @@ Stock weights have no place for the ranges, so they stand in a file beside the d
 ignores it and computes with float activations; an engine with int8 arithmetic uses it.
 """
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
 
 FILE = "activation_ranges.safetensors"
 _NAME = "input_range"
+_OF_CODES = (
+    "__tensor_flatten__",
+    "quant_state",
+    "SCB",
+)  # of weights: torchao, optimum-quanto; bitsandbytes
 
 Ranges = dict[str, tuple[float, float]]
 """Name of a layer to the lowest and highest value of its input, as floats of float32."""
@@ -47,18 +53,43 @@ def is_quantized(model: "nn.Module") -> bool:
 
 
 def quantized_layers(model: "nn.Module") -> dict[str, Any]:
-    """Layers whose weights are quantized tensors or packed, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if hasattr(module, "packing") or hasattr(getattr(module, "weight", None), "__tensor_flatten__")
-    }
+    """Layers whose weights are quantized, by name."""
+    return {name: module for name, module in model.named_modules() if has_codes(module)}
 
 
-def plain_weight(layer: Any) -> "Tensor":
-    """The weight of a layer, ``(out, in, ...)``, as a plain float32 tensor."""
-    quantized = layer if hasattr(layer, "packing") else layer.weight
-    return (quantized.dequantize() if hasattr(quantized, "dequantize") else quantized).detach().float()
+def has_codes(layer: "nn.Module") -> bool:
+    """Whether a layer's weight is a quantized tensor, or codes that the layer can decode."""
+    if hasattr(layer, "packing") or hasattr(layer, "sdnq_dequantizer"):
+        return True
+    weight = getattr(layer, "weight", None)
+    return any(hasattr(weight, name) for name in _OF_CODES)
+
+
+def float_weight(layer: Any) -> "Tensor":
+    """The weight (out, in, ...) of a Conv2d or Linear as a plain tensor: its own, or what its codes stand for."""
+    if hasattr(layer, "packing"):  # ours
+        return layer.dequantize()
+    weight = layer.weight
+    if hasattr(weight, "__tensor_flatten__"):  # torchao, optimum-quanto
+        return weight.dequantize().detach()
+    if hasattr(layer, "sdnq_dequantizer"):
+        return copy.deepcopy(layer).dequantize().weight.detach()
+    if hasattr(weight, "quant_state") or hasattr(weight, "SCB"):
+        import bitsandbytes.functional as bnb
+
+        if hasattr(weight, "quant_state"):
+            return bnb.dequantize_4bit(weight.data, weight.quant_state)
+        scale = layer.state.SCB if weight.SCB is None else weight.SCB  # the layer's after its first call
+        return bnb.int8_vectorwise_dequant(weight.data, scale)
+    return weight.detach()
+
+
+def replace_layer(model: "nn.Module", name: str, new: "nn.Module") -> None:
+    """Puts a layer in the place of another, under every name that it has."""
+    old = model.get_submodule(name)
+    for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is old]:
+        owner, _, child = path.rpartition(".")
+        setattr(model.get_submodule(owner), child, new)
 
 
 def channel_scales(layer: Any) -> "Tensor | None":

@@ -1,7 +1,6 @@
 """Checks before any weight is loaded: model, data, device, folders, disk space."""
 
 import errno
-import importlib.util
 import os
 import shutil
 import uuid
@@ -59,11 +58,10 @@ def check_stages(config: RunConfig) -> None:
         UserError: With the stage's key, its value and what would be right.
     """
     for stage in config.stages:
-        for library in stage.declared.libraries:
-            if importlib.util.find_spec(library.replace("-", "_")) is None:
-                raise UserError(
-                    f"stages.{stage.name}.method={stage.method}: needs the package {library}, which is not installed"
-                )
+        try:
+            stage.declared.check_installed(stage.method)
+        except UserError as error:
+            raise UserError(f"stages.{stage.name}.{error}") from error
     outline = compress.models.outline(config.model)
     if outline is None:
         return

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.models.quantized import channel_scales, plain_weight, quantized_layers
+from compress.models.quantized import channel_scales, float_weight, quantized_layers, replace_layer
 
 LEVELS = 127  # of a weight, on either side of 0
 STEPS = 255  # of an activation, from the lowest to the highest
@@ -73,23 +73,35 @@ def float_model(model: nn.Module, ranges: Mapping[str, tuple[float, float]]) -> 
         t.dtype == torch.float32 for t in model.parameters() if t.is_floating_point()
     ):
         return model
-    made = copy.deepcopy(model)
+    shared = {id(layer.weight): layer.weight for layer in quantized_layers(model).values()}
+    made = copy.deepcopy(model, shared)  # optimum-quanto's tensors cannot be copied, and all are replaced below
     vars(made).pop("hf_quantizer", None)  # it would forbid the change of dtype
     made.is_quantized = False  # type: ignore[assignment]
     for name, layer in quantized_layers(made).items():
-        weight, scale = plain_weight(layer), channel_scales(layer)
-        _unpack(layer, weight)
+        weight, scale = float_weight(layer).float(), channel_scales(layer)
+        plain = new = _plain(layer, weight)
         if name in ranges:
-            owner, _, last = name.rpartition(".")
-            setattr(made.get_submodule(owner), last, FakeQuantized(layer, weight, scale, *ranges[name]))
-            layer.register_parameter("weight", None)
+            new = FakeQuantized(plain, weight, scale, *ranges[name])
+            plain.register_parameter("weight", None)
+        replace_layer(made, name, new)
     return made.float()
 
 
-def _unpack(layer: Any, weight: Tensor) -> None:
-    """Gives a quantized layer a plain weight, in place."""
-    if hasattr(layer, "packing"):
-        for name in ("packing", *layer._buffers):
-            delattr(layer, name)
-        layer.__class__ = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv2d
-    layer.weight = nn.Parameter(weight, requires_grad=False)
+def _plain(layer: Any, weight: Tensor) -> Any:
+    """A Conv2d or Linear with a layer's geometry and bias, of whatever class that is."""
+    with torch.device("meta"):
+        if isinstance(layer, nn.Conv2d):
+            made: Any = nn.Conv2d(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                layer.groups,
+                padding_mode=layer.padding_mode,
+            )
+        else:
+            made = nn.Linear(layer.in_features, layer.out_features)
+    made.weight, made.bias = nn.Parameter(weight, requires_grad=False), layer.bias
+    return made

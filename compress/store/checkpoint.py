@@ -210,7 +210,7 @@ def _check_finite(pipeline: "DiffusionPipeline") -> None:
     for name, component in pipeline.components.items():
         if isinstance(component, torch.nn.Module):
             for key, tensor in plain_tensors(component):
-                if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():  # float8 has no isfinite
                     raise UserError(f"{name}: {key} holds NaN or infinite values, so nothing is saved: lower the lr")
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from compress.errors import UserError, bad_value
 from compress.models.inputs import Inputs, known_inputs
 from compress.models.macs import count_macs
-from compress.models.quantized import is_quantized, plain_weight
+from compress.models.quantized import float_weight, is_quantized
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import StageReport, one_line
 
@@ -56,7 +56,7 @@ def quantize_layers(
 
     Args:
         model: With float weights.
-        quantize: Changes a layer, given with its name, so that its weight is quantized.
+        quantize: Changes a layer, given with its name, so that its weight is quantized, or puts another in its place.
         skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
         inputs: Keyword arguments of the pass whose MACs are counted; None: one at the model's own size, if its inputs
             are known.
@@ -90,7 +90,7 @@ def quantize_layers(
         before = module.weight.detach().float()
         largest = before.abs().flatten(1).amax(1)
         quantize(name, module)
-        error = (plain_weight(model.get_submodule(name)) - before).abs().flatten(1).amax(1)
+        error = (float_weight(model.get_submodule(name)).float() - before).abs().flatten(1).amax(1)
         rounding[name] = (error / largest.clamp(min=torch.finfo(torch.float32).tiny)).max().item()
         zero_channels += int((largest == 0).sum())
     return QuantizeReport(
