@@ -10,7 +10,9 @@ from compress.config.compose import compose
 from compress.errors import UserError
 from compress.jobs import run_job
 
-ALTERNATIVES = ["~stages.w8a8", "~stages.fp8", "~stages.w4a8", "~stages.palette4"]
+ALTERNATIVES = [
+    f"~stages.{name}" for name in compose(["recipe=compare_quantization"]).stages if name not in ("int8", "int4", "nf4")
+]
 
 
 def test_each_choice_is_a_row_and_one_that_fails_costs_its_row_alone(
