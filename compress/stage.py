@@ -30,6 +30,7 @@ class Stage:
         sampled: Whether images are sampled from what it leaves; else cost alone is measured.
         exact: Whether the checkpoint has to read back bit for bit; else within 1e-5 of the largest output.
         libraries: Packages, by their names on PyPI, that loading the checkpoint needs besides diffusers'.
+        imports: Modules that code has to import before it loads the checkpoint.
         extra: The extra of this package that installs them; empty if it always does.
         keeps_names: Whether every layer keeps its name, though weights or examples decide how wide it becomes.
         by_names: Whether ``check`` looks at the names and kinds of layers alone, so that it can be asked where their
@@ -48,6 +49,7 @@ class Stage:
     exact: bool = False
     libraries: tuple[str, ...] = ()
     extra: str = ""
+    imports: tuple[str, ...] = ()
     keeps_names: bool = False
     by_names: bool = False
     zeros: bool = False

@@ -41,6 +41,7 @@ STAGE = Stage(
     libraries=("optimum-quanto",),
     extra="quanto",
     tag="quantized",
+    imports=("compress",),
     usage="Say `import compress` before it is loaded: diffusers alone knows no convolutions of optimum-quanto, and "
     "refuses the denoiser.",
     limits=("Its weights are decoded at every call: they save memory and disk, and no time.",),

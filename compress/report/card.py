@@ -42,6 +42,7 @@ def usage(info: Mapping[str, Any], folder: str = "path/to/this/folder") -> str:
     flag = ", trust_remote_code=True" if info.get("model_file") else ""
     lines = [
         "```python",
+        *(f"import {name}" for name in declares(info.get("stages") or [], "imports")),
         "import torch",
         f"from diffusers import {imports}",
         "",

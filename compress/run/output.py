@@ -152,6 +152,7 @@ def print_end(console: "Console", result: dict[str, Any], config: RunConfig, tra
     model_file = stages[-1]["model_file"]
     flag = ", trust_remote_code=True" if model_file else ""
     snippet = SNIPPET.format(folder=result["checkpoint"], dtype=PRECISIONS[config.precision], flag=flag)
-    say(f"\n{snippet}".rstrip())
+    first = "".join(f"import {name}\n" for name in config.stages[-1].declared.imports)
+    say(f"\n{first}{snippet}".rstrip())
     if model_file:
         say(f"\n{compress.report.how_to_load(model_file)}")
