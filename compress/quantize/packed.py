@@ -197,14 +197,19 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
     check_norms(denoiser, config)
     if config.activations == "static":
         int8_inputs(denoiser, config.skip, config.float_inputs)
-    known = [name for name in outline.configs if name not in ("unet", "transformer", "scheduler")]
-    if wrong := [name for name in config.components if name not in known]:
-        raise bad_value("components", wrong[0], f"one of {', '.join(known)}")
+    _check_components(config, outline)
     layers = dict(denoiser.named_modules())
     rows = [layers[name].weight[0].numel() for name, scheme in schemes.items() if scheme.granularity == "group"]
     if rows and config.group_size > max(rows):
         raise bad_value("group_size", config.group_size, f"at most {max(rows)}, the most weights of an output channel")
     return denoiser
+
+
+def _check_components(config: Config, outline: "Outline") -> None:
+    if config.components:
+        known = [name for name in outline.configs if name not in ("unet", "transformer", "scheduler")]
+        if wrong := [name for name in config.components if name not in known]:
+            raise bad_value("components", wrong[0], f"one of {', '.join(known)}")
 
 
 def choose_schemes(model: nn.Module, config: Config) -> dict[str, Scheme]:
