@@ -39,8 +39,8 @@ def run_job(cfg: "DictConfig") -> None:
     console = Console()
     compress.report.print_summary(merged, console)
     for name, why in refused.items():
-        console.print(f"{name}: not run: {why}", markup=False)
-    console.print(f"  {config.out / 'report.md'}", markup=False)
+        console.print(f"{name}: not run: {why}", markup=False, soft_wrap=True)
+    console.print(f"  {config.out / 'report.md'}", markup=False, soft_wrap=True)
     processes.leave()
 
 

@@ -39,10 +39,11 @@ def run_job(cfg: "DictConfig") -> None:
     console.print(
         f"{details['bits']:.2f} bits a weight: PSNR of the prediction {details['psnr']:.1f} dB "
         f"({details['predicted_psnr']:.1f} dB predicted); one number of bits for all: "
-        + ", ".join(f"{row['bits']:.2f} bits {row['psnr']:.1f} dB" for row in details["uniform"])
+        + ", ".join(f"{row['bits']:.2f} bits {row['psnr']:.1f} dB" for row in details["uniform"]),
+        soft_wrap=True,
     )
-    console.print(f"  quantize=int4 stages.quantize.layers={config.out / 'layers.json'}", markup=False)
-    console.print(f"  {config.out / 'mixed_bits.png'}  {config.out / 'sensitivity.json'}", markup=False)
+    console.print(f"  quantize=int4 stages.quantize.layers={config.out / 'layers.json'}", markup=False, soft_wrap=True)
+    console.print(f"  {config.out / 'mixed_bits.png'}  {config.out / 'sensitivity.json'}", markup=False, soft_wrap=True)
     processes.leave()
 
 
