@@ -2,8 +2,8 @@
 
 Quantizes a denoiser in each way, without training, and prints a Markdown table: the bytes of its weights as a share,
 and the relative root mean square error of its predictions on recorded calls of four images, with captions that no
-calibration has seen. Methods with int8 inputs compute them as engines do. Half an hour on one core with the embedded model, most of it
-for gptq; ``--only`` takes some of the rows.
+calibration has seen. Methods with int8 inputs compute them as engines do. Half an hour on one core with the embedded
+model, most of it for gptq; ``--only`` takes some of the rows.
 """
 
 import argparse
