@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from compress.config.compose import compose, place_choices, sentence
+from compress.config.compose import compose, option, place_choices, sentence
 from compress.config.folders import conf_folder, default_out, known_kinds, known_methods, recipe_files
 from compress.config.values import build
 from compress.errors import UserError, bad_value
