@@ -169,7 +169,7 @@ def test_zeros_stay_zero() -> None:
         assert not found.unet.get_submodule(name).weight[zero].any(), name
 
 
-@pytest.mark.parametrize("choice", ["qat_int8", "qat_palette4"])
+@pytest.mark.parametrize("choice", ["qat_int8", pytest.param("qat_palette4", marks=pytest.mark.slow)])
 def test_a_stopped_training_continues_to_the_same_bits(choice: str, tmp_path: Path) -> None:
     def fail(metrics: dict[str, float], step: int) -> None:
         if step == 4:
@@ -199,6 +199,7 @@ torch.save(output, f"{sys.argv[1]}/{PartialState().process_index}.pt")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
