@@ -108,5 +108,5 @@ def test_the_job_writes_a_plan_and_a_heat_map(
 def test_the_job_wants_one_stage_and_a_target(tiny_overrides: list[str]) -> None:
     with pytest.raises(UserError, match=r"prune \(prune=width\), quantize \(quantize=w8a8\)"):
         run_job(compose(["recipe=prune_distill_int8", *tiny_overrides, "~stages.distill"]))
-    with pytest.raises(UserError, match=r"stages\.prune\.target=null: expected a share of params, macs, bytes or latency"):
+    with pytest.raises(UserError, match=r"stages\.prune\.target=null: expected a share of params, .* or latency"):
         run_job(compose(["recipe=prune", *tiny_overrides]))
