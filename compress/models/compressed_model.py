@@ -345,17 +345,15 @@ class _Packed(nn.Module):
 
     @property
     def shape(self) -> torch.Size:
-        """Of the weight."""
-        raise NotImplementedError
+        """Of the weight: ``(out, in)``, or ``(out, in / groups, height, width)``."""
+        if isinstance(self, nn.Linear):
+            return torch.Size((self.out_features, self.in_features))
+        assert isinstance(self, nn.Conv2d)
+        return torch.Size((self.out_channels, self.in_channels // self.groups, *self.kernel_size))
 
 
 class PackedLinear(_Packed, nn.Linear):
     """A Linear that unpacks its weight at every call."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the weight, ``(out, in)``."""
-        return torch.Size((self.out_features, self.in_features))
 
     def forward(self, input: Tensor) -> Tensor:
         """As a Linear's."""
@@ -364,11 +362,6 @@ class PackedLinear(_Packed, nn.Linear):
 
 class PackedConv2d(_Packed, nn.Conv2d):
     """A Conv2d that unpacks its weight at every call."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the weight, ``(out, in / groups, height, width)``."""
-        return torch.Size((self.out_channels, self.in_channels // self.groups, *self.kernel_size))
 
     def forward(self, input: Tensor) -> Tensor:
         """As a Conv2d's."""

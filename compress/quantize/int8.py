@@ -20,7 +20,7 @@ from compress.quantize.weights.apply import (
     Layer,
     QuantizeReport,
     check_patterns,
-    choose_layers,
+    check_skip,
     quantize_layers,
     stage_report,
 )
@@ -31,7 +31,6 @@ from compress.stage import Stage, StageContext, StageReport
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from compress.models.outline import Outline
 
 STAGE = Stage(
     version=1,
@@ -116,14 +115,7 @@ def quantize_weights(
     return report
 
 
-def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
-    """Refuses patterns that match no layer; every layer keeps its shape.
-
-    Raises:
-        UserError: See :func:`quantize_weights`.
-    """
-    choose_layers(denoiser, config.skip)
-    return denoiser
+check = check_skip
 
 
 def _int8(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

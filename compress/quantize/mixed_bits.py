@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from compress.data.calls import CallsConfig, record_calls
 from compress.errors import UserError, bad_value
 from compress.models import denoiser, set_denoiser
@@ -19,7 +17,14 @@ from compress.quantize.mixed.measure import Predictions, bytes_of
 from compress.quantize.mixed.solve import assign
 from compress.quantize.packed import STAGE as PACKED
 from compress.quantize.packed import pack_weights, packing
-from compress.quantize.weights.apply import Layer, check_patterns, choose_layers, refuse_quantized, stage_report
+from compress.quantize.weights.apply import (
+    Layer,
+    check_patterns,
+    check_skip,
+    choose_layers,
+    refuse_quantized,
+    stage_report,
+)
 from compress.quantize.weights.rounding import SEARCHES, Rounded, round_weight
 from compress.quantize.weights.scheme import FORMATS, Scheme
 from compress.stage import StageContext, StageReport
@@ -28,7 +33,6 @@ from compress.system.progress import bar
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from compress.models.outline import Outline
 
 STAGE = replace(PACKED, version=1)
 
@@ -144,14 +148,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     )
 
 
-def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
-    """Refuses patterns that match no layer; every layer keeps its shape.
-
-    Raises:
-        UserError: See :func:`compress.quantize.weights.apply.choose_layers`.
-    """
-    choose_layers(denoiser, config.skip)
-    return denoiser
+check = check_skip
 
 
 Candidates = dict[str, dict[int, tuple[Rounded, Scheme]]]

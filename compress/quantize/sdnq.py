@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from compress.errors import bad_value
 from compress.models import denoiser
 from compress.models.inputs import Inputs, captured_inputs
@@ -20,7 +18,7 @@ from compress.quantize.weights.apply import (
     Layer,
     QuantizeReport,
     check_patterns,
-    choose_layers,
+    check_skip,
     quantize_layers,
     stage_report,
 )
@@ -30,7 +28,6 @@ from compress.stage import Stage, StageContext, StageReport
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from compress.models.outline import Outline
 
 STAGE = Stage(
     version=1,
@@ -137,11 +134,4 @@ def quantize_weights(
     return report
 
 
-def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
-    """Refuses patterns that match no layer; every layer keeps its shape.
-
-    Raises:
-        UserError: See :func:`quantize_weights`.
-    """
-    choose_layers(denoiser, config.skip)
-    return denoiser
+check = check_skip

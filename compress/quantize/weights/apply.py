@@ -181,6 +181,16 @@ def choose_layers(
     return layers, skipped
 
 
+def check_skip(config: Any, denoiser: nn.Module, outline: Any) -> nn.Module:
+    """The ``check`` of methods with a key ``skip``: refuses patterns that match no layer; layers keep their shapes.
+
+    Raises:
+        UserError: See :func:`choose_layers`.
+    """
+    choose_layers(denoiser, config.skip)
+    return denoiser
+
+
 def check_matches(key: str, patterns: Sequence[str], names: Mapping[str, Any]) -> None:
     """Checks that every pattern matches a name.
 
