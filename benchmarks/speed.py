@@ -1,13 +1,13 @@
 """How fast one denoiser runs in every engine, and how far its outputs move: ``python benchmarks/speed.py [MODEL ...]``.
 
 A model is a folder of a pipeline or ``embedded:...``, or a UNet of random weights: ``72m`` (widths 128, 256 and 512,
-32 x 32 latents), ``72m-half`` (narrower and of fewer blocks) or ``sd15`` (Stable Diffusion 1.5's config). All rows of a
-model and a batch size are timed in turns in one process; seconds are medians. The error is the root mean square of the
-difference from eager fp32, as a share of its outputs, on the inputs that the pipeline passes while it samples images
-(normal noise for random weights). For pipelines whole images are timed too, with their PSNR to those of the first model
-in eager fp32: a student after its teacher shows what the whole way bought. int8 rows quantize the model here unless it
-is quantized; ``nncf int8`` needs the package nncf; ``pt2e int8`` is torchao's for inductor. A row that cannot run
-is left out with its reason.
+32 x 32 latents), ``72m-half`` (narrower and of fewer blocks), ``97m`` (widths 160, 320 and 576) or ``sd15`` (Stable
+Diffusion 1.5's config). All rows of a model and a batch size are timed in turns in one process; seconds are medians.
+The error is the root mean square of the difference from eager fp32, as a share of its outputs, on the inputs that the
+pipeline passes while it samples images (normal noise for random weights). For pipelines whole images are timed too,
+with their PSNR to those of the first model in eager fp32: a student after its teacher shows what the whole way bought.
+int8 rows quantize the model here unless it is quantized; ``nncf int8`` needs the package nncf; ``pt2e int8`` is
+torchao's for inductor. A row that cannot run is left out with its reason.
 """
 
 import argparse
@@ -42,6 +42,11 @@ RANDOM: dict[str, dict[str, Any]] = {
     },
     "72m-half": {
         "sample_size": 32, "block_out_channels": [64, 192, 320], "cross_attention_dim": 256, "layers_per_block": 1,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    },
+    "97m": {
+        "sample_size": 32, "block_out_channels": [160, 320, 576], "cross_attention_dim": 256,
         "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
     },

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config.values import nearest
+from compress.distill.training import TrainingConfig, check_value
 from compress.errors import UserError, bad_value
 from compress.stage import Stage, StageContext, StageReport, declares
 
@@ -36,48 +37,22 @@ LOSSES = {"noise": 1.0, "output": 1.0, "features": 0.1}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainingConfig):
     """How the student is trained.
 
     Attributes:
-        steps: Optimizer steps, at least 1.
-        batch_size: Examples a step, over all processes; a multiple of processes times ``gradient_accumulation``.
-        gradient_accumulation: Parts in which a process computes its share of a batch, at least 1; saves memory, same
-            result up to rounding.
         max_examples: At most this many examples, chosen at random by the seed; None: all.
-        learning_rate: AdamW's peak, above 0.
-        schedule: What follows the warm-up: ``cosine`` or ``linear`` down to 0, or ``constant``.
-        warmup: Share of the steps in which the learning rate rises, in [0, 1).
-        weight_decay: AdamW's, at least 0.
-        max_grad_norm: Gradients are clipped to this norm, above 0.
         losses: Name of a loss (a file of :mod:`compress.distill.losses`, or your own module) to its weight, at least 0;
             0 leaves it out.
         min_snr_gamma: Noise and output errors are weighted by min(SNR, gamma) / SNR (Hang et al. 2023,
             https://arxiv.org/abs/2303.09556), above 0; None: equal weights.
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
-        ema_decay: Largest decay of the averaged weights, which the student ends with, in [0, 1).
-        mixed_precision: ``no``, ``bf16`` (autocast), or ``auto``: bf16 where the device computes it natively. In a
-            bf16 or fp16 run ``no`` means ``auto``, since the trained weights are float32.
-        save_every: Steps between two training states, at least 1.
-        log_every: Steps between two points of the curves, each the mean since the last, at least 1.
     """
 
-    steps: int = 300
-    batch_size: int = 32
-    gradient_accumulation: int = 1
     max_examples: int | None = None
-    learning_rate: float = 5e-4
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
     losses: dict[str, float] = field(default_factory=lambda: dict(LOSSES))
     min_snr_gamma: float | None = 5.0
     prompt_dropout: float = 0.1
-    ema_decay: float = 0.99
-    mixed_precision: str = "no"
-    save_every: int = 50
-    log_every: int = 10
 
     def __post_init__(self) -> None:
         """Checks every range.
@@ -85,23 +60,12 @@ class Config:
         Raises:
             UserError: A value is out of its range.
         """
-        for key in ("steps", "batch_size", "gradient_accumulation", "save_every", "log_every"):
-            _check(self, key, getattr(self, key) >= 1, "an integer of at least 1")
+        super().__post_init__()
         if self.max_examples is not None:
-            _check(self, "max_examples", self.max_examples >= 1, "an integer of at least 1, or null for all")
-        for key in ("learning_rate", "max_grad_norm"):
-            _check(self, key, 0 < getattr(self, key) < math.inf, "a number above 0")
-        _check(self, "weight_decay", 0 <= self.weight_decay < math.inf, "a number of at least 0")
-        for key in ("warmup", "ema_decay"):
-            _check(self, key, 0 <= getattr(self, key) < 1, "a number in [0, 1)")
-        _check(self, "prompt_dropout", 0 <= self.prompt_dropout <= 1, "a number in [0, 1]")
+            check_value(self, "max_examples", self.max_examples >= 1, "an integer of at least 1, or null for all")
+        check_value(self, "prompt_dropout", 0 <= self.prompt_dropout <= 1, "a number in [0, 1]")
         if self.min_snr_gamma is not None:
-            _check(self, "min_snr_gamma", 0 < self.min_snr_gamma < math.inf, "a number above 0, or null")
-        _check(self, "schedule", self.schedule in ("cosine", "linear", "constant"), "cosine, linear or constant")
-        _check(self, "mixed_precision", self.mixed_precision in ("no", "bf16", "auto"), "no, bf16 or auto")
-        if self.batch_size % self.gradient_accumulation:
-            expected = f"a multiple of gradient_accumulation, which is {self.gradient_accumulation}"
-            raise bad_value("batch_size", self.batch_size, expected)
+            check_value(self, "min_snr_gamma", 0 < self.min_snr_gamma < math.inf, "a number above 0, or null")
         self._check_losses()
 
     def _check_losses(self) -> None:
@@ -117,11 +81,6 @@ class Config:
         object.__setattr__(self, "losses", {name: weight for name, weight in self.losses.items() if weight})
         if not self.losses:
             raise bad_value("losses", "{}", "at least one loss of a weight above 0")
-
-
-def _check(config: Config, key: str, good: bool, expected: str) -> None:
-    if not good:
-        raise bad_value(key, getattr(config, key), expected)
 
 
 def _is_module(name: str) -> bool:
@@ -259,7 +218,7 @@ def distill(
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
     from compress.distill.pair import arranged, check_pair
-    from compress.distill.trainer import Trainer, TrainerSettings, autocast
+    from compress.distill.trainer import Trainer, autocast
     from compress.distill.zeros import Zeros
     from compress.models.schedule import schedule_of
     from compress.system import processes
@@ -283,11 +242,10 @@ def distill(
             alignment = _align(student, ours, ask, batches, schedule, history, device)
         objective = Objective(student, ask, schedule, losses, alignment, ours, config.min_snr_gamma, cast, device)
         zeros = Zeros(student.modules() if keep_zeros else ())
-        shared = {key: value for key, value in vars(config).items() if key in TrainerSettings.__dataclass_fields__}
         trained = list(student.parameters())
         names = ["loss", *(loss.curve for loss in losses)]
         trainer = Trainer(
-            objective, batches, TrainerSettings(**shared), names, accelerator,
+            objective, batches, config, names, accelerator,
             averaged=trained, mask=zeros.mask_gradients, folder=folder, log=log, title="distilling",
         )  # fmt: skip
         zeros.check()

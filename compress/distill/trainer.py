@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,55 +14,11 @@ from rich.progress import TextColumn
 from torch import nn
 
 from compress.distill.state import Record, held_interrupt, load_state, pack, save_state, unpack
+from compress.distill.training import TrainingConfig
 from compress.errors import UserError, bad_value
 from compress.system.progress import bar
 
 Log = Callable[[dict[str, float], int], None]
-
-
-@dataclass(frozen=True)
-class TrainerSettings:
-    """How long and how fast to train.
-
-    Attributes:
-        steps: Optimizer steps, at least 1.
-        batch_size: Examples a step, over all processes.
-        gradient_accumulation: Parts in which a process computes its share of a batch.
-        learning_rate: AdamW's peak.
-        schedule: What follows the warm-up: ``cosine`` or ``linear`` down to 0, or ``constant``.
-        warmup: Share of the steps in which the learning rate rises.
-        weight_decay: AdamW's.
-        betas: AdamW's.
-        max_grad_norm: Gradients are clipped to this norm.
-        ema_decay: Largest decay of the averaged weights.
-        save_every: Steps between two training states.
-        log_every: Steps between two points of the curves.
-        schedule_steps: Length of the schedule where it is longer than ``steps``; 0: the same.
-    """
-
-    steps: int
-    batch_size: int
-    learning_rate: float
-    gradient_accumulation: int = 1
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.99
-    save_every: int = 50
-    log_every: int = 10
-    schedule_steps: int = 0
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step counted from 0: a linear rise over the warm-up, then the schedule."""
-        steps = self.schedule_steps or self.steps
-        warm = round(self.warmup * steps)
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm
-        done = (step - warm) / (steps - warm)
-        shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "constant": 1.0}
-        return self.learning_rate * shape[self.schedule]
 
 
 class Trainer:
@@ -72,7 +27,7 @@ class Trainer:
     Args:
         objective: From a batch to ``(1 + k,)``: the loss and k numbers to log, means over examples.
         batches: From a step and a slice of its batch to a batch.
-        settings: See :class:`TrainerSettings`.
+        settings: How long and how fast.
         names: Of the k numbers.
         accelerator: Of the processes that take part; without mixed precision.
         averaged: Parameters that end with their averages; None: all.
@@ -88,7 +43,7 @@ class Trainer:
         self,
         objective: nn.Module,
         batches: Callable[[int, slice], Any],
-        settings: TrainerSettings,
+        settings: TrainingConfig,
         names: Sequence[str],
         accelerator: Accelerator,
         *,
@@ -242,7 +197,7 @@ def _native_bf16(device: torch.device) -> bool:
     return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
-def _parts(settings: TrainerSettings, accelerator: Accelerator) -> list[slice]:
+def _parts(settings: TrainingConfig, accelerator: Accelerator) -> list[slice]:
     """The parts of a batch that this process computes, in order."""
     processes, count = accelerator.num_processes, settings.gradient_accumulation
     if settings.batch_size % (processes * count):

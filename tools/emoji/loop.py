@@ -11,7 +11,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from compress.distill.batches import drawn
-from compress.distill.trainer import Trainer, TrainerSettings, autocast
+from compress.distill.trainer import Trainer, autocast
+from compress.distill.training import TrainingConfig
 from compress.system.random import generator
 
 Batch = tuple[Tensor, torch.Generator]
@@ -90,10 +91,10 @@ def train(
     def batches(step: int, part: slice) -> Batch:
         return drawn(size, config.batch_size, config.seed, step)[part], generator(config.seed, "batch", step)
 
-    settings = TrainerSettings(
-        config.steps, config.batch_size, config.learning_rate, warmup=0.04, weight_decay=config.weight_decay,
-        betas=(0.9, 0.99), ema_decay=config.ema_decay, save_every=config.save_every, log_every=50,
-        schedule_steps=config.schedule_steps,
+    settings = TrainingConfig(
+        steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, warmup=0.04,
+        weight_decay=config.weight_decay, betas=(0.9, 0.99), ema_decay=config.ema_decay, save_every=config.save_every,
+        log_every=50, schedule_steps=config.schedule_steps,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(
