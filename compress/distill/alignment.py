@@ -15,8 +15,9 @@ def kept_channels(history: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
     """The teacher's channels that remain in each block after all earlier stages.
 
     Args:
-        history: Entries whose ``details`` may hold ``kept``, block -> indices into the channels that the stage before
-            left, and ``blocks``, block -> its block in the stage before, or None where its output changed.
+        history: Entries whose ``details`` may hold ``kept`` and ``kept_inside``, block -> indices into the channels
+            that the stage before left at its output or, of an attention block, inside; and ``blocks``, block -> its
+            block in the stage before, or None where its output changed.
 
     Returns:
         Block -> indices into the teacher's channels.
@@ -25,7 +26,8 @@ def kept_channels(history: Iterable[Mapping[str, Any]]) -> dict[str, list[int]]:
     for entry in history:
         if renamed := entry.get("details", {}).get("blocks"):
             kept = {block: kept[old] for block, old in renamed.items() if old in kept}
-        for block, now in (entry.get("details", {}).get("kept") or {}).items():
+        details = entry.get("details", {})
+        for block, now in {**(details.get("kept") or {}), **(details.get("kept_inside") or {})}.items():
             before = kept.get(block)
             if before is None:
                 kept[block] = list(now)
@@ -68,6 +70,46 @@ def matching_blocks(
     return {name: origin[name] for name in family.features(student) if origin.get(name) in there}
 
 
+def matching_attentions(
+    student: nn.Module, teacher: nn.Module, history: Iterable[Mapping[str, Any]] = ()
+) -> dict[str, str]:
+    """Pairs the student's self-attentions with the teacher's: by its history, where there is none by name.
+
+    Args:
+        student: The smaller denoiser.
+        teacher: Of the same family.
+        history: Entries whose ``details`` may hold ``blocks``, block -> its block in the stage before.
+    """
+    there, pairs = set(self_attentions(teacher)), {}
+    for name in self_attentions(student):
+        origin: str | None = name
+        for entry in reversed(list(history)):
+            origin = _origin(origin, entry.get("details", {}).get("blocks") or {}) if origin else None
+        if origin in there:
+            pairs[name] = origin
+    return pairs
+
+
+def self_attentions(model: nn.Module) -> list[str]:
+    """Names of the attentions of images to themselves, or of images and text to both."""
+    return [name for name, module in model.named_modules() if _is_self_attention(module)]
+
+
+def _is_self_attention(module: nn.Module) -> bool:
+    return hasattr(module, "to_q") and not getattr(module, "is_cross_attention", False)
+
+
+def _origin(name: str, blocks: Mapping[str, str | None]) -> str | None:
+    """A module's name in the stage before, by the innermost block around it; None if that block's output changed."""
+    block = name
+    while block and block not in blocks:
+        block = block.rpartition(".")[0]
+    if not block:
+        return name
+    origin = blocks[block]
+    return None if origin is None else origin + name[len(block) :]
+
+
 @contextmanager
 def tapped(model: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
     """Collects the outputs of ``blocks`` when ``model`` runs; removes its hooks afterwards."""
@@ -75,7 +117,7 @@ def tapped(model: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, torch.
 
     def hook(name: str) -> Any:
         def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            outputs[name] = _feature(output)
+            outputs[name] = _feature(module, output)
 
         return keep
 
@@ -87,12 +129,15 @@ def tapped(model: nn.Module, blocks: Iterable[str]) -> Iterator[dict[str, torch.
             handle.remove()
 
 
-def _feature(output: Any) -> Tensor:
-    """The image's features: a down block also returns those of skip connections, a joint block the text's first."""
+def _feature(module: nn.Module, output: Any) -> Tensor:
+    """The image's features, where a module also returns others.
+
+    A down block returns those of skip connections last, a joint block the text's first, and its attention last.
+    """
     if not isinstance(output, tuple):
         return output
     first = output[0]
-    return first if first is not None and first.ndim == 4 else output[-1]
+    return first if first is not None and (first.ndim == 4 or _is_self_attention(module)) else output[-1]
 
 
 class Alignment(nn.Module):
@@ -104,7 +149,8 @@ class Alignment(nn.Module):
     Args:
         ours: The student's features, block to ``(1, c, h, w)`` or ``(1, n, c)``; only shapes count.
         theirs: The teacher's features under the student's names.
-        kept: Block to the teacher's channels that the student kept, in its order.
+        kept: Block to the teacher's channels that the student kept, in its order; of an attention block those inside,
+            which are the output channels of its attentions.
         seed: Of the projections' initial weights.
 
     Attributes:
@@ -124,7 +170,7 @@ class Alignment(nn.Module):
             axis = _channels(feature)
             width, full = feature.shape[axis], theirs[name].shape[axis]
             places, their_places = _places(feature), _places(theirs[name])
-            indices = kept.get(name, [])
+            indices = kept.get(name.partition(".transformer_blocks.")[0], [])
             if places != their_places:
                 self.skipped[name] = f"{places} against the teacher's {their_places}"
             elif len(indices) == width and min(indices) >= 0 and max(indices) < full:

@@ -1,11 +1,11 @@
-"""Method ``features``: distillation by noise, output and block features, as in BK-SDM.
+"""Method ``features``: distillation by noise, output and features, as in BK-SDM, LAPTOP-Diff and KOALA.
 
 Kim et al. 2023, "BK-SDM: A Lightweight, Fast, and Cheap Version of Stable Diffusion", https://arxiv.org/abs/2305.15798.
 """
 
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from compress.data.examples import Examples
     from compress.distill.alignment import Alignment
     from compress.distill.batches import Batches
+    from compress.distill.losses import Loss
     from compress.distill.objective import Teacher
     from compress.models.outline import Outline
     from compress.models.schedule import Schedule
@@ -33,7 +34,7 @@ STAGE = Stage(version=1, distributed=True, by_names=True, tag="distillation")
 
 
 LOSSES = {"noise": 1.0, "output": 1.0, "features": 0.1}
-"""The losses of BK-SDM and their weights."""
+"""The losses of BK-SDM, with relative errors of features, and their weights."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     from accelerate import PartialState
 
     from compress.data.examples import cached_examples
+    from compress.distill.decoded import decoder_of
+    from compress.distill.losses import load_losses
     from compress.models import denoiser
     from compress.models.schedule import schedule_of
 
@@ -130,6 +133,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         seed=context.seed,
         device=context.device,
         history=context.history,
+        decode=decoder_of(context.teacher) if any(loss.decoder for loss in load_losses(config.losses)) else None,
         keep_zeros=bool(declares([*context.before, *context.history], "zeros")),
         folder=context.folder,
         log=context.log,
@@ -142,11 +146,17 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
     Raises:
         UserError: See :func:`distill`.
     """
+    from compress.distill.alignment import self_attentions
+    from compress.distill.losses import load_losses
     from compress.distill.pair import check_pair
 
     teacher = outline.denoiser()
     if teacher is not None:
         check_pair(denoiser, teacher)
+    for loss in load_losses(config.losses):
+        if loss.attention and not self_attentions(denoiser):
+            name = type(denoiser).__name__
+            raise bad_value(f"losses.{loss.name}", loss.weight, f"0, since this {name} has no self-attention")
     return denoiser
 
 
@@ -177,6 +187,7 @@ def distill(
     seed: int = 0,
     device: "torch.device | str" = "cpu",
     history: Iterable[Mapping[str, Any]] = (),
+    decode: "Callable[[Tensor], list[Tensor]] | None" = None,
     keep_zeros: bool = False,
     folder: Path | None = None,
     log: Callable[[dict[str, float], int], None] | None = None,
@@ -199,6 +210,7 @@ def distill(
         history: Entries of the stages between teacher and student, as in ``compress.json``. Their ``details`` name the
             remaining channels (``kept``) and blocks (``blocks``); other blocks of another width are compared through
             a learned 1x1 projection.
+        decode: Of losses that use the teacher's decoder, see :func:`compress.distill.decoded.decoder_of`.
         keep_zeros: Whether zero weights of Conv2d and Linear stay zero, as after sparse pruning.
         folder: For training states; None: no states.
         log: Called with metrics and the number of steps done.
@@ -213,7 +225,7 @@ def distill(
     import torch
     from accelerate import Accelerator
 
-    from compress.distill.alignment import matching_blocks, tapped
+    from compress.distill.alignment import matching_attentions, matching_blocks, tapped
     from compress.distill.batches import Batches
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
@@ -233,14 +245,21 @@ def distill(
     processes.warn_if_alone()
     cast = autocast(config.mixed_precision, next(student.parameters()).dtype, device)
     batches = Batches(examples, config.batch_size, schedule.steps, config.prompt_dropout, seed)
-    pairs = matching_blocks(student, teacher, history) if any(loss.features for loss in losses) else {}
+    if decode is None and any(loss.decoder for loss in losses):
+        raise UserError("a loss uses the teacher's decoder: pass decode=decoder_of(the teacher's pipeline)")
+    compared = {
+        "features": matching_blocks(student, teacher, history) if any(loss.features for loss in losses) else {},
+        "attention": matching_attentions(student, teacher, history) if any(loss.attention for loss in losses) else {},
+    }
+    pairs = {**compared["features"], **compared["attention"]}
     with arranged(student, teacher, device), tapped(student, pairs) as ours, tapped(teacher, pairs.values()) as theirs:
-        ask = Teacher(teacher, theirs, pairs, cast) if any(loss.teacher or loss.features for loss in losses) else None
-        alignment = None
-        if any(loss.features for loss in losses):
-            assert ask is not None
-            alignment = _align(student, ours, ask, batches, schedule, history, device)
-        objective = Objective(student, ask, schedule, losses, alignment, ours, config.min_snr_gamma, cast, device)
+        uses_teacher = any(loss.teacher or loss.features or loss.attention for loss in losses)
+        ask = Teacher(teacher, theirs, pairs, cast) if uses_teacher else None
+        alignments = _align(student, ours, ask, batches, schedule, history, device, compared, losses)
+        features, attention = alignments.get("features"), alignments.get("attention")
+        objective = Objective(
+            student, ask, schedule, losses, features, ours, config.min_snr_gamma, cast, device, attention, decode
+        )
         zeros = Zeros(student.modules() if keep_zeros else ())
         trained = list(student.parameters())
         names = ["loss", *(loss.curve for loss in losses)]
@@ -254,8 +273,9 @@ def distill(
         "steps": config.steps,
         "examples": len(examples.latents),
         "final": {name: points[-1][1] for name, points in curves.items()},
-        "features": alignment.how if alignment else {},
-        "features_skipped": alignment.skipped if alignment else {},
+        "features": features.how if features else {},
+        "features_skipped": features.skipped if features else {},
+        "attention": attention.how if attention else {},
         "autocast": "no" if cast is nullcontext else "bf16",
         "prediction_type": schedule.prediction_type,
         "processes": accelerator.num_processes,
@@ -270,28 +290,38 @@ def distill(
 def _align(
     student: "nn.Module",
     ours: "dict[str, Tensor]",
-    teacher: "Teacher",
+    teacher: "Teacher | None",
     batches: "Batches",
     schedule: "Schedule",
     history: list[Mapping[str, Any]],
     device: "torch.device",
-) -> "Alignment":
-    """Runs both on one example for the features' shapes."""
+    compared: Mapping[str, Mapping[str, str]],
+    losses: "Sequence[Loss]",
+) -> "dict[str, Alignment]":
+    """Runs both on one example for the features' shapes; gives an alignment for each kind that a loss uses."""
     import torch
 
     from compress.distill.alignment import Alignment, kept_channels
     from compress.distill.objective import predict
 
+    users = {kind: [f"losses.{loss.name}=0" for loss in losses if getattr(loss, kind)] for kind in compared}
+    if teacher is None or not any(users.values()):
+        return {}
     batch = batches(0, slice(1))
     latents = batch.latents.to(device, torch.float32)
     times = schedule.times(torch.zeros(1, dtype=torch.long, device=device))
     _, theirs = teacher(latents, times, batch)
     with torch.no_grad():
         predict(student, latents, times, batch, torch.float32)
-    alignment = Alignment(ours, theirs, kept_channels(history), batches.seed)
+    found = {}
+    for kind in (kind for kind in compared if users[kind]):
+        mine = {name: ours[name] for name in compared[kind]}
+        found[kind] = alignment = Alignment(mine, theirs, kept_channels(history), batches.seed)
+        if not alignment.how:
+            what = "block" if kind == "features" else "self-attention"
+            raise UserError(
+                f"no {what} of the student can be compared with its teacher's ({alignment.skipped}); "
+                f"set {' and '.join(users[kind])}"
+            )
     ours.clear()
-    if not alignment.how:
-        raise UserError(
-            f"no block of the student can be compared with its teacher's ({alignment.skipped}); set losses.features=0"
-        )
-    return alignment
+    return found

@@ -51,6 +51,8 @@ class Objective(nn.Module):
         gamma: Of min-SNR weights; None: equal weights.
         autocast: Context of the student's pass.
         device: Where to compute.
+        attention: Of the outputs of self-attentions; None if no loss uses them.
+        decode: See :class:`compress.distill.losses.Seen`; None if no loss uses it.
     """
 
     def __init__(
@@ -64,29 +66,37 @@ class Objective(nn.Module):
         gamma: float | None,
         autocast: Callable[[], Any],
         device: torch.device,
+        attention: Alignment | None = None,
+        decode: Callable[[Tensor], list[Tensor]] | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.features = student, alignment
+        self.student, self.features, self.attention = student, alignment, attention
+        self._decode = decode
         self._teacher, self._schedule, self._losses, self._taps = teacher, schedule, losses, taps
         self._gamma, self._autocast, self._device = gamma, autocast, device
 
     def forward(self, batch: Batch) -> Tensor:
         """The weighted sum of the losses and each loss, means over the batch, ``(1 + number of losses,)``."""
-        device = self._device
+        device, schedule = self._device, self._schedule
         latents, noise = batch.latents.to(device, torch.float32), batch.noise.to(device)
         timesteps = batch.timesteps.to(device)
-        noisy = self._schedule.add_noise(latents, noise, timesteps)
+        noisy = schedule.add_noise(latents, noise, timesteps)
         if noisy.ndim == 4:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
-        times = self._schedule.times(timesteps)
+        times = schedule.times(timesteps)
         wanted, theirs = self._teacher(noisy, times, batch) if self._teacher is not None else (None, {})
-        target = self._schedule.target(latents, noise, timesteps)
-        weight = self._schedule.weight(timesteps, self._gamma)
+        target = schedule.target(latents, noise, timesteps)
+        weight = schedule.weight(timesteps, self._gamma)
+        signal, sigma = schedule.rates(timesteps)
         with self._autocast():
             output = _like(predict(self.student, noisy, times, batch, torch.float32), target)
             features = self.features(self._taps, theirs) if self.features is not None else {}
+            attention = self.attention(self._taps, theirs) if self.attention is not None else {}
             teacher = None if wanted is None else _like(wanted, target)
-            seen = Seen(output, target, teacher, weight, features)
+            seen = Seen(
+                output, target, teacher, weight, features, attention, sigma / signal,
+                lambda prediction: schedule.clean(noisy, prediction, timesteps), self._decode,
+            )  # fmt: skip
             found = [loss.function(seen).mean() for loss in self._losses]
             total = sum(loss.weight * value for loss, value in zip(self._losses, found, strict=True))
         self._taps.clear()

@@ -38,6 +38,12 @@ class Schedule(Protocol):
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """The prediction of a perfect denoiser, of the latents' shape."""
 
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """The clean latents that a prediction for noisy latents implies, of the latents' shape."""
+
+    def rates(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors of the clean latents and of the noise in noisy latents, each ``(b,)``."""
+
     def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """Weight of each timestep's loss, ``(b,)``: min-SNR with ``gamma``; 1 without, and for flow matching."""
 
@@ -97,6 +103,18 @@ class Diffusion:
             return self.scheduler.get_velocity(latents, noise, timesteps)
         return latents if self.prediction_type == "sample" else noise
 
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """See :class:`Schedule`."""
+        signal, noise = (_over(rate, noisy) for rate in self.rates(timesteps))
+        if self.prediction_type == "epsilon":
+            return (noisy - noise * prediction) / signal.clamp(min=1e-4)
+        return signal * noisy - noise * prediction if self.prediction_type == "v_prediction" else prediction
+
+    def rates(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Schedule`."""
+        share = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+        return share.sqrt(), (1 - share).sqrt()
+
     def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """See :class:`Schedule`."""
         from diffusers.training_utils import compute_snr
@@ -132,12 +150,21 @@ class FlowMatching:
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """See :class:`Schedule`."""
-        sigmas = self._sigmas(timesteps).to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
+        sigmas = _over(self._sigmas(timesteps), latents)
         return (1 - sigmas) * latents + sigmas * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """See :class:`Schedule`."""
         return noise - latents
+
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
+        """See :class:`Schedule`."""
+        return noisy - _over(self._sigmas(timesteps), noisy) * prediction
+
+    def rates(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`Schedule`."""
+        sigmas = self._sigmas(timesteps)
+        return 1 - sigmas, sigmas
 
     def weight(self, timesteps: Tensor, gamma: float | None) -> Tensor:
         """See :class:`Schedule`."""
@@ -151,3 +178,8 @@ class FlowMatching:
         """Share of noise in (0, 1], ``(b,)``."""
         even = (timesteps.float() + 1) / self.steps
         return self.shift * even / (1 + (self.shift - 1) * even)
+
+
+def _over(values: Tensor, latents: Tensor) -> Tensor:
+    """Values ``(b,)`` in the dtype of latents ``(b, ...)``, with axes of size 1 for the rest."""
+    return values.to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))

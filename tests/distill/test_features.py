@@ -16,12 +16,13 @@ from omegaconf import OmegaConf
 
 from compress.data.examples import Examples, encode_examples
 from compress.distill.batches import Batches
+from compress.distill.decoded import decoder_of
 from compress.distill.features import Config, distill
 from compress.distill.training import TrainingConfig
 from compress.errors import UserError
 from compress.models.conditions import Conditions
 from tests.distill.worker import CONFIG, distilled, images
-from tests.tiny import tiny_pipeline, tiny_unet
+from tests.tiny import tiny_pipeline, tiny_unet, tiny_vae
 
 SCHEDULER = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
 
@@ -67,13 +68,19 @@ def test_student_comes_closer_to_its_teacher(kind):
     assert report.coverage["params"] == 1.0
 
 
+FOLLOWING = ["output", "features", "bk_sdm_features", "attention", "perceptual"]
+
+
 def test_student_like_its_teacher_has_nothing_to_learn():
-    teacher = tiny_unet()
-    student = deepcopy(teacher)
+    pipeline = tiny_pipeline()
+    student = deepcopy(pipeline.unet)
     history = [{"details": {"kept": {"mid_block": list(range(64))}}}]
-    report = distill(student, teacher, examples(), SCHEDULER, Config(steps=1, batch_size=4), history=history)
-    assert report.curves["output_loss"][0][1] < 1e-12
-    assert report.curves["features_loss"][0][1] < 1e-10
+    config = Config(steps=1, batch_size=4, losses=dict.fromkeys(FOLLOWING, 1.0))
+    decode = decoder_of(pipeline)
+    report = distill(student, pipeline.unet, examples(), SCHEDULER, config, history=history, decode=decode)
+    for loss in FOLLOWING:
+        assert report.curves[f"{loss}_loss"][0][1] < 1e-10
+    assert set(report.details["attention"].values()) == {"same"}
     assert report.details["features"]["mid_block"] == "kept"
     assert report.details["features"]["up_blocks.1"] == "same"
 
@@ -81,10 +88,14 @@ def test_student_like_its_teacher_has_nothing_to_learn():
 def test_everything_else_stays_as_it_was():
     teacher, student = tiny_unet(), tiny_unet(seed=1)
     student.conv_in.requires_grad_(True)
+    vae = tiny_vae()
     before, strides = state(teacher), [p.stride() for p in [*teacher.parameters(), *student.parameters()]]
-    needs = [p.requires_grad for p in student.parameters()]
-    distill(student, teacher, examples(), SCHEDULER, Config(steps=1, batch_size=4))
+    needs, decoder = [p.requires_grad for p in student.parameters()], state(vae)
+    config = Config(steps=1, batch_size=4, losses=dict.fromkeys(FOLLOWING, 1.0))
+    distill(student, teacher, examples(), SCHEDULER, config, decode=decoder_of(SimpleNamespace(vae=vae, unet=teacher)))
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+    assert all(torch.equal(decoder[name], tensor) for name, tensor in vae.state_dict().items())
+    assert not any(m._forward_hooks for m in vae.modules())
     assert [p.stride() for p in [*teacher.parameters(), *student.parameters()]] == strides
     assert [p.requires_grad for p in student.parameters()] == needs
     assert all(p.grad is None for p in student.parameters())
@@ -101,12 +112,13 @@ def test_student_ends_with_its_averaged_weights():
     assert 0 < average < moved
 
 
-@pytest.mark.parametrize("loss", ["noise", "output", "features"])
+@pytest.mark.parametrize("loss", ["noise", *FOLLOWING])
 def test_each_loss_alone_trains(loss):
     student = tiny_unet(widths=(16, 32), seed=1)
     before = state(student)
     config = Config(steps=2, batch_size=4, losses={loss: 1.0})
-    report = distill(student, tiny_unet(), examples(), SCHEDULER, config)
+    decode = decoder_of(tiny_pipeline()) if loss == "perceptual" else None
+    report = distill(student, tiny_unet(), examples(), SCHEDULER, config, decode=decode)
     assert not torch.equal(before["conv_in.weight"], student.state_dict()["conv_in.weight"])
     final = report.details["final"]
     assert final["loss"] == pytest.approx(final[f"{loss}_loss"])
@@ -306,4 +318,5 @@ def test_yaml_holds_the_defaults():
     file = Path(__file__).parents[2] / "conf" / "distill" / "features.yaml"
     keys = OmegaConf.to_container(OmegaConf.load(file))
     assert (keys.pop("kind"), keys.pop("method")) == ("distill", "features")
+    keys["losses"] = {name: weight for name, weight in keys["losses"].items() if weight}
     assert keys == asdict(Config()) | {"betas": list(Config().betas)}

@@ -1,12 +1,47 @@
 """The losses and what they compare."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from compress.distill.alignment import Alignment, kept_channels, matching_blocks, tapped
-from compress.distill.losses import Seen
+from compress.distill.alignment import Alignment, kept_channels, matching_attentions, matching_blocks, tapped
+from compress.distill.batches import Batch
+from compress.distill.losses import Seen, load_losses
 from compress.distill.losses.features import loss as features_loss
+from compress.distill.objective import Objective, Teacher
+from compress.models.conditions import Conditions
+from compress.models.schedule import schedule_of
+from compress.prune.bk_sdm import prune_bk_sdm
+from compress.prune.width import Config as Width
+from compress.prune.width import prune_width
 from tests.tiny import tiny_unet
+
+OUTPUT, TARGET, TEACHER = (
+    torch.tensor([[[[a, b]]], [[[c, d]]]]) for a, b, c, d in ((1.0, 3, 0, 2), (0, 1, 0, 0), (2, 3, 4, 2))
+)
+PAIRS = {"mid_block": (torch.tensor([[1.0, 2], [0, 0]]), torch.tensor([[3.0, 4], [0, 2]]))}
+PAIRS["up_blocks.0"] = (torch.tensor([[1.0], [1]]), torch.tensor([[0.5], [2]]))
+FORMULAS = {
+    "noise": [2.5, 0.5 * 2],  # mean squares of (1, 2) and (0, 2), weighted by 1 and 0.5
+    "output": [0.5, 0.5 * 8],  # of (1, 0) and (4, 0)
+    "features": [(4 / 12.5 + 0.25 / 0.25) / 2, (2 / 2 + 1 / 4) / 2],  # each over the mean square of the teacher's
+    "attention": [(4 / 12.5 + 0.25 / 0.25) / 2, (2 / 2 + 1 / 4) / 2],
+    "bk_sdm_features": [4 + 0.25, 2 + 1],
+    # The decoder gives twice the latents and their squares, the latents are half of the prediction.
+    "perceptual": [(0.5 / 6.5 + (1 - 0.25**2 * 4) ** 2 / 2 / ((1 + 2.25**2) / 2)) / 2, 0.0],
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_loss_equals_its_formula(name: str) -> None:
+    (found,) = load_losses({name: 1.0})
+    seen = Seen(
+        OUTPUT, TARGET, TEACHER, torch.tensor([1.0, 0.5]), PAIRS, PAIRS, torch.tensor([3.0, 3.1]),
+        lambda prediction: prediction / 2, lambda latents: [2 * latents, latents.square()],
+    )  # fmt: skip
+    torch.testing.assert_close(found.function(seen), torch.tensor(FORMULAS[name]))
 
 
 def features(*widths: int, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -86,3 +121,65 @@ def test_hooks_are_removed_on_errors():
         assert outputs["mid_block"].shape == (1, 16, 4, 4)
         raise RuntimeError("stop")
     assert not any(module._forward_hooks for module in unet.modules())
+
+
+def test_attentions_are_paired_by_their_history() -> None:
+    teacher = tiny_unet(layers_per_block=2)
+    assert matching_attentions(tiny_unet(layers_per_block=2), teacher)[
+        "mid_block.attentions.0.transformer_blocks.0.attn1"
+    ]
+    report = prune_bk_sdm(teacher)
+    inside = "transformer_blocks.0.attn1"
+    assert matching_attentions(report.denoiser, teacher, [{"details": {"blocks": report.blocks}}]) == {
+        f"down_blocks.0.attentions.0.{inside}": f"down_blocks.0.attentions.0.{inside}",
+        f"up_blocks.1.attentions.0.{inside}": f"up_blocks.1.attentions.0.{inside}",
+        f"up_blocks.1.attentions.1.{inside}": f"up_blocks.1.attentions.2.{inside}",  # the one between them is gone
+        f"mid_block.attentions.0.{inside}": f"mid_block.attentions.0.{inside}",
+    }
+
+
+def test_attentions_of_a_narrower_student_are_compared_in_the_kept_channels() -> None:
+    teacher = tiny_unet()
+    report = prune_width(teacher, Width(ratio=0.5))
+    history = [{"details": {"kept": report.kept, "kept_inside": report.kept_inside}}]
+    pairs = matching_attentions(report.unet, teacher, history)
+    with tapped(report.unet, pairs) as ours, tapped(teacher, pairs.values()) as theirs:
+        for model in (teacher, report.unet):
+            model(torch.randn(2, 4, 8, 8), 1, torch.randn(2, 3, 16))
+    alignment = Alignment(ours, theirs, kept_channels(history), seed=0)
+    assert alignment.how == dict.fromkeys(pairs, "kept")
+    name = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    kept = report.kept_inside["down_blocks.0.attentions.0"]
+    biases = [model.get_submodule(name).to_out[0].bias for model in (report.unet, teacher)]
+    assert torch.equal(biases[0], biases[1][kept])
+    assert torch.equal(alignment(ours, theirs)[name][1], theirs[name][..., kept])
+    without = Alignment(ours, theirs, kept_channels([{"details": {"kept": report.kept}}]), seed=0)
+    assert without.how == dict.fromkeys(pairs, "projection")
+
+
+def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher() -> None:
+    student, teacher = tiny_unet(widths=(16, 32)).train().requires_grad_(True), tiny_unet()
+    losses = load_losses({"attention": 1.0})
+    pairs = matching_attentions(student, teacher)
+    source = torch.Generator().manual_seed(0)
+    batch = Batch(
+        torch.randn(2, 4, 8, 8, generator=source), torch.randn(2, 4, 8, 8, generator=source), torch.tensor([10, 800]),
+        Conditions({"encoder_hidden_states": torch.randn(2, 5, 16, generator=source)}, {}),
+    )  # fmt: skip
+    with tapped(student, pairs) as ours, tapped(teacher, pairs.values()) as theirs:
+        ask = Teacher(teacher, theirs, pairs, nullcontext)
+        _, shapes = ask(batch.latents, batch.timesteps, batch)
+        student(batch.latents, batch.timesteps, batch.conditions.rows["encoder_hidden_states"])
+        alignment = Alignment(ours, shapes, {}, seed=0)
+        schedule = schedule_of(DDPMScheduler())
+        objective = Objective(
+            student, ask, schedule, losses, None, ours, None, nullcontext, torch.device("cpu"), alignment
+        )
+        objective(batch)[0].backward()
+    with_gradient = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    last = [name for name in pairs if name.startswith("up_blocks.1")][-1]
+    assert f"student.{last}.to_q.weight" in with_gradient and "student.conv_in.weight" in with_gradient
+    assert {f"attention.{name}" for name, _ in alignment.named_parameters()} <= with_gradient
+    # What follows the last self-attention is not reached.
+    assert not with_gradient & {"student.conv_out.weight", f"student.{last.replace('attn1', 'attn2')}.to_q.weight"}
+    assert all(p.grad is None for p in teacher.parameters())

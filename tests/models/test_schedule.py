@@ -16,6 +16,9 @@ def test_target_gives_back_the_latents(kind):
     target = schedule.target(latents, noise, times)
     torch.testing.assert_close(scheduler.step(target, 400, noisy).pred_original_sample, latents, atol=1e-5, rtol=1e-5)
     assert torch.equal(schedule.times(times), times)
+    torch.testing.assert_close(schedule.clean(noisy, target, times), latents, atol=1e-5, rtol=1e-5)
+    signal, rate = (value.view(-1, 1, 1, 1) for value in schedule.rates(times))
+    torch.testing.assert_close(noisy, signal * latents + rate * noise)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -46,4 +49,8 @@ def test_flow_matching_is_that_of_the_sampler():
     torch.testing.assert_close(noisy, scheduler.scale_noise(latents, scheduler.timesteps[999 - index], noise))
     sigmas = (times / 1000).view(-1, 1, 1, 1)
     torch.testing.assert_close(noisy - sigmas * schedule.target(latents, noise, index), latents, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        schedule.clean(noisy, schedule.target(latents, noise, index), index), latents, atol=1e-5, rtol=1e-4
+    )
+    torch.testing.assert_close(torch.stack(schedule.rates(index)), torch.stack([1 - sigmas, sigmas]).flatten(1))
     assert schedule.weight(index, 5.0).tolist() == [1.0] * 4

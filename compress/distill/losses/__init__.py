@@ -24,6 +24,11 @@ class Seen:
         teacher: The teacher's prediction, same shape.
         weight: Of each example by its timestep, ``(b,)``.
         features: Block to the student's features and their targets, of one shape ``(b, ...)``.
+        attention: The same for outputs of self-attentions.
+        sigma: Noise over signal in the noisy latents, ``(b,)``.
+        clean: From a prediction to the clean latents that it implies, ``(b, ...)``.
+        decode: From clean latents ``(b, ...)`` to the outputs of the blocks of the teacher's decoder and the picture in
+            [-1, 1], each ``(b, c, h, w)``.
     """
 
     output: Tensor
@@ -31,6 +36,10 @@ class Seen:
     teacher: Tensor | None
     weight: Tensor
     features: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    attention: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    sigma: Tensor | None = None
+    clean: Callable[[Tensor], Tensor] | None = None
+    decode: Callable[[Tensor], list[Tensor]] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Loss:
         function: From :class:`Seen` to the loss of each example, ``(b,)``.
         teacher: Whether it uses the teacher's prediction.
         features: Whether it uses features.
+        attention: Whether it uses outputs of self-attentions.
+        decoder: Whether it uses the teacher's decoder.
     """
 
     name: str
@@ -50,6 +61,8 @@ class Loss:
     function: Callable[[Seen], Tensor]
     teacher: bool
     features: bool
+    attention: bool
+    decoder: bool
 
     @property
     def curve(self) -> str:
@@ -58,7 +71,7 @@ class Loss:
 
 
 def load_losses(weights: Mapping[str, float]) -> list[Loss]:
-    """The losses with a weight above 0; ``TEACHER`` and ``FEATURES`` in a file declare what its function uses.
+    """The losses; ``TEACHER``, ``FEATURES``, ``ATTENTION`` and ``DECODER`` in a file declare what its function uses.
 
     Raises:
         UserError: Unknown loss.
@@ -68,7 +81,7 @@ def load_losses(weights: Mapping[str, float]) -> list[Loss]:
         module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
         if not hasattr(module, "loss"):
             raise UserError(f"losses.{name}: {module.__name__} has no function loss(seen)")
-        needs = (getattr(module, key, False) for key in ("TEACHER", "FEATURES"))
+        needs = (getattr(module, key, False) for key in ("TEACHER", "FEATURES", "ATTENTION", "DECODER"))
         found.append(Loss(name, weight, module.loss, *needs))
     return found
 
@@ -76,3 +89,8 @@ def load_losses(weights: Mapping[str, float]) -> list[Loss]:
 def mean(error: Tensor) -> Tensor:
     """Mean over all but the first axis, ``(b,)``."""
     return error.mean(tuple(range(1, error.ndim)))
+
+
+def relative(mine: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error over the target's mean square, ``(b,)``: 1 for features of zero, at every scale."""
+    return mean((mine.float() - target).pow(2)) / mean(target.pow(2)).clamp(min=1e-8)

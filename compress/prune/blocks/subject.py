@@ -28,7 +28,8 @@ class DepthReport:
         macs_before: Multiply-accumulates of one pass of the input model.
         macs_after: Multiply-accumulates of one pass of the new model.
         modules: Number of removed layers with weights.
-        blocks: Blocks of the new model to those of the input model; None if another layer now produces the output.
+        blocks: Blocks and layers of the new model to those of the input model; None if another layer now produces a
+            block's output.
         removed: Steps in order: ``name`` of the removed blocks, then ``error`` (relative error of the prediction),
             ``params`` and ``macs`` of the remaining model. Empty if nothing was measured.
         effects: Candidate to the relative error of the prediction without it alone. Empty if nothing was measured.
@@ -104,7 +105,7 @@ class Subject:
             macs_before=before["macs"],
             macs_after=after["macs"],
             modules=_layers(self.denoiser) - _layers(model),
-            blocks=left.outputs(),
+            blocks={**left.names(), **left.outputs()},
             removed=[asdict(step) for step in removed],
             effects=dict(effects or {}),
             skipped=dict(skipped or {}),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 
 from compress.errors import UserError
@@ -95,6 +96,7 @@ class Narrower:
         return PruneReport(
             unet=pruned,
             kept=kept_outputs(pruned, keep),
+            kept_inside=kept_inside(pruned, keep),
             widths_before=self.widths,
             widths_after=shape.widths,
             ratios_asked=asked,
@@ -237,9 +239,20 @@ def kept_outputs(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
         block = unet.get_submodule(name)
         samplers = next((s for s in ("downsamplers", "upsamplers") if getattr(block, s, None) is not None), None)
         layer = f"{name}.{samplers}.0.conv" if samplers else f"{name}.resnets.{len(block.resnets) - 1}.conv2"
-        mask = keep.get((layer, "out"), torch.ones(channels.axis_size(unet, (layer, "out"))))
-        kept[name] = mask.nonzero()[:, 0].tolist()
+        kept[name] = _kept(unet, keep, layer)
     return kept
+
+
+def kept_inside(unet: UNet, keep: dict[Axis, Tensor]) -> dict[str, list[int]]:
+    """Indices of the kept channels between the first and last layer of each attention block."""
+    names = [name for name, module in unet.named_modules() if isinstance(module, Transformer2DModel)]
+    return {name: _kept(unet, keep, f"{name}.proj_in") for name in names}
+
+
+def _kept(unet: UNet, keep: dict[Axis, Tensor], layer: str) -> list[int]:
+    """Indices of the kept output channels of a layer."""
+    mask = keep.get((layer, "out"), torch.ones(channels.axis_size(unet, (layer, "out"))))
+    return mask.nonzero()[:, 0].tolist()
 
 
 def regrouped(plain: nn.Module, keep: dict[Axis, Tensor]) -> list[str]:

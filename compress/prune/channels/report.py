@@ -20,6 +20,8 @@ class PruneReport:
         unet: The new, smaller model; the input model is unchanged.
         kept: Block (``"down_blocks.0"``, ``"mid_block"``, ``"up_blocks.1"``) to the indices of its kept output
             channels, ascending.
+        kept_inside: Attention block (``"mid_block.attentions.0"``) to the indices of the kept channels between its
+            first and last layer, ascending.
         widths_before: ``block_out_channels`` of the input model.
         widths_after: ``block_out_channels`` of the new model.
         ratios_asked: Requested share of channels to remove per level.
@@ -41,6 +43,7 @@ class PruneReport:
 
     unet: "UNet2DConditionModel | UNet2DModel"
     kept: dict[str, list[int]]
+    kept_inside: dict[str, list[int]]
     widths_before: list[int]
     widths_after: list[int]
     ratios_asked: list[float]

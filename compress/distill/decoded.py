@@ -1,0 +1,42 @@
+"""The teacher's decoder as a loss sees it."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from compress.distill.alignment import tapped
+from compress.models import denoiser
+from compress.models.families import family_of
+from compress.models.inputs import own_size
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def decoder_of(teacher: "DiffusionPipeline") -> Callable[[Tensor], list[Tensor]]:
+    """A function from clean latents, as the denoiser takes them, to what the frozen decoder makes of them.
+
+    Args:
+        teacher: Its VAE is on the device of the training. Packed latents must be those of the model's own size.
+
+    Returns:
+        From ``(b, ...)`` to the outputs of the decoder's up blocks and the picture in [-1, 1], each ``(b, c, h, w)``;
+        for a pipeline without a VAE the latents alone, which are the picture.
+    """
+    pipeline: Any = teacher
+    vae = getattr(pipeline, "vae", None)
+    if vae is None:
+        return lambda latents: [latents]
+    packed = getattr(family_of(denoiser(teacher)), "packed", False)
+    blocks = [f"decoder.up_blocks.{i}" for i in range(len(getattr(vae.decoder, "up_blocks", ())))]
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+
+    def decode(latents: Tensor) -> list[Tensor]:
+        if packed:
+            latents = pipeline._unpack_latents(latents, *own_size(teacher), pipeline.vae_scale_factor)
+        with tapped(vae, blocks) as features:
+            picture = vae.decode((latents / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False)[0]
+        return [*features.values(), picture]
+
+    return decode
