@@ -27,7 +27,9 @@ def ways() -> dict[str, tuple[str, dict[str, Any]]]:
     """Name of a row to an option of ``conf/quantize`` and its keys."""
     found: dict[str, tuple[str, dict[str, Any]]] = {"int8": ("int8", {}), "fp8": ("fp8", {})}
     found |= {f"w8a8, smooth {smooth or 'null'}": ("w8a8", {"smooth": smooth}) for smooth in (None, 0.25, 0.5, 0.75)}
+    found["w8a8, dynamic"] = ("w8a8_dynamic", {})
     found |= {f"w4a8, smooth {smooth or 'null'}": ("w4a8", {"smooth": smooth}) for smooth in (None, 0.5)}
+    found["w4a8, dynamic"] = ("w4a8", {"activations": "dynamic"})
     found["w4a8, gptq"] = ("w4a8", {"rounding": "gptq"})
     for bits in (4, 3, 2):
         keys = {**GROUPS, "bits": bits}

@@ -215,6 +215,7 @@ def accelerate(
     vae: str | None = None,
     text_encoder: str = "eager",
     precision: str = "auto",
+    linear: str | None = None,
     cache: str | Path | None = None,
 ) -> Any:
     """A pipeline that computes the same faster, and is used as before.
@@ -229,6 +230,8 @@ def accelerate(
         vae: As ``denoiser``, for the decoder.
         text_encoder: The engine of all text encoders; they run once an image, so compiling them saves little.
         precision: Outside of int8 layers: ``fp32``, ``bf16``, or ``auto``: bf16 where the processor has it.
+        linear: ``int8`` or ``fp8``: the denoiser's Linear layers in 8 bits, with inputs rounded at each call, in
+            ``inductor`` on CUDA alone; it changes what is computed. None: as the weights are.
         cache: Folder for compiled graphs; None: ``compress/graphs`` in the user's cache folder.
 
     Raises:
@@ -237,7 +240,7 @@ def accelerate(
     from compress.runtime import Engines, cache_folder
     from compress.runtime import accelerate as accelerated
 
-    engines = Engines(denoiser or engine, vae or engine, text_encoder, precision)
+    engines = Engines(denoiser or engine, vae or engine, text_encoder, precision, linear)
     loaded = load(pipeline) if isinstance(pipeline, str | Path) else pipeline
     return accelerated(loaded, engines, cache_folder() if cache is None else Path(cache))
 

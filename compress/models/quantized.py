@@ -5,6 +5,7 @@ ignores it and computes with float activations; an engine with int8 arithmetic u
 """
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ _OF_CODES = (
 
 Ranges = dict[str, tuple[float, float]]
 """Name of a layer to the lowest and highest value of its input, as floats of float32."""
+DYNAMIC = (-math.inf, math.inf)
+"""The range of an input whose int8 levels are found at each call."""
 
 
 def set_ranges(model: "nn.Module", ranges: Mapping[str, tuple[float, float]]) -> None:

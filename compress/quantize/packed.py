@@ -19,7 +19,7 @@ from compress.data.calls import draw
 from compress.errors import UserError, bad_value
 from compress.models import denoiser, set_denoiser
 from compress.models.inputs import Inputs, captured_inputs
-from compress.models.quantized import Ranges, set_ranges
+from compress.models.quantized import DYNAMIC, Ranges, set_ranges
 from compress.quantize.ranges.inputs import EDGES, InputRanges, find_ranges, int8_inputs, observed
 from compress.quantize.ranges.smooth import check_norms, smooth_inputs
 from compress.quantize.weights.apply import (
@@ -60,8 +60,7 @@ INT8 = Scheme()
 class Config(Scheme, InputRanges):
     """Keys of the stage, besides those of the scheme and of the inputs' ranges.
 
-    The calibration is of use with static activations and with ``rounding=gptq``; the other keys of ranges with the
-    former alone.
+    The calibration is of use with static activations, ``smooth`` and ``rounding=gptq``, and ``ranges`` with the first.
 
     Attributes:
         search: How scales are found: ``absmax``, ``percentile``, ``mse`` or ``hqq``; see
@@ -97,8 +96,6 @@ class Config(Scheme, InputRanges):
             raise bad_value("rounding", self.rounding, "one of " + ", ".join(ROUNDINGS))
         if self.search == "hqq" and self.symmetric:
             raise bad_value("search", self.search, "symmetric=false with it, since it moves the zeros")
-        if self.activations == "dynamic":
-            raise bad_value("activations", self.activations, "none or static")
         if self.smooth is not None and self.activations == "none":
             raise bad_value("smooth", self.smooth, "null with activations=none: it makes the inputs' ranges smaller")
         if self.format == "palette" and self.granularity == "group":
@@ -138,8 +135,9 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     """Quantizes the pipeline's denoiser in place; see :func:`pack_weights`."""
     model = denoiser(pipeline)
     schemes = choose_schemes(model, config)
-    static = int8_inputs(model, config.skip, config.float_inputs) if config.activations == "static" else {}
-    smoothed = smooth_inputs(pipeline, static, config, context)
+    layers = {} if config.activations == "none" else int8_inputs(model, config.skip, config.float_inputs)
+    smoothed = smooth_inputs(pipeline, layers, config, context)
+    static = layers if config.activations == "static" else {}
     learned = {name: model.get_submodule(name) for name in schemes} if config.rounding == "gptq" else {}
     with observed(static) as seen, input_products(learned) as products:
         if static or learned:
@@ -150,7 +148,8 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     }
     nearest = sorted(learned.keys() - rounded.keys())
     details = {"rounding": config.rounding, "gptq": len(rounded), "nearest": nearest, **smoothed}
-    return store(pipeline, schemes, config, find_ranges(seen, config.ranges), rounded, **details)
+    ranges = find_ranges(seen, config.ranges) if static else dict.fromkeys(layers, DYNAMIC)
+    return store(pipeline, schemes, config, ranges, rounded, **details)
 
 
 def store(
@@ -195,7 +194,7 @@ def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:
     """
     schemes = choose_schemes(denoiser, config)
     check_norms(denoiser, config)
-    if config.activations == "static":
+    if config.activations != "none":
         int8_inputs(denoiser, config.skip, config.float_inputs)
     _check_components(config, outline)
     layers = dict(denoiser.named_modules())

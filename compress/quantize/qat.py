@@ -52,6 +52,8 @@ class Config(packed.Config, features.Config):
         features.Config.__post_init__(self)
         if self.rounding != "nearest":
             raise bad_value("rounding", self.rounding, "nearest: the training moves the weights")
+        if self.activations == "dynamic":
+            raise bad_value("activations", self.activations, "none or static: the ranges of inputs are trained")
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:

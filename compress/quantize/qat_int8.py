@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from compress.distill import features
+from compress.errors import bad_value
 from compress.models import denoiser
 from compress.models.inputs import captured_inputs
 from compress.models.quantized import set_ranges
@@ -46,6 +47,8 @@ class Config(w8a8.Config, features.Config):
         """
         w8a8.Config.__post_init__(self)
         features.Config.__post_init__(self)
+        if self.activations == "dynamic":
+            raise bad_value("activations", self.activations, "static: the ranges of inputs are trained")
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:

@@ -1,6 +1,7 @@
 """int8 weights, and int8 inputs for the layers that cost the time: what integer arithmetic needs.
 
-Weights as in :mod:`compress.quantize.int8`, inputs as in :mod:`compress.quantize.ranges.inputs`.
+Weights as in :mod:`compress.quantize.int8`, inputs as in :mod:`compress.quantize.ranges.inputs`, or with levels that
+are found at each call (:func:`compress.runtime.fake.round_at_call`), for which nothing is calibrated.
 """
 
 from dataclasses import dataclass, field, replace
@@ -8,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from compress.errors import bad_value
 from compress.models import denoiser
 from compress.models.inputs import captured_inputs
-from compress.models.quantized import set_ranges
+from compress.models.quantized import DYNAMIC, set_ranges
 from compress.quantize.int8 import STAGE as INT8
 from compress.quantize.int8 import quantize_weights
 from compress.quantize.ranges.inputs import InputRanges, int8_inputs, sampled_ranges
@@ -38,9 +40,11 @@ class Config(InputRanges):
 
     Attributes:
         skip: Shell patterns (``fnmatch``) of names of modules that stay in float.
+        activations: ``static``, or ``dynamic``: the levels of an input are found at each call.
     """
 
     skip: list[str] = field(default_factory=list)
+    activations: str = "static"
 
     def __post_init__(self) -> None:
         """Checks the values.
@@ -50,6 +54,8 @@ class Config(InputRanges):
         """
         super().__post_init__()
         check_patterns("skip", self.skip)
+        if self.activations not in ("static", "dynamic"):
+            raise bad_value("activations", self.activations, "static or dynamic")
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
@@ -57,13 +63,14 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     model = denoiser(pipeline)
     layers = int8_inputs(model, config.skip, config.float_inputs)
     smoothed = smooth_inputs(pipeline, layers, config, context)
-    ranges = sampled_ranges(pipeline, layers, config, context)
+    dynamic = config.activations == "dynamic"
+    ranges = dict.fromkeys(layers, DYNAMIC) if dynamic else sampled_ranges(pipeline, layers, config, context)
     report = quantize_weights(model, config.skip, captured_inputs(pipeline))
     set_ranges(model, ranges)
     return stage_report(
         report,
-        Scheme(activations="static"),
-        ranges=config.ranges,
+        Scheme(activations=config.activations),
+        ranges=None if dynamic else config.ranges,
         float_inputs=[name for name in report.modules if name not in ranges],
         int8_inputs=len(ranges),
         **smoothed,

@@ -5,10 +5,12 @@ shape is first seen.
 """
 
 import copy
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
@@ -18,8 +20,11 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
+logger = logging.getLogger(__name__)
+
 ENGINES = ("eager", "inductor", "openvino")
 PRECISIONS = ("auto", "fp32", "bf16")
+LINEAR = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,15 @@ class Engines:
         text_encoder: As ``denoiser``, of every text encoder; they run once an image, so compiling them saves little.
         precision: ``auto``, ``fp32`` or ``bf16``: what compiled parts compute in, outside of int8 layers; ``auto`` is
             bf16 where the processor has it.
+        linear: ``int8`` or ``fp8``: products of the denoiser's Linear layers, with inputs rounded at each call, in
+            ``inductor`` on CUDA alone; None: as the weights are.
     """
 
     denoiser: str = "auto"
     vae: str = "auto"
     text_encoder: str = "eager"
     precision: str = "auto"
+    linear: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the names.
@@ -50,6 +58,8 @@ class Engines:
                 raise bad_value(key, getattr(self, key), "one of " + ", ".join(("auto", *ENGINES)))
         if self.precision not in PRECISIONS:
             raise bad_value("precision", self.precision, "one of " + ", ".join(PRECISIONS))
+        if self.linear not in (None, *LINEAR):
+            raise bad_value("linear", self.linear, f"null or one of {', '.join(LINEAR)}")
 
 
 def resolve(engine: str, device: "torch.device") -> str:
@@ -91,7 +101,7 @@ def executed(module: "nn.Module", engine: str) -> Callable[..., Any]:
     """
     device = next(module.parameters()).device
     engine = resolve(engine, device)
-    return module if engine == "eager" else _compiled(engine, module, "denoiser", "auto", device, {}, None)
+    return module if engine == "eager" else _compiled(engine, module, "denoiser", "auto", device)
 
 
 def accelerate(pipeline: "DiffusionPipeline", engines: Engines, cache: Path | None = None) -> "DiffusionPipeline":
@@ -106,31 +116,40 @@ def accelerate(pipeline: "DiffusionPipeline", engines: Engines, cache: Path | No
         UserError: An engine cannot run here. What an engine cannot compile is said when it is first called.
     """
     from compress.models import denoiser, denoiser_name
-    from compress.models.quantized import ranges_of
+    from compress.models.quantized import DYNAMIC, ranges_of
+    from compress.runtime.fake import float_model
 
     twin = copy.copy(pipeline)
     model: Any = denoiser(pipeline)
     device = model.device
     chosen = {name: resolve(getattr(engines, name), device) for name in ("denoiser", "vae", "text_encoder")}
+    if engines.linear and (why := _missing_linear(engines.linear, chosen["denoiser"], device)):
+        raise UserError(f"linear={engines.linear}: {why}")
     made: dict[str, Any] = {}
 
-    def run(name: str, module: "nn.Module", part: str, ranges: dict[str, tuple[float, float]]) -> "nn.Module":
-        made[name] = _compiled(chosen[part], module, name, engines.precision, device, ranges, cache)
+    def run(name: str, module: "nn.Module", part: str, **keys: Any) -> "nn.Module":
+        made[name] = _compiled(chosen[part], module, name, engines.precision, device, cache=cache, **keys)
         return _with_forward(module, made[name])
 
+    name, ranges = denoiser_name(pipeline), ranges_of(model)
+    dynamic = sum(ends == DYNAMIC for ends in ranges.values())
     if chosen["denoiser"] != "eager":
-        name = denoiser_name(pipeline)
-        setattr(twin, name, run(name, model, "denoiser", ranges_of(model)))
+        setattr(twin, name, run(name, model, "denoiser", ranges=ranges, linear=engines.linear))
+    elif dynamic:
+        setattr(twin, name, _with_forward(model, float_model(model, ranges)))
+    if dynamic and chosen["denoiser"] != "inductor":
+        what = "layers round their inputs at each call and compute in float"
+        logger.warning("engine=%s: %d %s", chosen["denoiser"], dynamic, what)
     decoder = getattr(getattr(pipeline, "vae", None), "decoder", None)
     if chosen["vae"] != "eager" and decoder is not None:
         vae = _with_forward(pipeline.vae, None)
-        vae._modules = {**vae._modules, "decoder": run("vae.decoder", decoder, "vae", {})}
+        vae._modules = {**vae._modules, "decoder": run("vae.decoder", decoder, "vae")}
         twin.vae = vae
     if chosen["text_encoder"] != "eager":
         for name in ("text_encoder", "text_encoder_2", "text_encoder_3"):
             encoder = getattr(pipeline, name, None)
             if encoder is not None:
-                setattr(twin, name, run(name, encoder, "text_encoder", {}))
+                setattr(twin, name, run(name, encoder, "text_encoder"))
     vars(twin)["_compiled_parts"] = made
     return twin
 
@@ -153,8 +172,9 @@ def _compiled(
     name: str,
     precision: str,
     device: "torch.device",
-    ranges: dict[str, tuple[float, float]],
-    cache: Path | None,
+    ranges: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    linear: str | None = None,
+    cache: Path | None = None,
 ) -> Any:
     if engine == "openvino":
         from compress.runtime import openvino
@@ -162,7 +182,18 @@ def _compiled(
         return openvino.OpenVINOModule(module, name, openvino.precision(precision), ranges, cache)
     from compress.runtime import inductor
 
-    return inductor.InductorModule(module, name, inductor.precision(precision, device))
+    return inductor.InductorModule(module, name, inductor.precision(precision, device), ranges, linear)
+
+
+def _missing_linear(linear: str, engine: str, device: "torch.device") -> str | None:
+    """Why Linear layers cannot compute in 8 bits; None if they can."""
+    if engine != "inductor" or device.type != "cuda":
+        return f"needs engine=inductor on CUDA, and the denoiser runs in {engine} on {device}"
+    from torch.cuda import get_device_capability
+
+    if linear == "fp8" and get_device_capability(device) < (8, 9):
+        return "needs a GPU of compute capability 8.9"
+    return None
 
 
 def _with_forward(module: "nn.Module", forward: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from compress.models.quantized import channel_scales, float_weight, quantized_layers, replace_layer
+from compress.models.quantized import DYNAMIC, channel_scales, float_weight, quantized_layers, replace_layer
 
 LEVELS = 127  # of a weight, on either side of 0
 STEPS = 255  # of an activation, from the lowest to the highest
@@ -25,8 +25,8 @@ class FakeQuantized(nn.Module):
         layer: Gives its bias and its way to compute.
         weight: Float, each output channel a multiple of its scale.
         scale: Of each output channel, ``(out,)``; None: the weight is computed with as it is.
-        low: Lowest value of the input, at most 0.
-        high: Highest, at least 0.
+        low: Lowest value of the input, at most 0; minus infinity: the input's levels are found at each call.
+        high: Highest, at least 0; infinity with such a ``low``.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class FakeQuantized(nn.Module):
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", scale)
         self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int32))
-        self.step, self.zero = activation_step(low, high)
+        self.dynamic = (low, high) == DYNAMIC
+        self.step, self.zero = (0.0, 0) if self.dynamic else activation_step(low, high)
 
     @property
     def bias(self) -> Tensor | None:
@@ -47,13 +48,30 @@ class FakeQuantized(nn.Module):
 
     def forward(self, inputs: Tensor, *_: Any) -> Tensor:
         """As the layer's."""
-        inputs = torch.fake_quantize_per_tensor_affine(inputs, self.step, self.zero, 0, STEPS)
+        if self.dynamic:
+            inputs = round_at_call(inputs, (1, 2, 3) if isinstance(self.layer, nn.Conv2d) else (-1,))
+        else:
+            inputs = torch.fake_quantize_per_tensor_affine(inputs, self.step, self.zero, 0, STEPS)
         weight: Tensor = self.weight
         if self.scale is not None:
             weight = torch.fake_quantize_per_channel_affine(weight, self.scale, self.zeros, 0, -LEVELS, LEVELS)
         if isinstance(self.layer, nn.Conv2d):
             return self.layer._conv_forward(inputs, weight, self.layer.bias)
         return F.linear(inputs, weight, self.layer.bias)
+
+
+def round_at_call(inputs: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Rounds to 256 levels around 0 whose step comes from the largest magnitude, as torchao's dynamic int8 inputs are.
+
+    Args:
+        inputs: Any.
+        dims: Over which a step is shared. A token of a Linear's input has a step of its own, and an image of a
+            Conv2d's: what one row of a batch computes does not depend on the others.
+    """
+    inputs = inputs.float()
+    step = (inputs.abs().amax(dims, keepdim=True) / (STEPS / 2)).clamp(min=torch.finfo(torch.float32).eps)
+    # Divided by the step, the largest, in the middle of two levels, may take the other one.
+    return (inputs * (1 / step)).round().clamp(-LEVELS - 1, LEVELS) * step
 
 
 def activation_step(low: float, high: float) -> tuple[float, int]:

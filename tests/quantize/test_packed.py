@@ -16,7 +16,7 @@ from compress.evaluate.cost.size import memory_bytes
 from compress.models.folder import check_folder
 from compress.models.inputs import example_inputs, predict
 from compress.models.outline import Outline
-from compress.models.quantized import ranges_of
+from compress.models.quantized import DYNAMIC, ranges_of
 from compress.quantize.packed import Config, check, choose_schemes, pack_weights
 from compress.runtime.fake import FakeQuantized, float_model
 from tests.tiny import tiny_pipeline, tiny_unet
@@ -162,7 +162,6 @@ def test_what_fits_no_layer_is_refused_beforehand(keys: dict[str, Any], message:
         ({"search": "best"}, "search=best"),
         ({"rounding": "up"}, "rounding=up: expected one of nearest, gptq"),
         ({"search": "hqq"}, "search=hqq: expected symmetric=false"),
-        ({"activations": "dynamic"}, "activations=dynamic"),
         ({"format": "palette", "granularity": "group"}, "granularity=group: expected tensor or channel"),
         ({"layers": {"conv_in": {"bit": 8}}}, "layers.conv_in="),
         ({"layers": {"conv_in": {"bits": 11}}}, "layers.conv_in: bits=11"),
@@ -171,3 +170,8 @@ def test_what_fits_no_layer_is_refused_beforehand(keys: dict[str, Any], message:
 def test_values_are_checked(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Config(**{"bits": 4, **keys})
+
+
+def test_dynamic_inputs_of_packed_layers_need_no_data() -> None:
+    small, report = compress.quantize(tiny_pipeline(), "w4a8", activations="dynamic")
+    assert set(ranges_of(small.unet).values()) == {DYNAMIC} and report.details["int8_inputs"] > 20

@@ -232,7 +232,8 @@ def test_the_checkpoint_with_int8_inputs_is_that_of_w8a8(tmp_path: Path) -> None
     ("config", "keys", "message"),
     [
         (qat, {"bits": 9}, "bits=9: expected"),
-        (qat, {"activations": "dynamic"}, "activations=dynamic"),
+        (qat, {"activations": "dynamic"}, "activations=dynamic: expected none or static"),
+        (qat_int8, {"activations": "dynamic"}, "activations=dynamic: expected static"),
         (qat, {"steps": 0}, "steps=0"),
         (qat_int8, {"ranges": "best"}, "ranges=best"),
         (qat_int8, {"learning_rate": 0.0}, "learning_rate=0.0"),

@@ -160,6 +160,23 @@ def test_stock_diffusers_loads_the_same_weights_and_the_ranges_are_found_beside_
     assert ranges_of(copy.deepcopy(ours.unet)) == ranges_of(stock.unet), "they follow copies"
 
 
+def test_dynamic_inputs_need_no_data_and_are_in_the_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    small, report = compress.quantize(tiny_pipeline(), "w8a8_dynamic")
+    assert report.details["int8_inputs"] > 20 and report.details["scheme"]["activations"] == "dynamic"
+    folder = compress.save(small, tmp_path / "checkpoint")
+    stock = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    stock.set_progress_bar_config(disable=True)
+    weights_alone, eager = draw(stock), draw(compress.accelerate(stock, "eager"))
+    assert "engine=eager: " in caplog.text and "compute in float" in caplog.text
+    assert 0 < np.abs(eager - weights_alone).mean() < 0.05
+    compress.accelerate(stock, "openvino")
+    assert "engine=openvino: " in caplog.text
+
+
 @pytest.mark.parametrize("content", [b"nothing", None])
 def test_damaged_ranges_are_refused(content: bytes | None, int8: Path, tmp_path: Path) -> None:
     from safetensors.torch import save_file
@@ -179,6 +196,10 @@ def test_unknown_engines_and_precisions_are_refused() -> None:
         compress.accelerate(tiny_pipeline(), "tensorrt")
     with pytest.raises(UserError, match="precision=int4"):
         compress.accelerate(tiny_pipeline(), precision="int4")
+    with pytest.raises(UserError, match="linear=int4: expected null or one of int8, fp8"):
+        compress.accelerate(tiny_pipeline(), linear="int4")
+    with pytest.raises(UserError, match="linear=fp8: needs engine=inductor on CUDA, and the denoiser runs in inductor"):
+        compress.accelerate(tiny_pipeline(), "inductor", vae="eager", linear="fp8")
 
 
 def test_what_an_engine_lacks_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
