@@ -259,12 +259,13 @@ def save(pipeline: Any, folder: str | Path) -> Path:
         UserError: A weight or an output is not finite, or the disk is full or cannot be written.
         RuntimeError: What was read back is not what was saved.
     """
+    from compress.models.sampling import saved_sampling
     from compress.report import model_card
     from compress.stage import declares
     from compress.store.checkpoint import model_file, save_checkpoint
 
     stages = _done.get(pipeline, [])
-    info = {"stages": stages, "model_file": model_file(pipeline)}
+    info = {"stages": stages, "model_file": model_file(pipeline), **saved_sampling(pipeline)}
     exact, libraries = any(declares(stages, "exact")), declares(stages, "libraries")
     save_checkpoint(pipeline, Path(folder), info, model_card(info), exact=exact, libraries=libraries)
     return Path(folder)

@@ -20,12 +20,14 @@ class Batch:
         noise: Same shape, standard normal.
         timesteps: ``(b,)`` integers in [0, timesteps of the schedule).
         conditions: Of b prompts.
+        scales: Of the guidance, ``(b,)``; None: without guidance.
     """
 
     latents: Tensor
     noise: Tensor
     timesteps: Tensor
     conditions: Conditions
+    scales: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Batches:
         timesteps: Of the schedule.
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
         seed: Of the run.
+        guidance: Lowest and highest guidance scale, drawn evenly; None: without guidance.
     """
 
     examples: Examples
@@ -48,6 +51,7 @@ class Batches:
     timesteps: int
     prompt_dropout: float
     seed: int
+    guidance: tuple[float, float] | None = None
 
     def __call__(self, step: int, part: slice) -> Batch:
         """Part of the batch of a step, counted from 0."""
@@ -58,7 +62,11 @@ class Batches:
         index = drawn(len(self.examples.latents), self.size, self.seed, step)[part]
         captions = self.examples.captions[index].masked_fill(dropped[part], 0)
         conditions = self.examples.conditions.rows_of(captions)
-        return Batch(self.examples.latents[index], noise[part], times[part], conditions)
+        scales = None
+        if self.guidance is not None:
+            low, high = self.guidance
+            scales = low + (high - low) * torch.rand(self.size, generator=generator(self.seed, "guidance", step))[part]
+        return Batch(self.examples.latents[index], noise[part], times[part], conditions, scales)
 
 
 def drawn(count: int, size: int, seed: int, step: int) -> Tensor:

@@ -7,7 +7,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from compress.distill.batches import Batches
     from compress.distill.losses import Loss
     from compress.distill.objective import Teacher
+    from compress.models.conditions import Conditions
     from compress.models.outline import Outline
     from compress.models.schedule import Schedule
 
@@ -48,12 +49,15 @@ class Config(TrainingConfig):
         min_snr_gamma: Noise and output errors are weighted by min(SNR, gamma) / SNR (Hang et al. 2023,
             https://arxiv.org/abs/2303.09556), above 0; None: equal weights.
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
+        guidance: Lowest and highest guidance scale, at least 1: the student's one pass gives the teacher's guided
+            prediction; see :mod:`compress.distill.guidance`. None: as the stages before left the student.
     """
 
     max_examples: int | None = None
     losses: dict[str, float] = field(default_factory=lambda: dict(LOSSES))
     min_snr_gamma: float | None = 5.0
     prompt_dropout: float = 0.1
+    guidance: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Checks every range.
@@ -67,6 +71,9 @@ class Config(TrainingConfig):
         check_value(self, "prompt_dropout", 0 <= self.prompt_dropout <= 1, "a number in [0, 1]")
         if self.min_snr_gamma is not None:
             check_value(self, "min_snr_gamma", 0 < self.min_snr_gamma < math.inf, "a number above 0, or null")
+        if self.guidance is not None:
+            good = len(self.guidance) == 2 and 1 <= self.guidance[0] <= self.guidance[1] < math.inf
+            check_value(self, "guidance", good, "the lowest and the highest scale, at least 1, such as [4, 4], or null")
         self._check_losses()
 
     def _check_losses(self) -> None:
@@ -103,10 +110,16 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
 
     from compress.data.examples import cached_examples
     from compress.distill.decoded import decoder_of
+    from compress.distill.guidance import empty_prompt, takes_scale
     from compress.distill.losses import load_losses
     from compress.models import denoiser
+    from compress.models.sampling import Sampling, sampling_of, set_sampling
     from compress.models.schedule import schedule_of
 
+    before = sampling_of(pipeline)
+    if before.steps is not None:
+        raise UserError(f"the student was trained for {before.steps} steps, which this would undo: distill it before")
+    config = replace(config, guidance=config.guidance or before.guidance)
     schedules = [schedule_of(p.scheduler, denoiser(p)) for p in (pipeline, context.teacher)]
     ours, theirs = (schedule.prediction_type for schedule in schedules)
     if ours != theirs:
@@ -124,12 +137,13 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
             seed=context.seed,
             write=state.is_main_process,
         )
-    return distill(
+    report = distill(
         denoiser(pipeline),
         denoiser(context.teacher),
         examples,
         pipeline.scheduler,
         config,
+        empty=empty_prompt(context.teacher, examples.conditions) if config.guidance else None,
         seed=context.seed,
         device=context.device,
         history=context.history,
@@ -138,6 +152,10 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         folder=context.folder,
         log=context.log,
     )
+    if config.guidance is not None:
+        unguided = not takes_scale(denoiser(pipeline))
+        set_sampling(pipeline, Sampling(guidance=config.guidance, unguided=unguided))
+    return report
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":
@@ -147,12 +165,16 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
         UserError: See :func:`distill`.
     """
     from compress.distill.alignment import self_attentions
+    from compress.distill.guidance import add_scale_input, check_guidance
     from compress.distill.losses import load_losses
     from compress.distill.pair import check_pair
 
     teacher = outline.denoiser()
     if teacher is not None:
         check_pair(denoiser, teacher)
+        if config.guidance is not None:
+            check_guidance(config.guidance, denoiser, teacher)
+            add_scale_input(denoiser)
     for loss in load_losses(config.losses):
         if loss.attention and not self_attentions(denoiser):
             name = type(denoiser).__name__
@@ -184,6 +206,7 @@ def distill(
     scheduler: Any,
     config: Config,
     *,
+    empty: "Conditions | None" = None,
     seed: int = 0,
     device: "torch.device | str" = "cpu",
     history: Iterable[Mapping[str, Any]] = (),
@@ -205,6 +228,7 @@ def distill(
         examples: Latents ``(n, ...)`` and the conditions of m captions.
         scheduler: Their diffusers scheduler; its noise schedule and prediction type are used.
         config: See :class:`Config`.
+        empty: What guidance points away from, one row; None: the first of the examples' conditions, the empty prompt.
         seed: Of the examples' order, timesteps, noise and dropped prompts.
         device: Where to train.
         history: Entries of the stages between teacher and student, as in ``compress.json``. Their ``details`` name the
@@ -227,6 +251,7 @@ def distill(
 
     from compress.distill.alignment import matching_attentions, matching_blocks, tapped
     from compress.distill.batches import Batches
+    from compress.distill.guidance import add_scale_input, check_guidance, takes_scale
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
     from compress.distill.pair import arranged, check_pair
@@ -236,6 +261,10 @@ def distill(
     from compress.system import processes
 
     check_pair(student, teacher)
+    if config.guidance is not None:
+        check_guidance(config.guidance, student, teacher)
+        add_scale_input(student)
+        empty = examples.conditions.rows_of(slice(1)) if empty is None else empty
     schedule, losses, history = schedule_of(scheduler, student), load_losses(config.losses), list(history)
     # We switch autocast: the accelerator's follows the environment, not the config.
     device = torch.device(device)
@@ -244,7 +273,7 @@ def distill(
         device = accelerator.device
     processes.warn_if_alone()
     cast = autocast(config.mixed_precision, next(student.parameters()).dtype, device)
-    batches = Batches(examples, config.batch_size, schedule.steps, config.prompt_dropout, seed)
+    batches = Batches(examples, config.batch_size, schedule.steps, config.prompt_dropout, seed, config.guidance)
     if decode is None and any(loss.decoder for loss in losses):
         raise UserError("a loss uses the teacher's decoder: pass decode=decoder_of(the teacher's pipeline)")
     compared = {
@@ -253,14 +282,18 @@ def distill(
     }
     pairs = {**compared["features"], **compared["attention"]}
     with arranged(student, teacher, device), tapped(student, pairs) as ours, tapped(teacher, pairs.values()) as theirs:
-        uses_teacher = any(loss.teacher or loss.features or loss.attention for loss in losses)
-        ask = Teacher(teacher, theirs, pairs, cast) if uses_teacher else None
+        told = any(loss.teacher or loss.features or loss.attention for loss in losses)
+        ask = Teacher(teacher, theirs, pairs, cast, empty) if told or config.guidance is not None else None
         alignments = _align(student, ours, ask, batches, schedule, history, device, compared, losses)
         features, attention = alignments.get("features"), alignments.get("attention")
         objective = Objective(
             student, ask, schedule, losses, features, ours, config.min_snr_gamma, cast, device, attention, decode
         )
-        zeros = Zeros(student.modules() if keep_zeros else ())
+        scale = student.time_embedding.cond_proj if takes_scale(student) else None  # type: ignore[union-attr]
+        kept = [module for module in student.modules() if keep_zeros and module is not scale]
+        if scale is not None and config.guidance is not None and len(set(config.guidance)) == 1:
+            kept.append(scale)  # type: ignore[arg-type]  # without effect, so that another scale changes nothing
+        zeros = Zeros(kept)
         trained = list(student.parameters())
         names = ["loss", *(loss.curve for loss in losses)]
         trainer = Trainer(
@@ -279,6 +312,7 @@ def distill(
         "autocast": "no" if cast is nullcontext else "bf16",
         "prediction_type": schedule.prediction_type,
         "processes": accelerator.num_processes,
+        **({"guidance": list(config.guidance)} if config.guidance else {}),
         **({"zeros_kept": zeros.count()} if keep_zeros else {}),
     }
     modules = sum(1 for m in student.modules() if next(m.parameters(recurse=False), None) is not None)
@@ -310,7 +344,7 @@ def _align(
     batch = batches(0, slice(1))
     latents = batch.latents.to(device, torch.float32)
     times = schedule.times(torch.zeros(1, dtype=torch.long, device=device))
-    _, theirs = teacher(latents, times, batch)
+    *_, theirs = teacher(latents, times, batch)
     with torch.no_grad():
         predict(student, latents, times, batch, torch.float32)
     found = {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 
 from compress.distill.alignment import Alignment
 from compress.distill.batches import Batch
+from compress.distill.guidance import scale_embedding, takes_scale
 from compress.distill.losses import Loss, Seen
+from compress.models.conditions import Conditions, joined
 from compress.models.inputs import sample_name
 from compress.models.schedule import Schedule
 
@@ -22,20 +25,43 @@ class Teacher:
         taps: Filled with its features when it runs, by its names of blocks.
         pairs: The student's blocks to the teacher's.
         autocast: Context of a pass of a teacher in float32.
+        empty: What guidance points away from, one row; needed for batches with guidance.
     """
 
     def __init__(
-        self, model: nn.Module, taps: Mapping[str, Tensor], pairs: Mapping[str, str], autocast: Callable[[], Any]
+        self,
+        model: nn.Module,
+        taps: Mapping[str, Tensor],
+        pairs: Mapping[str, str],
+        autocast: Callable[[], Any],
+        empty: Conditions | None = None,
     ) -> None:
-        self.model, self._taps, self._pairs = model, taps, pairs
+        self.model, self._taps, self._pairs, self._empty = model, taps, pairs, empty
         self._dtype = next(model.parameters()).dtype
         self._autocast = autocast if self._dtype == torch.float32 else nullcontext
 
-    def __call__(self, noisy: Tensor, times: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The prediction, ``(b, ...)``, and the features under the student's names of blocks."""
+    def __call__(self, noisy: Tensor, times: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float, dict[str, Tensor]]:
+        """Predicts with the batch's guidance, in one pass over twice as many rows.
+
+        Returns:
+            The prediction, ``(b, ...)``; what guidance adds to the one for the prompt, same shape, or 0 without
+            guidance; and the features for the prompt under the student's names of blocks.
+        """
+        count = len(noisy)
+        if batch.scales is not None:
+            assert self._empty is not None
+            empty = self._empty.rows_of(torch.zeros(count, dtype=torch.long))
+            batch = replace(batch, conditions=joined([empty, batch.conditions]))
+            noisy, times = torch.cat([noisy, noisy]), times.repeat(2)
         with torch.no_grad(), self._autocast():
             output = predict(self.model, noisy.to(self._dtype), times, batch, self._dtype)
-        return output, {mine: self._taps[other] for mine, other in self._pairs.items()}
+        features = {mine: self._taps[other][-count:] for mine, other in self._pairs.items()}
+        if batch.scales is None:
+            return output, 0.0, features
+        without, prompted = output.float().chunk(2)
+        scales = batch.scales.to(output.device).view(-1, *[1] * (output.ndim - 1))
+        added = (scales - 1) * (prompted - without)
+        return prompted + added, added, features
 
 
 class Objective(nn.Module):
@@ -84,8 +110,10 @@ class Objective(nn.Module):
         if noisy.ndim == 4:
             noisy = noisy.contiguous(memory_format=torch.channels_last)
         times = schedule.times(timesteps)
-        wanted, theirs = self._teacher(noisy, times, batch) if self._teacher is not None else (None, {})
+        wanted, added, theirs = self._teacher(noisy, times, batch) if self._teacher is not None else (None, 0.0, {})
         target = schedule.target(latents, noise, timesteps)
+        if isinstance(added, Tensor):  # the noise that a perfect denoiser with the teacher's guidance predicts
+            target = target + _like(added, target)
         weight = schedule.weight(timesteps, self._gamma)
         signal, sigma = schedule.rates(timesteps)
         with self._autocast():
@@ -104,8 +132,11 @@ class Objective(nn.Module):
 
 
 def predict(model: nn.Module, noisy: Tensor, times: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
-    """A denoiser's prediction for noisy latents, ``(b, ...)``."""
+    """A denoiser's prediction for noisy latents, ``(b, ...)``; with guidance if it takes the scale as an input."""
     conditions = batch.conditions.inputs(slice(None), noisy.device, dtype)
+    if batch.scales is not None and takes_scale(model):
+        embedding = scale_embedding(batch.scales, model.config["time_cond_proj_dim"])  # type: ignore[index]
+        conditions["timestep_cond"] = embedding.to(noisy.device, dtype)
     return model(**{**conditions, sample_name(model): noisy, "timestep": times}, return_dict=False)[0]
 
 

@@ -71,7 +71,7 @@ def evaluate(
     graphs: Path | None = None,
     variant: str | None = None,
 ) -> Evaluation:
-    """Measures a pipeline.
+    """Measures a pipeline, with the scheduler, steps and guidance that it was trained for, if it was.
 
     With ``accelerate launch`` every process calls it and samples its share; every process gets the metrics of all
     images. Batches already in ``folder``, from an interrupted call, are not sampled again.
@@ -97,10 +97,13 @@ def evaluate(
         FloatingPointError: The model gives NaN.
         UserError: A file is missing or does not match, or the pipeline draws no images from prompts alone.
     """
+    from compress.evaluate.sample import own_settings
     from compress.models.call import check_draws
+    from compress.models.sampling import sampling_of
     from compress.system import processes
 
     check_draws(type(pipeline), config.images)
+    config = own_settings(config, sampling_of(pipeline))
     running = pipeline
     if config.engine != "eager":
         from compress.runtime import Engines, accelerate

@@ -62,6 +62,7 @@ class EvaluateConfig:
         noise_floor: Whether to measure the teacher with other seeds as well.
         bootstrap: Bootstrap resamples for intervals of means, at least 10.
         set_bootstrap: Bootstrap resamples for intervals of distances of sets, at least 10.
+        few_steps: Denoising steps of a checkpoint that was trained for few, 1 to 1000; None: those it was trained for.
         engine: What runs the pipeline: ``eager``, ``inductor``, ``openvino``, or ``auto`` for the fastest that is here.
         latency_repeats: Timed passes of the denoiser, at least 1.
         compiled: Whether to measure the latency of the compiled denoiser too.
@@ -94,6 +95,7 @@ class EvaluateConfig:
     noise_floor: bool = True
     bootstrap: int = 1000
     set_bootstrap: int = 1000
+    few_steps: int | None = None
     engine: str = "eager"
     latency_repeats: int = 20
     compiled: bool = False
@@ -120,14 +122,16 @@ class EvaluateConfig:
         """The settings that the sampled images and stored latents depend on."""
         keys = ["images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "resize"]
         keys += ["engine"] if self.engine != "eager" else []
+        keys += ["few_steps"] if self.few_steps is not None else []
         return {**{key: getattr(self, key) for key in keys}, "latents": self.wants("latent_psnr")}
 
     def _check_numbers(self) -> None:
         lowest = {
             "version": 1, "images": 0, "batch_size": 1, "score_batch_size": 1, "steps": 1, "grid": 0, "bootstrap": 10,
             "set_bootstrap": 10, "latency_repeats": 1, "reference_images": 4, "height": 8, "width": 8, "resize": 8,
+            "few_steps": 1,
         }  # fmt: skip
-        optional = ("reference_images", "height", "width", "resize")
+        optional = ("reference_images", "height", "width", "resize", "few_steps")
         for key, low in lowest.items():
             value = getattr(self, key)
             if value is None and key in optional:
@@ -136,8 +140,9 @@ class EvaluateConfig:
                 raise bad_value(key, value, f"a whole number of at least {low}{', or null' if key in optional else ''}")
         if 0 < self.images < 5:
             raise bad_value("images", self.images, "0 (cost only) or at least 5, the least for an interval")
-        if self.steps > 1000:
-            raise bad_value("steps", self.steps, "a whole number from 1 to 1000")
+        for key in ("steps", "few_steps"):
+            if (getattr(self, key) or 1) > 1000:
+                raise bad_value(key, getattr(self, key), "a whole number from 1 to 1000")
         if not isinstance(self.guidance, int | float) or not math.isfinite(self.guidance) or self.guidance < 0:
             raise bad_value("guidance", self.guidance, "a number of at least 0")
 

@@ -22,12 +22,15 @@ def settings(
 ) -> dict[str, Any]:
     """The sampling settings that are stored with every metric; ``seed`` is that of the first image."""
     from compress.evaluate.sample import scheduler_used
+    from compress.models.sampling import sampling_of
 
+    own = sampling_of(pipeline)
     return {
         "resolution": f"{size[1]}x{size[0]}",
         "scheduler": scheduler_used(pipeline, config),
         "steps": config.steps,
-        "guidance": config.guidance,
+        "guidance": own.scale(config.guidance),
+        **({"passes": 1} if own.guidance is not None else {}),
         "dtype": str(dtype).removeprefix("torch."),
         "batch_size": config.batch_size,
         "seed": seed,

@@ -15,6 +15,7 @@ from compress.evaluate.config import EvaluateConfig
 from compress.evaluate.images import ImageFiles, reduced_size
 from compress.evaluate.latents import KEPT, FirstStep, write_latents
 from compress.models.inputs import AS_ASKED
+from compress.models.sampling import Sampling
 from compress.models.schedulers import exchanged, used
 from compress.system.files import replace_with
 from compress.system.progress import track
@@ -22,6 +23,19 @@ from compress.system.progress import track
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL.Image import Image
+
+
+def own_settings(config: EvaluateConfig, own: Sampling) -> EvaluateConfig:
+    """The settings with the scheduler, steps and guidance that a checkpoint was trained for, where it was.
+
+    The latents after its first step are then those of another timestep than its teacher's, so they are not compared.
+    """
+    if own.steps is not None:
+        left_out = tuple(dict.fromkeys([*config.leave_out, "latent_psnr"]))
+        config = replace(config, steps=config.few_steps or own.steps, leave_out=left_out)
+    if own.scheduler is not None:
+        config = replace(config, scheduler="checkpoint")
+    return replace(config, guidance=own.argument(config.guidance))
 
 
 def sampler(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> "DiffusionPipeline":

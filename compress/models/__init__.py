@@ -12,6 +12,7 @@ from compress.models.folder import DENOISERS, check_folder
 from compress.models.outline import PATTERNS, Outline, read_outline
 from compress.models.quantized import is_quantized
 from compress.models.quiet import hide_notices, no_progress_bars
+from compress.models.sampling import keep_sampling
 from compress.system.files import file_hash
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def load_teacher(
         ) from error
     if is_quantized(denoiser(pipeline)):
         raise bad_value("model.path", config.path, "a model in float weights; this one is quantized already")
-    return freeze(pipeline.to(device))
+    return keep_sampling(freeze(pipeline.to(device)), folder)
 
 
 def freeze(pipeline: "DiffusionPipeline") -> "DiffusionPipeline":

@@ -32,7 +32,9 @@ def footer(
     """
     entries = [entry for _, entry in rows]
     sampled = [entry for name, entry in rows if name != NOISE_FLOOR]  # its seeds are others, on purpose
-    lines = [_protocol(manifest or {}) + _images(sampled, manifest or {}), _networks(entries, titles), _cost(entries)]
+    usual = [entry for entry in sampled if not how_sampled(entry)] or sampled
+    lines = [_protocol(manifest or {}) + _images(usual, manifest or {}), _networks(entries, titles), _cost(entries)]
+    lines += [f"{name}: {how_sampled(entry)}." for name, entry in rows if entry in sampled and entry not in usual]
     lines += [_formats(rows), *_sparse(rows), *counted(rows), *_model_files(rows)]
     paired = [title.partition(" (")[0] for key, title in titles.items() if key in PAIRED]
     if paired:
@@ -109,6 +111,14 @@ def _images(entries: Sequence[Entry], manifest: Entry) -> str:
     real = values(entries, "n_reference")
     name = (manifest.get("reference") or {}).get("name") or "the real images"
     return f"Images: {text}{f'; compared with {real[0]} of {name}' if real else ''}." if text else ""
+
+
+def how_sampled(entry: Entry) -> str:
+    """Scheduler, steps and guidance of a row that is sampled as it was trained to be; empty for others."""
+    if not values([entry], "passes"):
+        return ""
+    scheduler, steps, guidance = (" / ".join(values([entry], key)) for key in ("scheduler", "steps", "guidance"))
+    return f"sampled with {scheduler}, {steps} steps, and guidance {guidance} in one pass, as it was trained to be"
 
 
 def _networks(entries: Sequence[Entry], titles: Mapping[str, str]) -> str:

@@ -19,6 +19,8 @@ from compress.config.values import PRECISIONS
 from compress.errors import UserError
 from compress.evaluate import evaluate
 from compress.evaluate.cost.memory import watch_memory
+from compress.evaluate.sample import own_settings
+from compress.models.sampling import sampling_from, saved_sampling
 from compress.run import estimate, output
 from compress.run.config import RunConfig
 from compress.run.keys import Plan, Step
@@ -295,6 +297,7 @@ class _Run:
         }  # fmt: skip
         model_file = checkpoint.model_file(pipeline)
         info = output.info(self.config, self.plan.teacher, self.plan.data, [*history, entry], model_file)
+        info |= saved_sampling(pipeline)
         card, folder = compress.report.model_card(info), self.store.path(step.key)
         exact, libraries = bool(declares(info["stages"], "exact")), declares(info["stages"], "libraries")
         checkpoint.save_checkpoint(
@@ -353,9 +356,10 @@ class _Run:
         info = checkpoint.read_info(self.store.path(step.key))
         info |= {"recipe": self.config.recipe_name, "stages": history, "evaluation": _all_numbers(result)}
         if grid := self.grids[step.stage.name]:
-            how = {key: getattr(self.config.evaluate, key) for key in ("steps", "guidance", "height", "width")}
+            settings = own_settings(self.config.evaluate, sampling_from(info))
+            how = {key: getattr(settings, key) for key in ("steps", "guidance", "height", "width")}
             fits = "scheduler_asked" not in result["manifest"]
-            how["scheduler"] = self.config.evaluate.scheduler if fits else "checkpoint"
+            how["scheduler"] = settings.scheduler if fits else "checkpoint"
             info["example"] = {"prompt": grid[0]["prompt"], "seed": grid[0]["seed"], **how}
         output.export(self.store.path(step.key), self.config.out / "checkpoint", info)
         result["checkpoint"] = str(self.config.out / "checkpoint")

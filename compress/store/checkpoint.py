@@ -21,6 +21,7 @@ from compress.models import denoiser, denoiser_name, freeze
 from compress.models.folder import MODEL_FILE, check_code
 from compress.models.quantized import plain_tensors, read_ranges, set_ranges, write_ranges
 from compress.models.quiet import hide_notices, no_progress_bars
+from compress.models.sampling import INFO, keep_sampling
 from compress.system.files import file_hash, flush, replace_folder_with, replace_with, sort_header
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
-INFO = "compress.json"
 MANIFEST = "compress.sha256.json"
 TOLERANCE = 1e-5  # of the largest output, unless it must agree bit for bit
 PROBE_SEED = 0
@@ -106,7 +106,7 @@ def load_checkpoint(
             str(folder), dtype=dtype or torch.float32, use_safetensors=True, local_files_only=True
         )
     set_ranges(denoiser(pipeline), read_ranges(denoiser(pipeline), Path(folder) / denoiser_name(pipeline)))
-    return freeze(pipeline.to(device))
+    return keep_sampling(freeze(pipeline.to(device)), Path(folder))
 
 
 def model_file(pipeline: "DiffusionPipeline") -> str | None:

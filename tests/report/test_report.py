@@ -395,3 +395,13 @@ def test_footer_says_in_which_format_each_file_is():
     ]
     assert "On disk, mostly: teacher F16, quantize I8." in footer(rows, {}, ())
     assert not any("On disk" in line for line in footer(rows[:1], {}, ()))
+
+
+def test_a_row_sampled_as_it_was_trained_to_be_says_so(result):
+    for metric in result["stages"][-1]["metrics"].values():
+        if metric is not None:
+            metric.update(steps=4, scheduler="LCMScheduler", guidance=4.0, passes=1)
+    text = report.markdown_table(result)
+    name = result["stages"][-1]["name"]
+    assert f"{name}: sampled with LCMScheduler, 4 steps, and guidance 4 in one pass" in text
+    assert "steps 20," in text

@@ -25,7 +25,7 @@ LIBRARIES = ("torch", "torchmetrics", "transformers", "pillow")
 
 # Keys of the evaluate group about sampling and choosing images; here the images exist and all are used.
 OF_SAMPLING = (
-    "images", "batch_size", "steps", "guidance", "scheduler", "height", "width", "grid", "keep_images",
+    "images", "batch_size", "steps", "few_steps", "guidance", "scheduler", "height", "width", "grid", "keep_images",
     "prompts", "reference", "reference_images", "noise_floor", "latency_repeats", "compiled",
 )  # fmt: skip
 

@@ -1,0 +1,85 @@
+"""Guidance in one pass: the student gives what its teacher gives with classifier-free guidance, which takes two passes.
+
+Meng et al. 2023, "On Distillation of Guided Diffusion Models", https://arxiv.org/abs/2210.03142. The guidance scale is
+an input of a UNet as in latent consistency models (Luo et al. 2023, https://arxiv.org/abs/2310.04378), so that stock
+pipelines make one pass by themselves. A transformer has no such input: it learns one scale.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from compress.errors import UserError, bad_value
+from compress.models.conditions import Conditions, split
+from compress.models.inputs import captured_inputs, sample_name
+from compress.models.meta import meta_model
+
+WIDTH = 256
+"""Of the guidance scale's embedding, as published latent consistency models have it."""
+
+
+def check_guidance(guidance: tuple[float, float], student: Any, teacher: Any) -> None:
+    """Refuses what has no guidance or has it already; models may be on the meta device.
+
+    Raises:
+        UserError: With what would be right.
+    """
+    low, high = guidance
+    if teacher.config.get("time_cond_proj_dim") or teacher.config.get("guidance_embeds"):
+        raise bad_value("guidance", list(guidance), "null: one pass of this teacher gives its guided output already")
+    if low < high and not _has_time_embedding(student):
+        expected = f"one scale, as [{high:g}, {high:g}]: a {type(student).__name__} takes no guidance scale as an input"
+        raise bad_value("guidance", list(guidance), expected)
+
+
+def takes_scale(model: Any) -> bool:
+    """Whether the guidance scale is an input of a denoiser."""
+    return bool(model.config.get("time_cond_proj_dim"))
+
+
+def add_scale_input(model: Any) -> None:
+    """Gives a UNet the guidance scale as an input, in place; it computes the same until it is trained."""
+    if takes_scale(model) or not _has_time_embedding(model):
+        return
+    weight = next(model.time_embedding.parameters())
+    shape = meta_model(type(model), {**model.config, "time_cond_proj_dim": WIDTH}).time_embedding.cond_proj.weight.shape
+    layer = nn.Linear(shape[1], shape[0], bias=False, device=weight.device, dtype=weight.dtype)
+    nn.init.zeros_(layer.weight)
+    layer.weight.requires_grad_(weight.requires_grad)
+    model.time_embedding.cond_proj = layer
+    model.register_to_config(time_cond_proj_dim=WIDTH)
+
+
+def scale_embedding(scales: Tensor, width: int) -> Tensor:
+    """What stock pipelines give a UNet for some guidance scales, ``(b,)``: ``(b, width)``."""
+    from diffusers import LatentConsistencyModelPipeline
+
+    embedding = LatentConsistencyModelPipeline.get_guidance_scale_embedding
+    return embedding(None, scales - 1, embedding_dim=width)  # type: ignore[arg-type]
+
+
+def empty_prompt(pipeline: Any, conditions: Conditions) -> Conditions:
+    """What guidance points away from, one row: what the pipeline itself passes, such as zeros in SDXL.
+
+    Args:
+        pipeline: The teacher's.
+        conditions: Their first row is the empty prompt, for a pipeline that never passes two.
+
+    Raises:
+        UserError: The pipeline takes no prompts.
+    """
+    from compress.models import denoiser
+
+    if not conditions.rows:
+        raise UserError("guidance: the model takes no prompt, so there is no guidance: expected null")
+    model: Any = denoiser(pipeline)
+    inputs = captured_inputs(pipeline, guidance=2.0)
+    if len(inputs[sample_name(model)]) == 2:
+        found = split(model, inputs, 2).rows_of(slice(1))
+        if found.rows.keys() == conditions.rows.keys():
+            return found
+    return conditions.rows_of(slice(1))
+
+
+def _has_time_embedding(model: Any) -> bool:
+    return hasattr(model, "time_embedding") and "time_cond_proj_dim" in model.config
