@@ -2,7 +2,6 @@
 
 import json
 import logging
-import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-REPEATS = 100
-MOST_SECONDS = 20.0  # for all turns of one measurement
+REPEATS = 200
+MOST_SECONDS = 30.0  # for all turns of one measurement
 TOLERANCE = 0.05
 """Maximum deviation of the measured share from the target, relative to the target."""
 AIM = 0.025  # of the predicted share: a measured one must not fall out of the tolerance
@@ -39,9 +38,10 @@ class MeasuredLatency:
         engine: That ran everything.
         batch: Rows of a pass.
         predicted: Share of the latency that the table predicted for what was chosen, when it was chosen.
-        measured: Share that was then measured on a denoiser of random weights, the whole of it.
+        measured: Share that a second measurement found on a denoiser of random weights, the whole of it. The first
+            one decides what is chosen, so its error is on the target's side.
         table: What the prediction rests on: entries with a ``share`` of the unchanged denoiser's latency.
-        tried: Measured shares of everything that was considered, in order.
+        tried: Shares of everything that was considered, in order, as first measured.
     """
 
     engine: str
@@ -83,6 +83,11 @@ class Stopwatch:
             self._shares[key] = self._measure([self._random(config)], [Arguments.of((), self.inputs)])[0]
         return self._shares[key]
 
+    def confirm(self, config: Mapping[str, Any]) -> float:
+        """What :meth:`share` gives, measured once more with both denoisers started anew: some starts are faster."""
+        self._unchanged = None
+        return self._measure([self._random(config)], [Arguments.of((), self.inputs)])[0]
+
     def parts(self, modules: list[nn.Module], given: list[Arguments]) -> list[float]:
         """Latency of modules of the denoiser that run alone, over that of the whole.
 
@@ -98,16 +103,15 @@ class Stopwatch:
 
     @torch.no_grad()
     def _measure(self, modules: list[nn.Module], given: list[Arguments]) -> list[float]:
-        """Median over turns of each module's seconds over those of the unchanged denoiser."""
+        """Each module's seconds over those of the unchanged denoiser."""
         if self._unchanged is None:
             self._unchanged = executed(self.denoiser, self.engine)
         runs = [self._unchanged, *(executed(module, self.engine) for module in modules)]
         passes = [Arguments.of((), self.inputs), *given]
         calls = {i: _call(run, arguments) for i, (run, arguments) in enumerate(zip(runs, passes, strict=True))}
         whole, *others = turns(calls, REPEATS, self.denoiser.device, MOST_SECONDS).values()
-        ratios = [[a / b for a, b in zip(other, whole, strict=True)] for other in others]
-        _warn_of_noise(ratios)
-        return [statistics.median(found) for found in ratios]
+        _warn_of_noise([whole, *others])
+        return [quick(other) / quick(whole) for other in others]
 
     def _random(self, config: Mapping[str, Any]) -> Any:
         public = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -118,9 +122,14 @@ class Stopwatch:
         return model.eval().requires_grad_(False)
 
 
-def _warn_of_noise(ratios: list[list[float]]) -> None:
+def quick(seconds: list[float]) -> float:
+    """The lower quartile: a machine that is busy for half of the turns does not move it, a single short one neither."""
+    return sorted(seconds)[len(seconds) // 4]
+
+
+def _warn_of_noise(times: list[list[float]]) -> None:
     """Says where the halves of the turns disagree by more than the tolerance, as on a busy machine."""
-    halves = [[statistics.median(found[i::2]) for i in (0, 1)] for found in ratios if min(found) > 0]
+    halves = [[quick(found[: len(found) // 2]), quick(found[len(found) // 2 :])] for found in times]
     worst = max((max(pair) / min(pair) - 1 for pair in halves), default=0.0)
     if worst > TOLERANCE:
         logger.warning("target.latency: the turns disagree by %.0f %%: is something else running here?", 100 * worst)
