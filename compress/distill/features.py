@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config.values import nearest
+from compress.distill.lora import Lora, adapted, check_lora
 from compress.distill.training import TrainingConfig, check_value
 from compress.errors import UserError, bad_value
 from compress.stage import Stage, StageContext, StageReport, declares
@@ -51,6 +52,7 @@ class Config(TrainingConfig):
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
         guidance: Lowest and highest guidance scale, at least 1: the student's one pass gives the teacher's guided
             prediction; see :mod:`compress.distill.guidance`. None: as the stages before left the student.
+        lora: Adapters that train in place of the weights; see :class:`compress.distill.lora.Lora`.
     """
 
     max_examples: int | None = None
@@ -58,6 +60,7 @@ class Config(TrainingConfig):
     min_snr_gamma: float | None = 5.0
     prompt_dropout: float = 0.1
     guidance: tuple[float, float] | None = None
+    lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         """Checks every range.
@@ -175,6 +178,7 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
         if config.guidance is not None:
             check_guidance(config.guidance, denoiser, teacher)
             add_scale_input(denoiser)
+    check_lora(denoiser, config.lora)
     for loss in load_losses(config.losses):
         if loss.attention and not self_attentions(denoiser):
             name = type(denoiser).__name__
@@ -281,7 +285,14 @@ def distill(
         "attention": matching_attentions(student, teacher, history) if any(loss.attention for loss in losses) else {},
     }
     pairs = {**compared["features"], **compared["attention"]}
-    with arranged(student, teacher, device), tapped(student, pairs) as ours, tapped(teacher, pairs.values()) as theirs:
+    if keep_zeros and config.lora.rank:
+        raise bad_value("lora.rank", config.lora.rank, "0: merged adapters would fill the zeros of the student")
+    with (
+        arranged(student, teacher, device),
+        adapted(student, config.lora, seed) as adapters,
+        tapped(student, pairs) as ours,
+        tapped(teacher, pairs.values()) as theirs,
+    ):
         told = any(loss.teacher or loss.features or loss.attention for loss in losses)
         ask = Teacher(teacher, theirs, pairs, cast, empty) if told or config.guidance is not None else None
         alignments = _align(student, ours, ask, batches, schedule, history, device, compared, losses)
@@ -294,7 +305,9 @@ def distill(
         if scale is not None and config.guidance is not None and len(set(config.guidance)) == 1:
             kept.append(scale)  # type: ignore[arg-type]  # without effect, so that another scale changes nothing
         zeros = Zeros(kept)
-        trained = list(student.parameters())
+        if scale is not None:
+            scale.requires_grad_(True)  # with adapters too
+        trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         names = ["loss", *(loss.curve for loss in losses)]
         trainer = Trainer(
             objective, batches, config, names, accelerator,
@@ -314,10 +327,13 @@ def distill(
         "processes": accelerator.num_processes,
         **({"guidance": list(config.guidance)} if config.guidance else {}),
         **({"zeros_kept": zeros.count()} if keep_zeros else {}),
+        **({"lora_params": sum(parameter.numel() for parameter in trained)} if adapters else {}),
     }
-    modules = sum(1 for m in student.modules() if next(m.parameters(recurse=False), None) is not None)
-    total = sum(parameter.numel() for parameter in trained)
-    coverage = {"params": 1 - zeros.count() / total, "macs": 1.0, "modules": modules, "skipped": {}}
+    touched = [student.get_submodule(name) for name in adapters] or list(student.modules())
+    modules = sum(1 for m in touched if next(m.parameters(recurse=False), None) is not None)
+    total = sum(parameter.numel() for parameter in student.parameters())
+    share = sum(p.numel() for m in touched for p in m.parameters()) / total if adapters else 1 - zeros.count() / total
+    coverage = {"params": share, "macs": None if adapters else 1.0, "modules": modules, "skipped": {}}
     return StageReport(coverage, details, curves)
 
 

@@ -76,9 +76,9 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
 def pack(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: list[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """All tensors of a training: ``weight.``, ``exp_avg.``, ``exp_avg_sq.`` and ``step.<name>``, ``ema.<number>``."""
+    """All tensors of what trains: ``weight.``, ``exp_avg.``, ``exp_avg_sq.`` and ``step.<name>``, ``ema.<number>``."""
     tensors = {f"ema.{i}": tensor for i, tensor in enumerate(average)}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model).items():
         tensors[f"weight.{name}"] = parameter
         tensors |= {f"{key}.{name}": tensor for key, tensor in optimizer.state[parameter].items()}
     return tensors
@@ -95,7 +95,7 @@ def unpack(
     Raises:
         UserError: They belong to another model.
     """
-    parameters = dict(model.named_parameters())
+    parameters = _trained(model)
     shapes = {f"weight.{name}": parameter.shape for name, parameter in parameters.items()}
     shapes |= {f"ema.{i}": tensor.shape for i, tensor in enumerate(average)}
     found = {name: t.shape for name, t in tensors.items() if name.startswith("weight.") or name in shapes}
@@ -111,6 +111,10 @@ def unpack(
                 key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
             }
             optimizer.state[parameter] = {"step": tensors[f"step.{name}"].clone(), **moments}
+
+
+def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 @contextmanager
