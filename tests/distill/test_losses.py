@@ -168,7 +168,7 @@ def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher() -> None
     )  # fmt: skip
     with tapped(student, pairs) as ours, tapped(teacher, pairs.values()) as theirs:
         ask = Teacher(teacher, theirs, pairs, nullcontext)
-        _, shapes = ask(batch.latents, batch.timesteps, batch)
+        _, shapes, *_ = ask(batch.latents, batch.timesteps, batch)
         student(batch.latents, batch.timesteps, batch.conditions.rows["encoder_hidden_states"])
         alignment = Alignment(ours, shapes, {}, seed=0)
         schedule = schedule_of(DDPMScheduler())
