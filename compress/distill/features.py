@@ -107,11 +107,6 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     Raises:
         UserError: Student, teacher and data do not match, or the training diverged.
     """
-    from datetime import timedelta
-
-    from accelerate import PartialState
-
-    from compress.data.examples import cached_examples
     from compress.distill.decoded import decoder_of
     from compress.distill.guidance import empty_prompt, takes_scale
     from compress.distill.losses import load_losses
@@ -129,17 +124,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         raise UserError(
             f"the student predicts {ours!r} and its teacher {theirs!r}: the scheduler's prediction_type differs"
         )
-    # The others wait while the first process encodes the examples, perhaps for longer than the usual half hour.
-    state = PartialState(cpu=context.device.type == "cpu", timeout=timedelta(hours=12))
-    with state.main_process_first():
-        examples = cached_examples(
-            context.teacher,
-            context.data.train,
-            context.folder,
-            max_examples=config.max_examples,
-            seed=context.seed,
-            write=state.is_main_process,
-        )
+    examples = encoded(config.max_examples, context)
     report = distill(
         denoiser(pipeline),
         denoiser(context.teacher),
@@ -161,6 +146,27 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     return report
 
 
+def encoded(max_examples: int | None, context: StageContext) -> "Examples":
+    """The training data as the teacher sees it; called in every process of the run."""
+    from datetime import timedelta
+
+    from accelerate import PartialState
+
+    from compress.data.examples import cached_examples
+
+    # The others wait while the first process encodes the examples, perhaps for longer than the usual half hour.
+    state = PartialState(cpu=context.device.type == "cpu", timeout=timedelta(hours=12))
+    with state.main_process_first():
+        return cached_examples(
+            context.teacher,
+            context.data.train,
+            context.folder,
+            max_examples=max_examples,
+            seed=context.seed,
+            write=state.is_main_process,
+        )
+
+
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":
     """Refuses a student that cannot follow its teacher with any weights; the student keeps its shape.
 
@@ -177,7 +183,7 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
         check_pair(denoiser, teacher)
         if config.guidance is not None:
             check_guidance(config.guidance, denoiser, teacher)
-            add_scale_input(denoiser)
+            add_scale_input(denoiser, config.guidance)
     check_lora(denoiser, config.lora)
     for loss in load_losses(config.losses):
         if loss.attention and not self_attentions(denoiser):
@@ -255,19 +261,18 @@ def distill(
 
     from compress.distill.alignment import matching_attentions, matching_blocks, tapped
     from compress.distill.batches import Batches
-    from compress.distill.guidance import add_scale_input, check_guidance, takes_scale
+    from compress.distill.guidance import add_scale_input, check_guidance, kept_zeros, takes_scale
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
     from compress.distill.pair import arranged, check_pair
     from compress.distill.trainer import Trainer, autocast
-    from compress.distill.zeros import Zeros
     from compress.models.schedule import schedule_of
     from compress.system import processes
 
     check_pair(student, teacher)
     if config.guidance is not None:
         check_guidance(config.guidance, student, teacher)
-        add_scale_input(student)
+        add_scale_input(student, config.guidance)
         empty = examples.conditions.rows_of(slice(1)) if empty is None else empty
     schedule, losses, history = schedule_of(scheduler, student), load_losses(config.losses), list(history)
     # We switch autocast: the accelerator's follows the environment, not the config.
@@ -300,13 +305,9 @@ def distill(
         objective = Objective(
             student, ask, schedule, losses, features, ours, config.min_snr_gamma, cast, device, attention, decode
         )
-        scale = student.time_embedding.cond_proj if takes_scale(student) else None  # type: ignore[union-attr]
-        kept = [module for module in student.modules() if keep_zeros and module is not scale]
-        if scale is not None and config.guidance is not None and len(set(config.guidance)) == 1:
-            kept.append(scale)  # type: ignore[arg-type]  # without effect, so that another scale changes nothing
-        zeros = Zeros(kept)
-        if scale is not None:
-            scale.requires_grad_(True)  # with adapters too
+        zeros = kept_zeros(student, keep_zeros, config.guidance)
+        if takes_scale(student):
+            student.time_embedding.cond_proj.requires_grad_(True)  # type: ignore[union-attr]  # with adapters too
         trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
         names = ["loss", *(loss.curve for loss in losses)]
         trainer = Trainer(

@@ -7,8 +7,10 @@ pipelines make one pass by themselves. A transformer has no such input: it learn
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from compress.distill.zeros import Zeros
 from compress.errors import UserError, bad_value
 from compress.models.conditions import Conditions, split
 from compress.models.inputs import captured_inputs, sample_name
@@ -37,9 +39,20 @@ def takes_scale(model: Any) -> bool:
     return bool(model.config.get("time_cond_proj_dim"))
 
 
-def add_scale_input(model: Any) -> None:
-    """Gives a UNet the guidance scale as an input, in place; it computes the same until it is trained."""
-    if takes_scale(model) or not _has_time_embedding(model):
+@torch.no_grad()
+def add_scale_input(model: Any, guidance: tuple[float, float]) -> None:
+    """Gives a UNet the guidance scale as an input, in place; it computes the same until it is trained.
+
+    Args:
+        model: The denoiser; a transformer stays as it is.
+        guidance: Lowest and highest scale to be trained. With one scale alone the input is without effect, so that
+            no other counts; what a UNet had learned for that scale becomes a part of a bias.
+    """
+    if takes_scale(model):
+        if guidance[0] == guidance[1]:
+            _fix_scale(model.time_embedding, guidance[0])
+        return
+    if not _has_time_embedding(model):
         return
     weight = next(model.time_embedding.parameters())
     shape = meta_model(type(model), {**model.config, "time_cond_proj_dim": WIDTH}).time_embedding.cond_proj.weight.shape
@@ -48,6 +61,15 @@ def add_scale_input(model: Any) -> None:
     layer.weight.requires_grad_(weight.requires_grad)
     model.time_embedding.cond_proj = layer
     model.register_to_config(time_cond_proj_dim=WIDTH)
+
+
+def kept_zeros(student: Any, keep: bool, guidance: tuple[float, float] | None) -> Zeros:
+    """The weights that stay zero in a training: the student's own if asked, and the input for one scale alone."""
+    layer = student.time_embedding.cond_proj if takes_scale(student) else None
+    kept = [module for module in student.modules() if keep and module is not layer]
+    if layer is not None and guidance is not None and guidance[0] == guidance[1]:
+        kept.append(layer)
+    return Zeros(kept)
 
 
 def scale_embedding(scales: Tensor, width: int) -> Tensor:
@@ -79,6 +101,17 @@ def empty_prompt(pipeline: Any, conditions: Conditions) -> Conditions:
         if found.rows.keys() == conditions.rows.keys():
             return found
     return conditions.rows_of(slice(1))
+
+
+def _fix_scale(embedding: Any, scale: float) -> None:
+    """Moves what the input gives for a scale into the bias of the time embedding's first layer."""
+    layer, first = embedding.cond_proj, embedding.linear_1
+    if layer.weight.is_meta:
+        return
+    shift = layer(scale_embedding(torch.tensor([scale]), layer.in_features).to(layer.weight))
+    last = [module for module in first.modules() if isinstance(module, nn.Linear)][-1]
+    last.bias += (first(shift) - first(torch.zeros_like(shift)))[0]
+    layer.weight.zero_()
 
 
 def _has_time_embedding(model: Any) -> bool:

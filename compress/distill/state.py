@@ -106,6 +106,8 @@ def unpack(
             tensor.copy_(tensors[f"ema.{i}"])
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
+            if f"step.{name}" not in tensors:  # an average
+                continue
             # In the parameter's memory layout, as AdamW makes them: another order of sums changes the last bits.
             moments: dict[str, Any] = {
                 key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
@@ -114,7 +116,9 @@ def unpack(
 
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """What trains, and an average of it that an objective needs."""
+    named = model.named_parameters()
+    return {name: parameter for name, parameter in named if parameter.requires_grad or name.startswith("average.")}
 
 
 @contextmanager

@@ -54,6 +54,24 @@ def set_sampling(pipeline: Any, sampling: Sampling) -> None:
         pipeline.__class__ = _with_defaults(stock, sampling)
 
 
+def draw_with(pipeline: Any, scheduler: Any, sampling: Sampling) -> None:
+    """Has a pipeline draw in few steps, in memory and once it is saved.
+
+    Stable Diffusion becomes a ``LatentConsistencyModelPipeline``, which is called with 4 steps by default.
+
+    Args:
+        pipeline: Changed.
+        scheduler: Replaces its own.
+        sampling: What it was trained for.
+    """
+    from diffusers import LatentConsistencyModelPipeline, StableDiffusionPipeline
+
+    if getattr(type(pipeline), "_stock", type(pipeline)) is StableDiffusionPipeline:
+        pipeline.__class__ = LatentConsistencyModelPipeline
+    pipeline.register_modules(scheduler=scheduler)
+    set_sampling(pipeline, sampling)
+
+
 def keep_sampling(pipeline: Any, folder: Path | None) -> Any:
     """Keeps with a loaded pipeline what ``compress.json`` in its folder says, and returns it."""
     file = None if folder is None else folder / INFO

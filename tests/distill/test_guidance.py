@@ -66,13 +66,25 @@ def test_new_input_changes_nothing_and_is_what_pipelines_pass():
     unet = tiny_unet()
     inputs = known_inputs(unet, 2, seed=0)
     before = predict(unet, inputs)
-    add_scale_input(unet)
+    add_scale_input(unet, (2.0, 8.0))
     assert unet.config.time_cond_proj_dim == 256
     scales = torch.tensor([1.0, 7.5])
     embedding = scale_embedding(scales, 256)
     assert torch.equal(predict(unet, {**inputs, "timestep_cond": embedding}), before)
     theirs = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scales - 1, 256)
     assert torch.equal(embedding, theirs)
+
+
+def test_one_scale_of_many_becomes_a_bias():
+    unet = tiny_unet()
+    add_scale_input(unet, (2.0, 8.0))
+    torch.nn.init.normal_(unet.time_embedding.cond_proj.weight)
+    inputs = known_inputs(unet, 2, seed=0) | {"timestep_cond": scale_embedding(torch.tensor([5.0, 5.0]), 256)}
+    before = predict(unet, inputs)
+    add_scale_input(unet, (5.0, 5.0))
+    assert not unet.time_embedding.cond_proj.weight.any()
+    other = scale_embedding(torch.tensor([2.0, 7.0]), 256)
+    torch.testing.assert_close(predict(unet, inputs | {"timestep_cond": other}), before, atol=1e-4, rtol=1e-4)
 
 
 def test_student_like_its_teacher_has_nothing_to_learn_at_scale_one():
@@ -156,7 +168,7 @@ def test_transformer_learns_one_scale_and_is_called_without_guidance(tmp_path):
 def test_what_has_no_guidance_or_has_it_already_is_refused():
     config = Config(**SHORT, guidance=(2.0, 4.0))
     taught = tiny_unet()
-    add_scale_input(taught)
+    add_scale_input(taught, (2.0, 8.0))
     with pytest.raises(UserError, match="guided output already"):
         distill(tiny_unet(), taught, examples(), SCHEDULER, config)
     for wrong in ((0.5, 4.0), (4.0, 2.0)):

@@ -1,0 +1,273 @@
+"""What methods share that train a student to draw in a few steps: config, run, and the sampling of the result.
+
+Such a student predicts clean latents in one step; before each further step its prediction gets new noise. That is how
+``LCMScheduler`` samples, at the timesteps of a grid of ``solver_steps``.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from compress.distill.training import TrainingConfig, check_value
+from compress.errors import UserError, bad_value
+from compress.stage import StageContext, StageReport, declares
+
+# torch and diffusers are imported in functions, so that checking a config does not load them.
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import Tensor, nn
+
+    from compress.distill.batches import Batch
+    from compress.distill.objective import Teacher
+    from compress.models.outline import Outline
+    from compress.models.schedule import Schedule
+
+USAGE = (
+    "It draws in few steps, each one pass without guidance: another scheduler, or a `guidance_scale` outside of what "
+    "it was trained for, gives worse images."
+)
+
+
+@dataclass(frozen=True)
+class FewStepConfig(TrainingConfig):
+    """Keys of methods for few steps.
+
+    Attributes:
+        max_examples: At most this many examples, chosen at random by the seed; None: all.
+        prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
+        guidance: Lowest and highest guidance scale, at least 1, as in :class:`compress.distill.features.Config`.
+        inference_steps: Steps that the checkpoint is drawn with, 1 to ``solver_steps``.
+        solver_steps: Timesteps of the grid that those of the inference are taken from; divides the model's number.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    max_examples: int | None = None
+    prompt_dropout: float = 0.0
+    guidance: tuple[float, float] = (4.0, 4.0)
+    inference_steps: int = 4
+    solver_steps: int = 50
+
+    def __post_init__(self) -> None:
+        """Checks every range.
+
+        Raises:
+            UserError: A value is out of its range.
+        """
+        super().__post_init__()
+        if self.max_examples is not None:
+            check_value(self, "max_examples", self.max_examples >= 1, "an integer of at least 1, or null for all")
+        check_value(self, "prompt_dropout", 0 <= self.prompt_dropout <= 1, "a number in [0, 1]")
+        good = len(self.guidance) == 2 and 1 <= self.guidance[0] <= self.guidance[1] < float("inf")
+        check_value(self, "guidance", good, "the lowest and the highest scale, at least 1, such as [4, 4]")
+        check_value(self, "solver_steps", self.solver_steps >= 1, "an integer of at least 1")
+        check_value(
+            self, "inference_steps", 1 <= self.inference_steps <= self.solver_steps, "an integer of 1 to solver_steps"
+        )
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What an objective works with.
+
+    Attributes:
+        student: The denoiser to train, in float32.
+        teacher: Gives the guided prediction.
+        schedule: Of the noise.
+        times: Timesteps of the inference, from the noisiest.
+        grid: Distance of two timesteps of the solver.
+        seed: Of the run.
+        autocast: Context of a pass.
+        device: Where to compute.
+    """
+
+    student: "nn.Module"
+    teacher: "Teacher"
+    schedule: "Schedule"
+    times: list[int]
+    grid: int
+    seed: int
+    autocast: Callable[[], Any]
+    device: "torch.device"
+
+    def clean(self, model: "nn.Module", noisy: "Tensor", timesteps: "Tensor", batch: "Batch") -> "Tensor":
+        """The consistency function of a denoiser (Song et al. 2023): clean latents, those given at timestep 0.
+
+        Args:
+            model: A denoiser.
+            noisy: ``(b, ...)``.
+            timesteps: ``(b,)``.
+            batch: With the conditions of b examples.
+        """
+        import torch
+
+        from compress.distill.objective import predict
+
+        if noisy.ndim == 4:
+            noisy = noisy.contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            output = predict(model, noisy, self.schedule.times(timesteps), batch, torch.float32)
+        skip, out = boundary_scalings(timesteps.view(-1, *[1] * (noisy.ndim - 1)))
+        found = self.schedule.clean(noisy, output[:, : noisy.shape[1]].float(), timesteps)
+        return skip * noisy + out * found
+
+
+class FewStepObjective(Protocol):
+    """An objective of the trainer that looks at every step."""
+
+    names: Sequence[str]
+
+    def follow(self) -> None:
+        """Called once a step, when the gradients are there and the weights have not moved yet."""
+
+
+def boundary_scalings(timesteps: "Tensor") -> "tuple[Tensor, Tensor]":
+    """Factors of the noisy latents and of the clean ones that a prediction implies: 1 and 0 at timestep 0.
+
+    As in ``LCMScheduler``: a standard deviation of the data of 0.5, and timesteps times 10.
+    """
+    scaled = 10.0 * timesteps.float()
+    total = scaled**2 + 0.25
+    return 0.25 / total, scaled / total.sqrt()
+
+
+def check(config: FewStepConfig, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":
+    """Refuses a student that cannot follow its teacher with any weights.
+
+    Raises:
+        UserError: See :func:`compress.distill.pair.check_pair` and :func:`compress.distill.guidance.check_guidance`.
+    """
+    from compress.distill.guidance import add_scale_input, check_guidance
+    from compress.distill.pair import check_pair
+
+    teacher = outline.denoiser()
+    if teacher is not None:
+        check_pair(denoiser, teacher)
+        check_guidance(config.guidance, denoiser, teacher)
+        add_scale_input(denoiser, config.guidance)
+    return denoiser
+
+
+def check_teacher(config: FewStepConfig, outline: "Outline") -> None:
+    """Refuses a teacher whose schedule few steps cannot follow.
+
+    Raises:
+        UserError: See :func:`compress.distill.features.check_teacher`; or its noise is that of flow matching.
+    """
+    from compress.distill import features
+    from compress.models.schedule import schedule_of
+
+    features.check_teacher(config, outline)  # type: ignore[arg-type]  # looks at no key
+    scheduler = outline.scheduler()
+    if scheduler is not None:
+        check_schedule(schedule_of(scheduler, outline.denoiser()), config)
+
+
+def check_schedule(schedule: "Schedule", config: FewStepConfig) -> None:
+    """Refuses flow matching, and a grid that does not fit.
+
+    Raises:
+        UserError: With what would be right.
+    """
+    from compress.models.schedule import FLOW
+
+    if schedule.prediction_type == FLOW:
+        raise UserError("a model of flow matching is not supported here: expected one that predicts noise, v or sample")
+    if schedule.steps % config.solver_steps:
+        raise bad_value("solver_steps", config.solver_steps, f"a divisor of the model's {schedule.steps} timesteps")
+
+
+def train(
+    pipeline: "DiffusionPipeline",
+    config: FewStepConfig,
+    context: StageContext,
+    make: "Callable[[Scene], nn.Module]",
+    draws: int,
+    title: str,
+) -> StageReport:
+    """Trains a pipeline's denoiser for few steps and makes the pipeline draw with them.
+
+    Args:
+        pipeline: The student's; called in every process of the run.
+        config: Of the method.
+        context: Of the stage.
+        make: The objective, a :class:`FewStepObjective`.
+        draws: How many values ``Batch.timesteps`` has, from 0.
+        title: Of the progress bar.
+
+    Raises:
+        UserError: Student, teacher and data do not match, or the training diverged.
+    """
+    from accelerate import Accelerator
+
+    from compress.distill.batches import Batches
+    from compress.distill.features import encoded
+    from compress.distill.guidance import add_scale_input, check_guidance, empty_prompt, kept_zeros, takes_scale
+    from compress.distill.objective import Teacher
+    from compress.distill.pair import arranged, check_pair
+    from compress.distill.trainer import Trainer, autocast
+    from compress.models import denoiser
+    from compress.models.sampling import Sampling, draw_with
+    from compress.models.schedule import schedule_of
+    from compress.system import processes
+
+    student, teacher = denoiser(pipeline), denoiser(context.teacher)
+    check_pair(student, teacher)
+    check_guidance(config.guidance, student, teacher)
+    schedule = schedule_of(context.teacher.scheduler, teacher)
+    check_schedule(schedule, config)
+    scheduler = _scheduler(pipeline.scheduler, config)
+    examples = encoded(config.max_examples, context)
+    add_scale_input(student, config.guidance)
+    device = context.device
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    if accelerator.num_processes > 1:
+        device = accelerator.device
+    processes.warn_if_alone()
+    cast = autocast(config.mixed_precision, next(student.parameters()).dtype, device)
+    batches = Batches(examples, config.batch_size, draws, config.prompt_dropout, context.seed, config.guidance)
+    grid = schedule.steps // config.solver_steps
+    with arranged(student, teacher, device):
+        ask = Teacher(teacher, {}, {}, cast, empty_prompt(context.teacher, examples.conditions))
+        times = scheduler.timesteps.tolist()
+        objective: Any = make(Scene(student, ask, schedule, times, grid, context.seed, cast, device))
+        keep = bool(declares([*context.before, *context.history], "zeros"))
+        zeros = kept_zeros(student, keep, config.guidance)
+
+        def follow() -> None:
+            zeros.mask_gradients()
+            objective.follow()
+
+        trainer = Trainer(
+            objective, batches, config, objective.names, accelerator,
+            averaged=list(student.parameters()), mask=follow, folder=context.folder, log=context.log, title=title,
+        )  # fmt: skip
+        zeros.check()
+        record = trainer.train()
+    own = Sampling(type(scheduler).__name__, config.inference_steps, config.guidance, not takes_scale(student))
+    draw_with(pipeline, scheduler, own)
+    details = {
+        "steps": record.step,
+        "examples": len(examples.latents),
+        "final": {name: points[-1][1] for name, points in record.curves.items()},
+        "guidance": list(config.guidance),
+        "timesteps": times,
+        "autocast": "no" if cast is nullcontext else "bf16",
+        "prediction_type": schedule.prediction_type,
+        "processes": accelerator.num_processes,
+    }
+    modules = sum(1 for m in student.modules() if next(m.parameters(recurse=False), None) is not None)
+    total = sum(parameter.numel() for parameter in student.parameters())
+    coverage = {"params": 1 - zeros.count() / total, "macs": 1.0, "modules": modules, "skipped": {}}
+    return StageReport(coverage, details, record.curves)
+
+
+def _scheduler(own: Any, config: FewStepConfig) -> Any:
+    """The ``LCMScheduler`` of a schedule, with the timesteps of the inference."""
+    from diffusers import LCMScheduler
+
+    made = LCMScheduler.from_config(own.config, original_inference_steps=config.solver_steps, clip_sample=False)
+    made.set_timesteps(config.inference_steps)
+    return made
