@@ -11,13 +11,10 @@ from torch import nn
 from compress.distill import features
 from compress.errors import bad_value
 from compress.models import denoiser
-from compress.models.inputs import captured_inputs
-from compress.models.quantized import set_ranges
 from compress.quantize import w8a8
-from compress.quantize.int8 import quantize_weights
 from compress.quantize.qat import train
 from compress.quantize.ranges.inputs import int8_inputs
-from compress.quantize.weights.apply import choose_layers, stage_report
+from compress.quantize.weights.apply import choose_layers
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import StageContext, StageReport
 
@@ -57,16 +54,12 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     Raises:
         UserError: See :func:`compress.quantize.qat.train`.
     """
-    model, scheme = denoiser(pipeline), Scheme(activations="static")
+    model = denoiser(pipeline)
     chosen, skipped = choose_layers(model, config.skip)
-    schemes = {name: scheme for name in chosen if name not in skipped}
+    schemes = {name: Scheme() for name in chosen if name not in skipped}
     layers = int8_inputs(model, config.skip, config.float_inputs)
     rounded, ranges, trained = train(pipeline, schemes, layers, config, context)
-    report = quantize_weights(model, config.skip, captured_inputs(pipeline), rounded)
-    set_ranges(model, ranges)
-    floats = [name for name in report.modules if name not in ranges]
-    details = {"ranges": config.ranges, "float_inputs": floats, "int8_inputs": len(ranges)}
-    return replace(stage_report(report, scheme, **trained.details, **details), curves=trained.curves)
+    return replace(w8a8.store(pipeline, config, ranges, rounded, **trained.details), curves=trained.curves)
 
 
 def check(config: Config, denoiser: nn.Module, outline: "Outline") -> nn.Module:

@@ -4,20 +4,22 @@ Weights as in :mod:`compress.quantize.int8`, inputs as in :mod:`compress.quantiz
 are found at each call (:func:`compress.runtime.fake.round_at_call`), for which nothing is calibrated.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from compress.errors import bad_value
 from compress.models import denoiser
 from compress.models.inputs import captured_inputs
-from compress.models.quantized import DYNAMIC, set_ranges
+from compress.models.quantized import DYNAMIC, Ranges, set_ranges
 from compress.quantize.int8 import STAGE as INT8
 from compress.quantize.int8 import quantize_weights
 from compress.quantize.ranges.inputs import InputRanges, int8_inputs, sampled_ranges
 from compress.quantize.ranges.smooth import check_norms, smooth_inputs
 from compress.quantize.weights.apply import check_patterns, stage_report
+from compress.quantize.weights.rounding import Rounded
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import StageContext, StageReport
 
@@ -60,20 +62,41 @@ class Config(InputRanges):
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Finds the ranges of inputs and quantizes the pipeline's denoiser in place."""
-    model = denoiser(pipeline)
-    layers = int8_inputs(model, config.skip, config.float_inputs)
+    layers = int8_inputs(denoiser(pipeline), config.skip, config.float_inputs)
     smoothed = smooth_inputs(pipeline, layers, config, context)
-    dynamic = config.activations == "dynamic"
-    ranges = dict.fromkeys(layers, DYNAMIC) if dynamic else sampled_ranges(pipeline, layers, config, context)
-    report = quantize_weights(model, config.skip, captured_inputs(pipeline))
+    if config.activations == "dynamic":
+        ranges = dict.fromkeys(layers, DYNAMIC)
+    else:
+        ranges = sampled_ranges(pipeline, layers, config, context)
+    return store(pipeline, config, ranges, **smoothed)
+
+
+def store(
+    pipeline: "DiffusionPipeline",
+    config: Config,
+    ranges: Ranges,
+    rounded: Mapping[str, Rounded] | None = None,
+    **details: Any,
+) -> StageReport:
+    """Gives a pipeline's denoiser int8 weights and keeps the ranges of inputs, in place.
+
+    Args:
+        pipeline: The student's.
+        config: Of the stage.
+        ranges: Of inputs.
+        rounded: Weights of layers that are rounded already, by name.
+        details: For the report.
+    """
+    model = denoiser(pipeline)
+    report = quantize_weights(model, config.skip, captured_inputs(pipeline), rounded)
     set_ranges(model, ranges)
     return stage_report(
         report,
         Scheme(activations=config.activations),
-        ranges=None if dynamic else config.ranges,
+        ranges=config.ranges if config.activations == "static" else None,
         float_inputs=[name for name in report.modules if name not in ranges],
         int8_inputs=len(ranges),
-        **smoothed,
+        **details,
     )
 
 
