@@ -62,9 +62,27 @@ def encode_images(pipeline: "DiffusionPipeline", images: "Sequence[Image]", heig
     if vae is None:
         return pixels
     encoded = vae.encode(pixels.to(vae.device, vae.dtype))
-    found = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    if hasattr(encoded, "latent_dist"):
+        found = encoded.latent_dist.mode()
+    else:
+        found = encoded.latents if hasattr(encoded, "latents") else encoded.latent
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     latents = ((found - shift) * vae.config.scaling_factor).cpu()
     if getattr(family_of(denoiser(pipeline)), "packed", False):
         return any_pipeline._pack_latents(latents, *latents.shape)
+    return latents
+
+
+def unpacked(pipeline: "DiffusionPipeline", latents: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Latents as the autoencoder sees them but for its scale: ``(b, c, h, w)``.
+
+    Args:
+        pipeline: Of the denoiser that takes the latents.
+        latents: As the denoiser takes them, perhaps packed, ``(b, n, c)``.
+        height: Of the images, in pixels.
+        width: As ``height``.
+    """
+    any_pipeline: Any = pipeline
+    if getattr(family_of(denoiser(pipeline)), "packed", False):
+        return any_pipeline._unpack_latents(latents, height, width, any_pipeline.vae_scale_factor)
     return latents
