@@ -102,6 +102,7 @@ class StageContext:
         load_teacher: Gives the uncompressed pipeline, frozen, on ``device``; the same one each time.
         data: Training images and captions.
         folder: A folder of this stage alone that outlives a crash; training states go here.
+        examples: A folder for encoded examples of this teacher and data, which stages and runs share; None: ``folder``.
         artifact: A folder for the files of a stage that leaves an artifact; they become the folder
             ``artifact`` of its checkpoint. None for other stages.
         history: The entries of the stages before, as ``compress.json`` holds them.
@@ -123,6 +124,7 @@ class StageContext:
     log: Callable[[dict[str, float], int], None]
     before: list[dict[str, Any]] = field(default_factory=list)
     artifact: Path | None = None
+    examples: Path | None = None
 
     @property
     def teacher(self) -> "DiffusionPipeline":

@@ -1,5 +1,25 @@
 """Images with captions to train on and to compare with."""
 
-from compress.data.load import Data, DataConfig, Verified, check, content_hash, fingerprint, load_data, verify
+from compress.data.load import (
+    Data,
+    DataConfig,
+    Verified,
+    check,
+    content_hash,
+    fingerprint,
+    has_images,
+    load_data,
+    verify,
+)
 
-__all__ = ["Data", "DataConfig", "Verified", "check", "content_hash", "fingerprint", "load_data", "verify"]
+__all__ = [
+    "Data",
+    "DataConfig",
+    "Verified",
+    "check",
+    "content_hash",
+    "fingerprint",
+    "has_images",
+    "load_data",
+    "verify",
+]

@@ -168,7 +168,8 @@ def calibrate(
     reason = "no data was given" if dataset is None else _not_encodable(pipeline)
     if dataset is not None and reason is None:
         latents, conditions = _encoded(pipeline, dataset, config, seed)
-        source = f"{len(latents)} training images with captions"
+        what = "training images with captions" if "image" in dataset.column_names else "latents sampled from prompts"
+        source = f"{len(latents)} {what}"
     else:
         latents, conditions = _random(model, config.examples, seed)
         source = f"{len(latents)} random inputs of normal noise ({reason})"
@@ -220,8 +221,12 @@ def _encoded(
     pipeline: "DiffusionPipeline", dataset: "Dataset", config: CalibrationConfig, seed: int
 ) -> "tuple[Tensor, Conditions]":
     from compress.data.examples import encode_examples
+    from compress.data.samples import SamplesConfig
 
-    found = encode_examples(pipeline, dataset, max_examples=config.examples, seed=seed, side=config.side)
+    samples = None if "image" in dataset.column_names else SamplesConfig(count=config.examples)
+    found = encode_examples(
+        pipeline, dataset, max_examples=config.examples, seed=seed, side=config.side, samples=samples
+    )
     return found.latents.float(), found.conditions.rows_of(found.captions)
 
 

@@ -9,10 +9,11 @@ from compress.errors import UserError, bad_value
 if TYPE_CHECKING:
     from compress.data.load import DataConfig
 
-CAPTIONS = ("text", "caption", "prompt")  # names of columns that are taken before others, in this order
+CAPTIONS = ("text", "caption", "prompt", "txt")  # names of columns that are taken before others, in this order
 SPLIT = "split"
 SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")  # names of folders
 ALL = "all"
+NONE = "none"  # in place of a column of images
 
 
 def is_image(feature: Any) -> bool:
@@ -39,6 +40,7 @@ def find_columns(config: "DataConfig", features: dict[str, Any]) -> "DataConfig"
     Raises:
         UserError: Columns are missing or ambiguous; one message for all, with the existing columns.
     """
+    features = {name: feature for name, feature in features.items() if not name.startswith("__")}  # of WebDataset
     split = config.split_column
     if split is None and config.train_split != ALL and is_text(features.get(SPLIT)):
         split = SPLIT
@@ -52,7 +54,7 @@ def find_columns(config: "DataConfig", features: dict[str, Any]) -> "DataConfig"
     wrong = []
     for key, possible, what in (("image_column", images, "images"), ("text_column", texts, "captions")):
         given, name = getattr(config, key), found[key]
-        if name is None or name not in possible:
+        if name is None or name not in (*possible, *[NONE] * (key == "image_column")):
             shown = "null" if given is None else given
             wrong.append(f"data.{key}={shown}: expected the column of {what}{_choice(possible)}")
     if split is not None and split not in features:

@@ -1,7 +1,7 @@
 """Method ``decoder``: a small autoencoder takes the VAE's place; its decoder is trained to follow the teacher's.
 
-Like TAESD (https://github.com/madebyollin/taesd) it is a stack of 3x3 convolutions with ReLU, the ``AutoencoderTiny`` of
-diffusers. It takes latents in the scale of the denoiser, so its scaling factor is 1 and its shift 0.
+Like TAESD (https://github.com/madebyollin/taesd) it is a stack of 3x3 convolutions with ReLU, diffusers'
+``AutoencoderTiny``. It takes latents in the scale of the denoiser, so its scaling factor is 1 and its shift 0.
 """
 
 import math
@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config.values import nearest
-from compress.distill.training import TrainingConfig, check_value
+from compress.data.samples import SamplesConfig
+from compress.distill.training import TrainingConfig, check_examples, check_value
 from compress.errors import UserError, bad_value
 from compress.stage import Stage, StageContext, StageReport
 
@@ -38,6 +39,7 @@ STAGE = Stage(
 LOSSES = {"l1": 0.0, "l2": 1.0, "laplacian": 0.1, "encoder": 0.1}
 """The losses and their weights."""
 
+DECODED = 8  # latents that a VAE decodes at once
 TIMED = 20  # decodings of one image, in turns
 
 
@@ -46,9 +48,11 @@ class Config(TrainingConfig):
     """The shape of the autoencoder and how it is trained.
 
     Attributes:
-        width: Channels of every layer, at least 1; None: half of the teacher's narrowest level, 64 for published models.
+        width: Channels of every layer, at least 1; None: half of the teacher's narrowest level, 64 for published
+            models.
         blocks: Residual blocks of three convolutions at each resolution but the last, which has one; at least 1.
-        max_examples: At most this many examples, chosen at random by the seed; None: all.
+        max_examples: At most this many images, chosen at random by the seed; None: all; 0: none.
+        samples: Latents that the teacher samples, to train on besides.
         held_out: Examples that are not trained on and measure the result; at most a tenth of all.
         crop: Side of random crops of the latents; None: whole latents.
         losses: Name of a loss to its weight, at least 0: ``l1``, ``l2`` and ``laplacian`` compare pictures in [0, 1]
@@ -63,6 +67,7 @@ class Config(TrainingConfig):
     width: int | None = None
     blocks: int = 3
     max_examples: int | None = None
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     held_out: int = 128
     crop: int | None = None
     losses: dict[str, float] = field(default_factory=lambda: dict(LOSSES))
@@ -74,9 +79,10 @@ class Config(TrainingConfig):
             UserError: A value is out of its range.
         """
         super().__post_init__()
-        for key in ("width", "max_examples", "crop"):
+        for key in ("width", "crop"):
             value = getattr(self, key)
             check_value(self, key, value is None or value >= 1, "an integer of at least 1, or null")
+        check_examples(self)
         for key in ("blocks", "held_out"):
             check_value(self, key, getattr(self, key) >= 1, "an integer of at least 1")
         for name, weight in self.losses.items():
@@ -105,27 +111,14 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     Raises:
         UserError: The pipeline has no VAE that could be replaced, or the training diverged.
     """
-    from datetime import timedelta
-
-    from accelerate import PartialState
-
-    from compress.data.examples import cached_examples
-    from compress.models.inputs import own_size
+    from compress.data.examples import training_size
+    from compress.distill.encoded import training_examples
     from compress.models.latents import unpacked
 
     teacher: Any = context.teacher
     _shape(getattr(getattr(teacher, "vae", None), "config", None), type(teacher).__name__)
-    state = PartialState(cpu=context.device.type == "cpu", timeout=timedelta(hours=12))
-    with state.main_process_first():
-        examples = cached_examples(
-            teacher,
-            context.data.train,
-            context.folder,
-            max_examples=config.max_examples,
-            seed=context.seed,
-            write=state.is_main_process,
-        )
-    height, width = own_size(teacher)
+    examples = training_examples(context, config.max_examples, config.samples)
+    height, width = training_size(teacher, framing=context.data.framing)
     small, report = distill_decoder(
         teacher.vae,
         lambda rows: unpacked(teacher, examples.latents[rows], height, width),
@@ -179,8 +172,8 @@ def distill_decoder(
 ) -> "tuple[AutoencoderTiny, StageReport]":
     """Trains a small autoencoder to decode as the teacher does, and to encode what was decoded.
 
-    Needs no data but latents: the teacher decodes them in every step. With a ``folder`` it saves training states there and
-    continues from the newest, to the same weights bit for bit.
+    Needs no data but latents, which the teacher decodes once. With a ``folder`` the pictures and training states are
+    kept there, and the training continues from the newest state to the same weights bit for bit.
 
     Args:
         teacher: An autoencoder of diffusers; unchanged.
@@ -188,7 +181,7 @@ def distill_decoder(
         count: Number of latents; the last :attr:`Config.held_out` of a random order measure the result.
         config: See :class:`Config`.
         seed: Of weights, order and crops.
-        folder: For training states; None: no states.
+        folder: For pictures and training states; None: pictures are in memory and there are no states.
         log: Called with metrics and the number of steps done.
 
     Returns:
@@ -198,7 +191,6 @@ def distill_decoder(
     Raises:
         UserError: The teacher's VAE is not supported, there are fewer than two latents, or the training diverged.
     """
-    import torch
     from accelerate import Accelerator
 
     from compress.distill.pair import arranged
@@ -212,18 +204,20 @@ def distill_decoder(
     processes.warn_if_alone()
     trained, held = _split(count, config.held_out, seed)
     cast = autocast(config.mixed_precision, teacher.dtype, device)
+    with accelerator.local_main_process_first():
+        pictures = _pictures(teacher, latents, count, folder)
+
+    def batches(step: int, part: slice) -> "tuple[Tensor, Tensor]":
+        return _batch(latents, pictures, trained, config, seed, step, part)
+
     with arranged(small, teacher, device):
-        objective = _objective(small, teacher, config.losses, cast, device)
-
-        def batches(step: int, part: slice) -> "Tensor":
-            return _batch(latents, trained, config, seed, step)[part]
-
         trainer = Trainer(
-            objective, batches, config, ["loss", *(f"{name}_loss" for name in config.losses)], accelerator,
+            _objective(small, config.losses, cast, device), batches, config,
+            ["loss", *(f"{name}_loss" for name in config.losses)], accelerator,
             folder=folder, log=log, title="distilling the decoder",
         )  # fmt: skip
         curves = trainer.train().curves
-    figures = _quality(small, teacher, latents, held, seed) | _seconds(small, teacher, latents(held[:1]))
+    figures = _quality(small, latents, pictures, held, seed) | _seconds(small, teacher, latents(held[:1]))
     details = {
         "steps": config.steps,
         "examples": len(trained),
@@ -279,8 +273,36 @@ def laplacian(error: "Tensor") -> "Tensor":
     return torch.stack([*bands, error.abs().mean()]).mean()
 
 
+def _pictures(teacher: Any, latents: "Callable[[Tensor], Tensor]", count: int, folder: Path | None) -> "Tensor":
+    """The teacher's pictures of all latents, uint8 ``(count, 3, height, width)``, mapped from a file of the folder."""
+    import torch
+
+    from compress.data.tensors import Chunk, cached
+    from compress.system.progress import bar
+
+    with torch.no_grad(), bar() as progress:
+        task = progress.add_task("decoding latents", total=count)
+
+        def chunk(start: int) -> Chunk:
+            rows = torch.arange(start, min(start + DECODED, count))
+            found = _rounded(decoded(teacher, latents(rows).to(teacher.device)))
+            stop = start + len(rows)
+            progress.update(task, completed=stop)
+            return Chunk({"pictures": found}, stop, {}, {})
+
+        file = None if folder is None else folder / "pictures.safetensors"
+        return cached(count, chunk, file, "pictures")[0]["pictures"]
+
+
+def _rounded(pictures: "Tensor") -> "Tensor":
+    """Pictures in [-1, 1] as uint8 on the CPU."""
+    import torch
+
+    return ((pictures + 1) * 127.5).round().to(torch.uint8).cpu()
+
+
 def _objective(
-    small: Any, teacher: Any, weights: "Mapping[str, float]", cast: Callable[[], Any], device: "torch.device"
+    small: Any, weights: "Mapping[str, float]", cast: Callable[[], Any], device: "torch.device"
 ) -> "nn.Module":
     import torch
     from torch import nn
@@ -294,11 +316,12 @@ def _objective(
             super().__init__()
             self.encoder, self.decoder = small.encoder, small.decoder
 
-        def forward(self, latents: "Tensor") -> "Tensor":
+        def forward(self, batch: "tuple[Tensor, Tensor]") -> "Tensor":
             """The weighted sum of the losses and each loss, ``(1 + number of losses,)``."""
-            latents = latents.to(device, torch.float32, memory_format=torch.channels_last)
-            with torch.no_grad():
-                wanted = decoded(teacher, latents)
+            latents, pictures = (
+                tensor.to(device, torch.float32, memory_format=torch.channels_last) for tensor in batch
+            )
+            wanted = pictures / 127.5 - 1
             with cast():
                 error = (self.decoder(latents).float() - wanted) / 2
                 found = {name: of_pictures[name](error) for name in weights if name != "encoder"}
@@ -310,24 +333,36 @@ def _objective(
 
 
 def _batch(
-    latents: "Callable[[Tensor], Tensor]", trained: "Tensor", config: Config, seed: int, step: int
-) -> "Tensor":
-    """The latents of a step's batch, ``(batch_size, c, h, w)``; depends on the seed and the step only."""
+    latents: "Callable[[Tensor], Tensor]",
+    pictures: "Tensor",
+    trained: "Tensor",
+    config: Config,
+    seed: int,
+    step: int,
+    part: slice,
+) -> "tuple[Tensor, Tensor]":
+    """Latents and pictures of a part of a step's batch; depends on the seed and the step only."""
     import torch
 
     from compress.distill.batches import drawn
     from compress.system.random import generator
 
-    found = latents(trained[drawn(len(trained), config.batch_size, seed, step)])
+    rows = trained[drawn(len(trained), config.batch_size, seed, step)]
+    found, wanted = latents(rows[part]), pictures[rows[part]]
     if config.crop is None:
-        return found
-    height, width = (min(config.crop, side) for side in found.shape[-2:])
+        return found, wanted
+    scale = wanted.shape[-1] // found.shape[-1]
+    sides = [min(config.crop, side) for side in found.shape[-2:]]
     source = generator(seed, "crop", step)
-    top, left = (
-        torch.randint(side - kept + 1, (len(found),), generator=source).tolist()
-        for side, kept in zip(found.shape[-2:], (height, width), strict=True)
-    )
-    return torch.stack([x[:, y : y + height, z : z + width] for x, y, z in zip(found, top, left, strict=True)])
+    places = torch.rand(config.batch_size, 2, generator=source)[part]
+    crops = []
+    for x, y, place in zip(found, wanted, places.tolist(), strict=True):
+        top, left = (int(at * (side - kept + 1)) for at, side, kept in zip(place, x.shape[-2:], sides, strict=True))
+        at, to = (slice(top, top + sides[0]), slice(left, left + sides[1])), (top * scale, left * scale)
+        end = (to[0] + sides[0] * scale, to[1] + sides[1] * scale)
+        crops.append((x[:, at[0], at[1]], y[:, to[0] : end[0], to[1] : end[1]]))
+    first, second = zip(*crops, strict=True)
+    return torch.stack(first), torch.stack(second)
 
 
 def _split(count: int, held_out: int, seed: int) -> "tuple[Tensor, Tensor]":
@@ -344,22 +379,21 @@ def _split(count: int, held_out: int, seed: int) -> "tuple[Tensor, Tensor]":
 
 
 def _quality(
-    small: Any, teacher: Any, latents: "Callable[[Tensor], Tensor]", held: "Tensor", seed: int
+    small: Any, latents: "Callable[[Tensor], Tensor]", pictures: "Tensor", held: "Tensor", seed: int
 ) -> dict[str, Any]:
     """PSNR and SSIM of the held-out pictures to the teacher's, with intervals."""
     import torch
 
     from compress.evaluate.metrics.paired import PSNR, SSIM, WINDOW
 
-    metrics: dict[str, Any] = {"psnr": PSNR(seed=seed), "ssim": SSIM(seed=seed)}
+    metrics: dict[str, Any] = {"psnr": PSNR(seed=seed)}
+    if min(pictures.shape[-2:]) >= WINDOW:
+        metrics["ssim"] = SSIM(seed=seed)
     with torch.no_grad():
-        for row in held.split(8):
-            pair = [decoded(vae, latents(row).to(teacher.device)) for vae in (small, teacher)]
-            ours, theirs = (((pictures + 1) * 127.5).round().to(torch.uint8).cpu() for pictures in pair)
-            if min(ours.shape[-2:]) < WINDOW:
-                metrics.pop("ssim", None)
+        for rows in held.split(DECODED):
+            ours = _rounded(decoded(small, latents(rows).to(small.device)))
             for metric in metrics.values():
-                metric.update(ours, theirs)
+                metric.update(ours, pictures[rows])
     return {name: metric.compute() for name, metric in metrics.items()}
 
 
@@ -388,7 +422,9 @@ def _shape(config: Any, kind: str) -> tuple[int, list[int]]:
     widths = found.get("block_out_channels") or found.get("decoder_block_out_channels")
     if not widths or "latent_channels" not in found or "scaling_factor" not in found:
         what = f"has a VAE of another kind ({found.get('_class_name')})" if found else "has no VAE"
-        raise UserError(f"a small decoder replaces a VAE of images with latent_channels and scaling_factor; {kind} {what}")
+        raise UserError(
+            f"a small decoder replaces a VAE of images with latent_channels and scaling_factor; {kind} {what}"
+        )
     if (found.get("in_channels", 3), found.get("out_channels", 3)) != (3, 3):
         raise UserError(f"a small decoder is made for pictures of 3 channels; {kind} has a VAE of others")
     return int(found["latent_channels"]), list(widths)

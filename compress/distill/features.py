@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config.values import nearest
+from compress.data.samples import SamplesConfig
 from compress.distill.lora import Lora, adapted, check_lora
-from compress.distill.training import TrainingConfig, check_value
+from compress.distill.training import TrainingConfig, check_examples, check_value
 from compress.errors import UserError, bad_value
 from compress.stage import Stage, StageContext, StageReport, declares
 
@@ -44,7 +45,8 @@ class Config(TrainingConfig):
     """How the student is trained.
 
     Attributes:
-        max_examples: At most this many examples, chosen at random by the seed; None: all.
+        max_examples: At most this many images, chosen at random by the seed; None: all; 0: none.
+        samples: Latents that the teacher samples, to train on besides.
         losses: Name of a loss (a file of :mod:`compress.distill.losses`, or your own module) to its weight, at least 0;
             0 leaves it out.
         min_snr_gamma: Noise and output errors are weighted by min(SNR, gamma) / SNR (Hang et al. 2023,
@@ -56,6 +58,7 @@ class Config(TrainingConfig):
     """
 
     max_examples: int | None = None
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     losses: dict[str, float] = field(default_factory=lambda: dict(LOSSES))
     min_snr_gamma: float | None = 5.0
     prompt_dropout: float = 0.1
@@ -69,8 +72,7 @@ class Config(TrainingConfig):
             UserError: A value is out of its range.
         """
         super().__post_init__()
-        if self.max_examples is not None:
-            check_value(self, "max_examples", self.max_examples >= 1, "an integer of at least 1, or null for all")
+        check_examples(self)
         check_value(self, "prompt_dropout", 0 <= self.prompt_dropout <= 1, "a number in [0, 1]")
         if self.min_snr_gamma is not None:
             check_value(self, "min_snr_gamma", 0 < self.min_snr_gamma < math.inf, "a number above 0, or null")
@@ -108,6 +110,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         UserError: Student, teacher and data do not match, or the training diverged.
     """
     from compress.distill.decoded import decoder_of
+    from compress.distill.encoded import training_examples
     from compress.distill.guidance import empty_prompt, takes_scale
     from compress.distill.losses import load_losses
     from compress.models import denoiser
@@ -124,7 +127,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         raise UserError(
             f"the student predicts {ours!r} and its teacher {theirs!r}: the scheduler's prediction_type differs"
         )
-    examples = encoded(config.max_examples, context)
+    examples = training_examples(context, config.max_examples, config.samples)
     report = distill(
         denoiser(pipeline),
         denoiser(context.teacher),
@@ -144,27 +147,6 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         unguided = not takes_scale(denoiser(pipeline))
         set_sampling(pipeline, Sampling(guidance=config.guidance, unguided=unguided))
     return report
-
-
-def encoded(max_examples: int | None, context: StageContext) -> "Examples":
-    """The training data as the teacher sees it; called in every process of the run."""
-    from datetime import timedelta
-
-    from accelerate import PartialState
-
-    from compress.data.examples import cached_examples
-
-    # The others wait while the first process encodes the examples, perhaps for longer than the usual half hour.
-    state = PartialState(cpu=context.device.type == "cpu", timeout=timedelta(hours=12))
-    with state.main_process_first():
-        return cached_examples(
-            context.teacher,
-            context.data.train,
-            context.folder,
-            max_examples=max_examples,
-            seed=context.seed,
-            write=state.is_main_process,
-        )
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Module":

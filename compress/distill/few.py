@@ -6,10 +6,11 @@ Such a student predicts clean latents in one step; before each further step its 
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from compress.distill.training import TrainingConfig, check_value
+from compress.data.samples import SamplesConfig
+from compress.distill.training import TrainingConfig, check_examples, check_value
 from compress.errors import UserError, bad_value
 from compress.stage import StageContext, StageReport, declares
 
@@ -35,7 +36,8 @@ class FewStepConfig(TrainingConfig):
     """Keys of methods for few steps.
 
     Attributes:
-        max_examples: At most this many examples, chosen at random by the seed; None: all.
+        max_examples: At most this many images, chosen at random by the seed; None: all; 0: none.
+        samples: Latents that the teacher samples, to train on besides.
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
         guidance: Lowest and highest guidance scale, at least 1, as in :class:`compress.distill.features.Config`.
         inference_steps: Steps that the checkpoint is drawn with, 1 to ``solver_steps``.
@@ -45,6 +47,7 @@ class FewStepConfig(TrainingConfig):
     learning_rate: float = 1e-4
     schedule: str = "constant"
     max_examples: int | None = None
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     prompt_dropout: float = 0.0
     guidance: tuple[float, float] = (4.0, 4.0)
     inference_steps: int = 4
@@ -57,8 +60,7 @@ class FewStepConfig(TrainingConfig):
             UserError: A value is out of its range.
         """
         super().__post_init__()
-        if self.max_examples is not None:
-            check_value(self, "max_examples", self.max_examples >= 1, "an integer of at least 1, or null for all")
+        check_examples(self)
         check_value(self, "prompt_dropout", 0 <= self.prompt_dropout <= 1, "a number in [0, 1]")
         good = len(self.guidance) == 2 and 1 <= self.guidance[0] <= self.guidance[1] < float("inf")
         check_value(self, "guidance", good, "the lowest and the highest scale, at least 1, such as [4, 4]")
@@ -203,7 +205,7 @@ def train(
     from accelerate import Accelerator
 
     from compress.distill.batches import Batches
-    from compress.distill.features import encoded
+    from compress.distill.encoded import training_examples
     from compress.distill.guidance import add_scale_input, check_guidance, empty_prompt, kept_zeros, takes_scale
     from compress.distill.objective import Teacher
     from compress.distill.pair import arranged, check_pair
@@ -219,7 +221,7 @@ def train(
     schedule = schedule_of(context.teacher.scheduler, teacher)
     check_schedule(schedule, config)
     scheduler = _scheduler(pipeline.scheduler, config)
-    examples = encoded(config.max_examples, context)
+    examples = training_examples(context, config.max_examples, config.samples)
     add_scale_input(student, config.guidance)
     device = context.device
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")

@@ -88,3 +88,14 @@ def check_value(config: Any, key: str, good: bool, expected: str) -> None:
     """Raises the error of a config's bad value."""
     if not good:
         raise bad_value(key, getattr(config, key), expected)
+
+
+def check_examples(config: Any) -> None:
+    """Checks ``max_examples`` and ``samples`` of a config.
+
+    Raises:
+        UserError: There would be no example.
+    """
+    most = config.max_examples
+    good = most is None or most >= 1 or (most == 0 and config.samples.count > 0)
+    check_value(config, "max_examples", good, "an integer of at least 1, null for all, or 0 with samples.count above 0")

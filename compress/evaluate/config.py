@@ -24,6 +24,7 @@ METRICS = (
     "fid", "fid_teacher", "kid", "precision", "recall", "cmmd", "clip_score", "r_at_1", "r_at_5",
     "psnr", "ssim", "ms_ssim", "latent_psnr",
 )  # fmt: skip
+SETS = ("fid", "kid", "precision", "recall", "cmmd")  # of them, those that compare with real images
 # Keys that the user has to set for a published protocol.
 GIVEN = {"coco30k": ("prompts", "reference", "clip")}
 

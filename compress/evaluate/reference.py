@@ -99,6 +99,8 @@ def data_reference(
     Raises:
         UserError: ``data.reference`` is missing, damaged, or made from other images or with another network.
     """
+    if not data.has_images:
+        return Reference("no images", {}, {})
     wanted = min(config.reference_images or len(data.text), len(data.text))
     order = torch.randperm(len(data.text), generator=torch.Generator().manual_seed(0))[:wanted]
     name, found = "the run's own training images", {}

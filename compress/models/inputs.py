@@ -94,7 +94,7 @@ def call(
     width: int | None = None,
     seed: int = 0,
     scheduler: Any = None,
-) -> None:
+) -> torch.Tensor:
     """Draws latents with any pipeline that takes a prompt.
 
     Unsupported arguments are left out; an inpainting pipeline gets a gray, fully masked image.
@@ -108,6 +108,9 @@ def call(
         width: As ``height``.
         seed: Image i starts from the noise of ``seed + i``.
         scheduler: Replaces the pipeline's.
+
+    Returns:
+        The latents as the denoiser takes them, on the CPU; pixels in [-1, 1] of a pipeline without prompts.
 
     Raises:
         UserError: The pipeline needs more than a prompt.
@@ -130,9 +133,10 @@ def call(
         wanted["image"] = [Image.new("RGB", size, "gray")] * len(prompts)
         wanted["mask_image"] = [Image.new("L", size, 255)] * len(prompts)
     try:
-        twin(**{key: value for key, value in wanted.items() if key in known and value is not None})
+        found = twin(**{key: value for key, value in wanted.items() if key in known and value is not None})[0]
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{type(pipeline).__name__} cannot draw an image from a prompt alone: {error}") from error
+    return found.cpu() if isinstance(found, torch.Tensor) else torch.from_numpy(found).permute(0, 3, 1, 2) * 2 - 1
 
 
 @contextmanager

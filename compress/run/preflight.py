@@ -36,12 +36,33 @@ def check(config: RunConfig) -> "Verified | None":
     compress.models.check(config.model)
     compress.data.check(config.data)
     check_evaluation(config.evaluate)
+    check_reference(config)
     compress.track.check(config.track)
     check_device(config.device)
     check_stages(config)
     for key, folder in (("out", config.out), ("store", config.store)):
         check_writable(key, folder)
     return compress.data.verify(config.data, config.store / "data")
+
+
+def check_reference(config: RunConfig) -> None:
+    """Refuses metrics that need real images where there are none.
+
+    Raises:
+        UserError: With the metrics.
+    """
+    import compress.data
+    from compress.evaluate.config import SETS
+
+    settings = config.evaluate
+    if not settings.images or settings.reference is not None or compress.data.has_images(config.data):
+        return
+    wanted = [*filter(settings.wants, SETS), *settings.encoders]
+    if wanted:
+        raise UserError(
+            f"data.path={config.data.path} has prompts without images, and {', '.join(wanted)} compare with real "
+            "images: set evaluate.reference to a folder of images, or leave these metrics out (evaluate.leave_out)"
+        )
 
 
 def check_stages(config: RunConfig) -> None:

@@ -68,6 +68,17 @@ class Inputs:
 
         return Networks(self.config.evaluate, self.device)
 
+    @cached_property
+    def examples(self) -> Path:
+        """The folder for encoded examples: of this teacher, data, precision and device."""
+        of = {
+            "teacher": compress.models.fingerprint(self.config.model),
+            "data": compress.data.fingerprint(self.config.data),
+            "precision": self.config.precision,
+            "device": self.device.type,
+        }
+        return self.store.root / "examples" / self.store.key(of)
+
     def student(self, parent: str | None) -> "DiffusionPipeline":
         """A pipeline to change: the teacher, or a checkpoint of the store.
 
@@ -418,7 +429,7 @@ def _compute(
     context = StageContext(
         load_teacher=lambda: inputs.teacher, data=inputs.data, folder=inputs.store.work(step.key), history=history,
         seed=config.seed, device=inputs.device, dtype=inputs.dtype, log=log,
-        before=output.stages_before(config.model), artifact=_artifact(inputs, step),
+        before=output.stages_before(config.model), artifact=_artifact(inputs, step), examples=inputs.examples,
     )  # fmt: skip
     pipeline = inputs.student(step.parent)
     try:

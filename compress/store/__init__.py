@@ -21,6 +21,8 @@ MANIFEST = "sha256.json"
 class Store:
     """A folder of checkpoints (``<key>/``), evaluations (``evaluations/<key>/``) and unfinished work (``work/<key>/``).
 
+    Encoded examples (``examples/<key>/``) and features (``features/``) are computed again where they are missing.
+
     Any number of runs may share one: entries are written to a temporary path and renamed, and the process that computes
     an entry holds its lock, which the system releases when the process ends.
 

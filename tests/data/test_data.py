@@ -291,7 +291,7 @@ def test_check_refuses_what_is_no_data(config: DataConfig, tmp_path: Path) -> No
     broken.write_bytes(Path(config.path).read_bytes()[:-20])
     empty = tmp_path / "empty"
     empty.mkdir()
-    text = tmp_path / "data.txt"
+    text = tmp_path / "data.md"
     text.write_text("no data")
     bare = tmp_path / "bare"
     images(bare)

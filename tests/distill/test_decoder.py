@@ -5,8 +5,6 @@ import os
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +20,7 @@ from compress.distill.decoder import Config, distill_decoder, laplacian, run
 from compress.errors import UserError
 from compress.models.latents import encode_images, unpacked
 from compress.stage import StageContext
-from tests.distill.worker import images
+from tests.distill.worker import data, images
 
 CONFIG = Config(steps=10, batch_size=4, width=8, blocks=1, save_every=3, log_every=5, ema_decay=0.9)
 
@@ -63,7 +61,8 @@ def test_decoder_follows_its_teacher_on_held_out_pictures():
 
 
 def test_laplacian_of_a_constant_and_of_a_checkerboard():
-    assert laplacian(torch.full((1, 3, 16, 16), 0.5)).item() == pytest.approx(0.5 / 3)  # two bands of 0, the rest of 0.5
+    constant = torch.full((1, 3, 16, 16), 0.5)
+    assert laplacian(constant).item() == pytest.approx(0.5 / 3)  # two bands of 0, the rest of 0.5
     checkers = (torch.arange(16)[:, None] + torch.arange(16)).remainder(2).mul(2.0).sub(1).expand(1, 3, 16, 16)
     assert laplacian(checkers).item() == pytest.approx(1 / 3)  # all of it in the finest band
 
@@ -86,7 +85,7 @@ def test_stopped_training_continues_to_the_same_bits(tmp_path):
 def test_small_decoder_works_in_stock_pipelines(name, tmp_path):
     pipeline, teacher = PIPELINES[name](), PIPELINES[name]()
     context = StageContext(
-        load_teacher=lambda: teacher, data=SimpleNamespace(train=images(2)), folder=tmp_path, history=[], seed=0,
+        load_teacher=lambda: teacher, data=data(images(2)), folder=tmp_path, history=[], seed=0,
         device=torch.device("cpu"), dtype=torch.float32, log=lambda metrics, step: None,
     )  # fmt: skip
     if name == "flux":

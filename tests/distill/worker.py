@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -19,6 +18,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import save_file
 
+from compress.data import Data
 from compress.distill.features import Config, run
 from compress.prune.sparse import prune_sparse
 from compress.stage import StageContext, StageReport
@@ -44,6 +44,11 @@ def images(count: int = 6, size: int = 20) -> datasets.Dataset:
     return datasets.Dataset.from_dict({"image": made, "text": [f"cat {i // 2}" for i in range(count)]}, features)
 
 
+def data(rows: datasets.Dataset) -> Data:
+    """Rows as a stage gets them."""
+    return Data(train=rows, text=list(rows["text"]), fingerprint="", reference=None)
+
+
 def distilled(
     folder: Path,
     config: Config = CONFIG,
@@ -58,7 +63,7 @@ def distilled(
     teacher = tiny_pipeline(seed=0)
     context = StageContext(
         load_teacher=lambda: teacher,
-        data=SimpleNamespace(train=images()),
+        data=data(images()),
         folder=folder,
         history=[{"kind": "prune", "details": {"kept": {"down_blocks.0": list(range(0, 32, 2))}}}],
         seed=3,
