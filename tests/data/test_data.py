@@ -317,3 +317,70 @@ def test_columns_of_another_kind_are_refused(config: DataConfig, tmp_path: Path)
 def test_a_hub_id_that_cannot_be_had_is_a_users_mistake() -> None:
     with pytest.raises(UserError, match=r"data\.path=nobody/nothing"):
         load_data(DataConfig("nobody/nothing"))
+
+
+def test_tar_shards_are_read_through_datasets(tmp_path: Path) -> None:
+    import tarfile
+
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for index in range(2):
+                number = 2 * shard + index
+                entry = json.dumps({"caption": f"image {number}", "url": "nowhere"}).encode()
+                for ending, content in (("png", png(number)), ("json", entry), ("txt", b"other words")):
+                    info = tarfile.TarInfo(f"{number:04d}.{ending}")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+    config = DataConfig(str(tmp_path))
+    check(config)
+    assert verify(config, tmp_path / "cache").examples == 4
+    data = load_data(config, tmp_path / "cache")
+    assert data.text == ["other words"] * 4
+    assert data.train[3]["image"].getpixel((0, 0)) == (3, 0, 0)
+    nested = load_data(replace(config, text_column="json.caption"), tmp_path / "cache")
+    assert nested.text == [f"image {number}" for number in range(4)]
+    assert nested.fingerprint != data.fingerprint
+    (tmp_path / "1.tar").unlink()
+    assert len(load_data(replace(config, path=str(tmp_path / "0.tar")), tmp_path / "cache").text) == 2
+
+
+@pytest.mark.parametrize("name", ["prompts.txt", "prompts.csv", "prompts.jsonl"])
+def test_prompts_without_images(name: str, tmp_path: Path, config: DataConfig) -> None:
+    file = tmp_path / name
+    lines = {".txt": ["a cat", "", "a dog"], ".csv": ["text", "a cat", "a dog"]}
+    lines[".jsonl"] = ['{"text": "a cat"}', '{"text": "a dog"}']
+    file.write_text("\n".join(lines[file.suffix]))
+    alone = DataConfig(str(file))
+    check(alone)
+    data = load_data(alone)
+    assert data.text == ["a cat", "a dog"] and data.train.column_names == ["text"] and not data.has_images
+    assert verify(alone) is None
+    crossed = replace(config, prompts=str(file), styles=("{} in flat style", "a drawing of {}"))
+    data = load_data(crossed)
+    assert data.prompts[:3] == ["a cat in flat style", "a drawing of a cat", "a dog in flat style"] and data.has_images
+    assert data.fingerprint != fingerprint(config) == fingerprint(replace(config, crop="center"))
+    file.write_text("a bird" if file.suffix == ".txt" else "\n".join(lines[file.suffix][:-1]))
+    assert fingerprint(crossed) != data.fingerprint
+
+
+def test_captions_alone_of_data_with_images(config: DataConfig) -> None:
+    data = load_data(replace(config, image_column="none"))
+    assert data.train.column_names == ["text"] and len(data.text) == 12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"crop": "left"}, "crop=left: expected center or random or none"),
+        ({"resize": 4}, "resize=4: expected at least 8 pixels, or null for the model's own size"),
+        ({"styles": ("in flat style",)}, r"styles=in flat style: expected texts with \{\}"),
+    ],
+)
+def test_values_are_checked(changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DataConfig("x", **changes)
+
+
+def test_a_missing_file_of_prompts_is_named(config: DataConfig) -> None:
+    with pytest.raises(UserError, match=r"data\.prompts=nowhere\.txt: expected a \.txt file"):
+        check(replace(config, prompts="nowhere.txt"))
