@@ -101,9 +101,9 @@ def encode_examples(
     chosen = torch.arange(len(dataset) if with_images else 0)
     if max_examples is not None and max_examples < len(chosen):
         chosen = torch.randperm(len(chosen), generator=generator(seed, "examples", 0))[:max_examples].sort().values
-    captions = _captions(dataset, chosen.tolist() if with_images else range(len(dataset)))
-    texts = captions * (1 + framing.flip) if with_images else []
-    sampled = sampled_prompts(prompts or captions, samples.count or (0 if with_images else len(captions)), seed)
+    texts = _captions(dataset, chosen.tolist()) * (1 + framing.flip)
+    count = samples.count or (0 if with_images else len(dataset))
+    sampled = sampled_prompts(prompts or _captions(dataset, range(len(dataset))), count, seed) if count else []
     if not texts and not sampled:
         raise UserError("there is no example to train with: the training data is empty")
     height, width = training_size(pipeline, side, framing)
@@ -113,7 +113,7 @@ def encode_examples(
     row_of = {text: row for row, text in enumerate(distinct)}
     every = torch.tensor([row_of[text] for text in (*texts, *sampled)])
     of = hashlib.sha256(
-        json.dumps([distinct, every.tolist(), height, width, seed, *map(asdict, (framing, samples))]).encode()
+        json.dumps([distinct, every.tolist(), height, width, seed, asdict(framing), asdict(samples)]).encode()
     )
     conditions, examples = (None, None) if folder is None else (folder / name for name in FILES)
     with torch.no_grad(), bar() as progress:

@@ -81,7 +81,7 @@ def test_stopped_training_continues_to_the_same_bits(tmp_path):
     assert report.curves == undisturbed.curves and report.details["psnr"] == undisturbed.details["psnr"]
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "sana"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", pytest.param("sana", marks=pytest.mark.slow)])
 def test_small_decoder_works_in_stock_pipelines(name, tmp_path):
     pipeline, teacher = PIPELINES[name](), PIPELINES[name]()
     context = StageContext(
@@ -105,6 +105,7 @@ def test_small_decoder_works_in_stock_pipelines(name, tmp_path):
     assert encoded[0].shape == encoded[1].shape
 
 
+@pytest.mark.slow
 def test_by_the_command_line_after_int8(tiny_overrides, tmp_path, monkeypatch):
     monkeypatch.setattr(compress.evaluate.cost, "peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
     folders = [f"out={tmp_path / 'out'}", f"store={tmp_path / 'store'}"]
