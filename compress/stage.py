@@ -102,7 +102,8 @@ class StageContext:
         load_teacher: Gives the uncompressed pipeline, frozen, on ``device``; the same one each time.
         data: Training images and captions.
         folder: A folder of this stage alone that outlives a crash; training states go here.
-        examples: A folder for encoded examples of this teacher and data, which stages and runs share; None: ``folder``.
+        examples: Gives a folder for encoded examples of this teacher and data, which stages and runs share; None: there
+            is none.
         artifact: A folder for the files of a stage that leaves an artifact; they become the folder
             ``artifact`` of its checkpoint. None for other stages.
         history: The entries of the stages before, as ``compress.json`` holds them.
@@ -124,7 +125,7 @@ class StageContext:
     log: Callable[[dict[str, float], int], None]
     before: list[dict[str, Any]] = field(default_factory=list)
     artifact: Path | None = None
-    examples: Path | None = None
+    examples: Callable[[], Path] | None = None
 
     @property
     def teacher(self) -> "DiffusionPipeline":

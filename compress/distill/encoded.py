@@ -34,7 +34,7 @@ def training_examples(context: StageContext, max_examples: int | None, samples: 
         return cached_examples(
             context.teacher,
             data.train,
-            context.folder if context.examples is None else context.examples / name,
+            context.folder if context.examples is None else context.examples() / name,
             max_examples=max_examples,
             seed=context.seed,
             framing=data.framing,

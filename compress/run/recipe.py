@@ -69,14 +69,13 @@ class Inputs:
         return Networks(self.config.evaluate, self.device)
 
     @cached_property
+    def fingerprints(self) -> tuple[str, str]:
+        """Of teacher and data."""
+        return compress.models.fingerprint(self.config.model), compress.data.fingerprint(self.config.data)
+
     def examples(self) -> Path:
         """The folder for encoded examples: of this teacher, data, precision and device."""
-        of = {
-            "teacher": compress.models.fingerprint(self.config.model),
-            "data": compress.data.fingerprint(self.config.data),
-            "precision": self.config.precision,
-            "device": self.device.type,
-        }
+        of = {"of": self.fingerprints, "precision": self.config.precision, "device": self.device.type}
         return self.store.root / "examples" / self.store.key(of)
 
     def student(self, parent: str | None) -> "DiffusionPipeline":
@@ -172,6 +171,7 @@ class _Run:
         config = self.config
         verified = compress.run.preflight.check(config)
         self.plan = Plan(config, self.store, self.inputs.device)
+        self.inputs.fingerprints = (self.plan.teacher, self.plan.data)
         steps = self.plan.steps
         to_run = sum(not step.cached for step in steps)
         if to_run:
