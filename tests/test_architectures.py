@@ -76,6 +76,7 @@ def test_prune_distill_int8_and_reload(name: str, folders: Callable[[str], Path]
     stages = [*PRUNE.get(name, DEPTH), "stages.prune.ratio=0.25"]
     if "~stages.distill" not in stages:
         stages += ["stages.distill.steps=1", "stages.distill.batch_size=2", "stages.distill.max_examples=2"]
+        stages += [f"stages.distill.losses.{loss}=0.1" for loss in ("bk_sdm_features", "attention")]
     stages += ["stages.quantize.calibration.examples=1", "stages.quantize.calibration.steps=2"]
     cost = ["evaluate=cost", "evaluate.latency_repeats=1", "evaluate.steps=2", *SIZE.get(name, [])]
     code, error = command(folders(name), "recipe=prune_distill_int8", *stages, *cost)
@@ -84,6 +85,12 @@ def test_prune_distill_int8_and_reload(name: str, folders: Callable[[str], Path]
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     for stage in report["stages"]:
         assert 0 < stage["coverage"]["params"] <= 1 and 0 < stage["coverage"]["macs"] <= 1
+    info = json.loads((tmp_path / "out" / "checkpoint" / "compress.json").read_text())
+    for details in (stage["details"] for stage in info["stages"] if stage["kind"] == "distill"):
+        assert {"bk_sdm_features_loss", "attention_loss"} < details["final"].keys()
+        # A plain UNet's attention adds its result to a residual stream, of which only blocks say what they kept.
+        how = {**dict.fromkeys(PRUNE, {"kept"}), "ddpm": {"projection"}}.get(name, {"same"})
+        assert set(details["attention"].values()) == how
     pruned, quantized = report["stages"][0]["cost"], report["stages"][-1]["cost"]
     assert pruned["params"] < 0.8 * report["teacher"]["cost"]["params"]
     assert quantized["bytes"] < 0.7 * pruned["bytes"]

@@ -243,6 +243,7 @@ def distill(
 
     from compress.distill.alignment import matching_attentions, matching_blocks, tapped
     from compress.distill.batches import Batches
+    from compress.distill.forecast import forecast
     from compress.distill.guidance import add_scale_input, check_guidance, kept_zeros, takes_scale
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
@@ -297,6 +298,7 @@ def distill(
             averaged=trained, mask=zeros.mask_gradients, folder=folder, log=log, title="distilling",
         )  # fmt: skip
         zeros.check()
+        forecast(trainer)
         curves = trainer.train().curves
     details = {
         "steps": config.steps,

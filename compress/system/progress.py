@@ -137,6 +137,16 @@ class Overall:
 _running: list[Overall] = []  # the run on the screen, if any
 
 
+def say(text: str) -> None:
+    """Prints a line above the progress of the run, or alone on standard error; in the first process."""
+    if not processes.is_main():
+        return
+    if _running:
+        _running[-1].say(text)
+    else:
+        print(text, file=sys.stderr)
+
+
 @contextmanager
 def bar(*columns: TextColumn, disable: bool = False) -> Iterator[Progress]:
     """A bar with a count, further columns and the time left; it disappears when done.

@@ -1,6 +1,7 @@
 """The method: it teaches, leaves everything else as it was, and refuses what cannot work."""
 
 import math
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -110,6 +111,20 @@ def test_student_ends_with_its_averaged_weights():
         distill(student, tiny_unet(), examples(), SCHEDULER, Config(steps=6, batch_size=4, ema_decay=decay))
     moved, average = (sum((m.state_dict()[n] - start[n]).abs().sum() for n in start) for m in (sharp, smooth))
     assert 0 < average < moved
+
+
+def test_a_long_training_says_first_how_long_it_takes(monkeypatch, capsys):
+    monkeypatch.setattr("compress.distill.forecast.LONG", 3)
+    config = Config(steps=3, batch_size=4, gradient_accumulation=2)
+    told, silent = tiny_unet(seed=1), tiny_unet(seed=1)
+    distill(told, tiny_unet(), examples(), SCHEDULER, config)
+    line = capsys.readouterr().err
+    found = re.search(r"distilling: 3 steps of batch 4 at (\S+) s each, .*: about \d+ \w+; about (\S+) GB", line)
+    assert found and 0 < float(found[1]) < 60 and 0.1 < float(found[2]) < 100, line
+    monkeypatch.setattr("compress.distill.forecast.LONG", 4)
+    distill(silent, tiny_unet(), examples(), SCHEDULER, config)
+    assert "GB of memory" not in capsys.readouterr().err
+    assert all(torch.equal(told.state_dict()[name], tensor) for name, tensor in silent.state_dict().items())
 
 
 @pytest.mark.parametrize("loss", ["noise", *FOLLOWING])

@@ -2,16 +2,22 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from PIL import Image
+from pipelines import PIPELINES
 
 from compress.distill.alignment import Alignment, kept_channels, matching_attentions, matching_blocks, tapped
 from compress.distill.batches import Batch
+from compress.distill.decoded import decoder_of
 from compress.distill.losses import Seen, load_losses
 from compress.distill.losses.features import loss as features_loss
 from compress.distill.objective import Objective, Teacher
 from compress.models.conditions import Conditions
+from compress.models.inputs import own_size
+from compress.models.latents import encode_images
 from compress.models.schedule import schedule_of
 from compress.prune.bk_sdm import prune_bk_sdm
 from compress.prune.width import Config as Width
@@ -168,7 +174,7 @@ def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher() -> None
     )  # fmt: skip
     with tapped(student, pairs) as ours, tapped(teacher, pairs.values()) as theirs:
         ask = Teacher(teacher, theirs, pairs, nullcontext)
-        _, shapes, *_ = ask(batch.latents, batch.timesteps, batch)
+        *_, shapes = ask(batch.latents, batch.timesteps, batch)
         student(batch.latents, batch.timesteps, batch.conditions.rows["encoder_hidden_states"])
         alignment = Alignment(ours, shapes, {}, seed=0)
         schedule = schedule_of(DDPMScheduler())
@@ -183,3 +189,28 @@ def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher() -> None
     # What follows the last self-attention is not reached.
     assert not with_gradient & {"student.conv_out.weight", f"student.{last.replace('attn1', 'attn2')}.to_q.weight"}
     assert all(p.grad is None for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("name", ["sd 1.x", "ddpm", "sana", "sd3", "flux"])
+def test_the_decoder_gives_features_and_the_pipelines_own_picture(name: str) -> None:
+    pipeline = PIPELINES[name]()
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    if name == "flux":
+        pipeline.default_sample_size = 8
+    height, width = own_size(pipeline)
+    latents = encode_images(pipeline, [pixels], height, width).requires_grad_(True)
+    *features, picture = decoder_of(pipeline)(latents)
+    assert picture.shape == (1, 3, height, width)
+    assert len(features) == (0 if name == "ddpm" else len(pipeline.vae.decoder.up_blocks))
+    (sum(feature.square().mean() for feature in features) + picture.square().mean()).backward()
+    assert latents.grad is not None and latents.grad.abs().sum() > 0
+    if name == "ddpm":
+        return
+    spatial = (
+        latents if latents.ndim == 4 else pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
+    )
+    shift = pipeline.vae.config.get("shift_factor") or 0.0
+    with torch.no_grad():
+        torch.testing.assert_close(
+            picture, pipeline.vae.decode(spatial / pipeline.vae.config.scaling_factor + shift).sample
+        )
