@@ -30,6 +30,7 @@ class CalibrationConfig:
         timesteps: Those that the examples are taken at, in turn, each at least 0; None: as many as there are examples,
             spread evenly over all.
         seed: Of the choice, the timesteps' order and the noise, in [0, 2^32); None: the run's.
+        prompt_dropout: Share of the examples with the empty prompt instead of their caption, in [0, 1].
     """
 
     examples: int = 64
@@ -37,6 +38,7 @@ class CalibrationConfig:
     side: int | None = None
     timesteps: list[int] | None = None
     seed: int | None = None
+    prompt_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -53,6 +55,8 @@ class CalibrationConfig:
             raise bad_value("timesteps", self.timesteps, "whole numbers of at least 0, or null for an even spread")
         if self.seed is not None and not 0 <= self.seed < 2**32:
             raise bad_value("seed", self.seed, "a whole number from 0 to 2^32 - 1, or null for the run's")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise bad_value("prompt_dropout", self.prompt_dropout, "a number in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,8 @@ def _not_encodable(pipeline: "DiffusionPipeline") -> str | None:
 def _encoded(
     pipeline: "DiffusionPipeline", dataset: "Dataset", config: CalibrationConfig, seed: int
 ) -> "tuple[Tensor, Conditions]":
+    import torch
+
     from compress.data.examples import encode_examples
     from compress.data.samples import SamplesConfig
 
@@ -227,7 +233,8 @@ def _encoded(
     found = encode_examples(
         pipeline, dataset, max_examples=config.examples, seed=seed, side=config.side, samples=samples
     )
-    return found.latents.float(), found.conditions.rows_of(found.captions)
+    dropped = torch.rand(len(found.captions), generator=torch.Generator().manual_seed(seed)) < config.prompt_dropout
+    return found.latents.float(), found.conditions.rows_of(found.captions.masked_fill(dropped, 0))
 
 
 def _random(model: Any, count: int, seed: int) -> "tuple[Tensor, Conditions]":

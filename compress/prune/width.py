@@ -55,6 +55,40 @@ class SensitivityConfig:
 
 
 @dataclass(frozen=True)
+class ReconstructConfig:
+    """How the remaining layers are fitted; see :mod:`compress.prune.channels.reconstruct`.
+
+    Attributes:
+        examples: Number of training images with captions, at least 16, which pass the pruned denoiser at once; 0: none,
+            and no layer is fitted.
+        places: Number of pixels or tokens, over all examples, at which a layer is fitted, at least 1000; they take
+            four bytes for each output of every layer.
+        ridge: Penalty on the change of the weights, as a share of the mean square of the inputs, above 0.
+        prompt_dropout: Share of the examples with the empty prompt, in [0, 1].
+    """
+
+    examples: int = 0
+    places: int = 16384
+    ridge: float = 1e-3
+    prompt_dropout: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: Naming the key, its value and what would be right.
+        """
+        if self.examples != 0 and self.examples < 16:
+            raise bad_value("examples", self.examples, "a whole number of at least 16, or 0")
+        if self.places < 1000:
+            raise bad_value("places", self.places, "a whole number of at least 1000")
+        if not 0 < self.ridge < math.inf:
+            raise bad_value("ridge", self.ridge, "a number above 0")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise bad_value("prompt_dropout", self.prompt_dropout, "a number in [0, 1]")
+
+
+@dataclass(frozen=True)
 class Config:
     """What to prune, and by which importance.
 
@@ -71,6 +105,7 @@ class Config:
             kernels) if all levels have 256 channels or more, else 1, and for a target of latency at least 16.
         calibration: Examples for importances that need them, and for sensitivity.
         sensitivity: How sensitivity is measured.
+        reconstruct: Whether and how the remaining layers are fitted to what they gave before.
     """
 
     ratio: Any = 0.25
@@ -80,6 +115,7 @@ class Config:
     multiple: int | None = None
     calibration: CalibrationConfig = CalibrationConfig()
     sensitivity: SensitivityConfig = SensitivityConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -134,12 +170,26 @@ def prune_width(
     """
     if calibration is None and needs_examples(config):
         raise UserError(f"importance={config.importance.name}: examples are needed: give calibration=calibrate(...)")
-    return _prune(unet, config, _planner(unet, config, inputs), calibration, seed)
+    report = _prune(unet, config, _planner(unet, config, inputs), calibration, seed)
+    return report if calibration is None else _reconstructed(unet, report, config, calibration)
 
 
 def needs_examples(config: Config) -> bool:
     """Whether pruning with this config requires calibration examples."""
-    return needs_calibration(config.importance) or config.target.goal is not None
+    return bool(needs_calibration(config.importance) or config.target.goal or config.reconstruct.examples)
+
+
+def _reconstructed(
+    unet: "UNet2DConditionModel | UNet2DModel", report: PruneReport, config: Config, calibration: "Calibration"
+) -> PruneReport:
+    """The report with layers that are fitted, in place, if the config asks for it."""
+    if not config.reconstruct.examples:
+        return report
+    from compress.prune.channels.reconstruct import reconstruct
+
+    fit = config.reconstruct
+    errors = reconstruct(unet, report.unet, report.outputs, report.scales, calibration, fit.places, fit.ridge)
+    return replace(report, reconstructed=errors)
 
 
 def _planner(
@@ -260,11 +310,17 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     unet = _checked_class(getattr(pipeline, "unet", None), type(pipeline).__name__)
     planner = make_planner(pipeline, config)  # may raise, so before examples are encoded
     calibration = None
-    if needs_examples(config):
+    if needs_calibration(config.importance) or planner is not None:
         calibration = calibrate(pipeline, context.data.train, config.calibration, context.seed)
     report = _prune(unet, config, planner, calibration, context.seed)
+    if config.reconstruct.examples:
+        fit = config.reconstruct
+        wanted = replace(config.calibration, examples=fit.examples, prompt_dropout=fit.prompt_dropout)
+        examples = calibrate(pipeline, context.data.train, wanted, context.seed)
+        report = _reconstructed(unet, report, config, examples)
     set_denoiser(pipeline, report.unet)
-    details = {key: value for key, value in vars(report).items() if key not in ("unet", "skipped", "plan")}
+    left_out = ("unet", "skipped", "plan", "outputs", "scales")
+    details = {key: value for key, value in vars(report).items() if key not in left_out}
     details["plan"] = asdict(report.plan) if report.plan else None
     coverage = {
         "params": report.share_params,

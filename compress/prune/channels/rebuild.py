@@ -81,7 +81,11 @@ class Narrower:
         _add_identities(plain, weights)
         keep = _choose(groups, plain, pruned, weights, scorer)
         narrow(weights, keep)
-        _rescale_queries(weights, plain, pruned)
+        scales = _query_scales(plain, pruned)
+        for name, scale in scales.items():
+            for key in (f"{name}.weight", f"{name}.bias"):
+                if key in weights:
+                    weights[key] = weights[key] * scale
         touched = {name for (name, _), mask in keep.items() if not mask.all()}
         residual = 0.0
         if sinusoids:
@@ -115,6 +119,8 @@ class Narrower:
                 for i, (old, new, ratio) in enumerate(zip(self.widths, shape.widths, asked, strict=True))
                 if ratio and old == new
             },
+            outputs={name: mask.nonzero()[:, 0] for (name, side), mask in keep.items() if side == "out"},
+            scales=scales,
         )
 
     @cached_property
@@ -187,15 +193,16 @@ def narrow(weights: dict[str, Tensor], keep: dict[Axis, Tensor]) -> None:
                 weights[key] = weights[key].index_select(0 if side == "out" else 1, index)
 
 
-def _rescale_queries(weights: dict[str, Tensor], plain: UNet, pruned: UNet) -> None:
-    """Scale queries of narrowed heads: attention divides by the square root of the head's width, which is smaller."""
+def _query_scales(plain: UNet, pruned: UNet) -> dict[str, float]:
+    """Factors of the queries of narrowed heads: attention divides by the square root of the head's smaller width."""
+    scales = {}
     for name, module in plain.named_modules():
         if isinstance(module, Attention):
             narrower = pruned.get_submodule(name)
             old, new = module.inner_dim // module.heads, narrower.inner_dim // narrower.heads
-            for key in (f"{name}.to_q.weight", f"{name}.to_q.bias"):
-                if key in weights and new != old:
-                    weights[key] = weights[key] * math.sqrt(new / old)
+            if new != old:
+                scales[f"{name}.to_q"] = math.sqrt(new / old)
+    return scales
 
 
 def check_fixed(unet: UNet, pruned: UNet) -> None:

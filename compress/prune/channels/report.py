@@ -1,13 +1,14 @@
 """The result of pruning the levels of a UNet."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compress.stage import one_line
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel, UNet2DModel
+    from torch import Tensor
 
     from compress.prune.sensitivity.plan import WidthPlan
 
@@ -38,7 +39,11 @@ class PruneReport:
         time_residual: Root mean square error of the refitted time embedding over that embedding's root mean square,
             over the timesteps 0 to 999; 0 without a refit.
         skipped: Level that was requested but not changed to the reason.
+        outputs: Layer to the indices of its kept outputs, where it lost some.
+        scales: Layer to a factor of its outputs against the input model's: queries of narrowed heads.
         plan: How the ratios were chosen; None without a target.
+        reconstructed: Layer to the relative error of its outputs before and after it was fitted; see
+            :mod:`compress.prune.channels.reconstruct`.
     """
 
     unet: "UNet2DConditionModel | UNet2DModel"
@@ -58,7 +63,10 @@ class PruneReport:
     norms_regrouped: list[str]
     time_residual: float
     skipped: dict[str, str]
+    outputs: "dict[str, Tensor]"
+    scales: dict[str, float]
     plan: "WidthPlan | None" = None
+    reconstructed: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         widths = f"{self.widths_before} -> {self.widths_after}"
