@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from compress.evaluate.networks.inception_file import INCEPTION_SHA256, find_inception
+from compress.runtime import resolve
 
 SIDE = 299
 NAME = "pt_inception-2015-12-05"
@@ -62,6 +63,18 @@ def _weights(size: int, side: int, like: Tensor) -> Tensor:
     return weights.to(like)
 
 
+def _compiled(network: torch.jit.ScriptModule) -> Callable[[Tensor], Tensor]:
+    """The network as OpenVINO runs it in float32: features equal to rounding, in a third of the time."""
+    import openvino
+
+    with torch.jit.optimized_execution(False):
+        shape = openvino.PartialShape([-1, 3, SIDE, SIDE])
+        model = openvino.convert_model(network, example_input=torch.zeros(1, 3, SIDE, SIDE), input=[shape])
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(model, "CPU", settings)
+    return lambda images: torch.from_numpy(compiled([images.numpy()])[0].copy())
+
+
 class Inception(torch.nn.Module):
     """The network of FID (Heusel et al. 2017), https://arxiv.org/abs/1706.08500: 2048 features an image.
 
@@ -81,8 +94,9 @@ class Inception(torch.nn.Module):
     def __init__(self, path: str = "auto", device: torch.device | str = "cpu", resize: str = "tensorflow1") -> None:
         super().__init__()
         network = torch.jit.load(str(find_inception(path)), map_location="cpu").eval().to(device)
-        self.network = torch.jit.freeze(network)
         self.device = torch.device(device)
+        frozen = torch.jit.freeze(network)
+        self.network = _compiled(frozen) if resolve("auto", self.device) == "openvino" else frozen
         self.preprocessing = resize
         self.resize = RESIZES[resize]
 
