@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from compress.data.calibration import CalibrationConfig, calibrate
 from compress.errors import UserError, bad_value
 from compress.models import set_denoiser
+from compress.prune.channels.fit import ReconstructConfig, reconstructed
 from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, needs_calibration, parse
 from compress.prune.layers.report import PerLayerReport
@@ -53,6 +54,7 @@ class Config:
         multiple: Every new width is a multiple of this, at least 1; for narrowed heads, the width of each head. None: 8
             (for half-precision kernels) if all levels have 256 channels or more, else 1.
         calibration: Examples for importances that need them.
+        reconstruct: Whether and how the remaining layers are fitted to what they gave before.
     """
 
     ratio: float = 0.25
@@ -65,6 +67,7 @@ class Config:
     min_share: float = 0.1
     multiple: int | None = None
     calibration: CalibrationConfig = CalibrationConfig()
+    reconstruct: ReconstructConfig = ReconstructConfig()
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -121,10 +124,11 @@ def prune_per_layer(
     from compress.models.meta import checked_weights
     from compress.prune.layers.remove import PerLayerPruner
 
-    if calibration is None and needs_calibration(config.importance):
+    if calibration is None and (needs_calibration(config.importance) or config.reconstruct.examples):
         raise UserError(f"importance={config.importance.name}: examples are needed: give calibration=calibrate(...)")
     pruner = PerLayerPruner(unet, config)
-    return pruner.prune(checked_weights(unet), make_scorer(config.importance, calibration, seed))
+    report = pruner.prune(checked_weights(unet), make_scorer(config.importance, calibration, seed))
+    return report if calibration is None else reconstructed(unet, report, config.reconstruct, calibration)
 
 
 def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> None:
@@ -151,8 +155,12 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     if needs_calibration(config.importance):
         calibration = calibrate(pipeline, context.data.train, config.calibration, context.seed)
     report = pruner.prune(weights, make_scorer(config.importance, calibration, context.seed))
+    if config.reconstruct.examples:
+        examples = calibrate(pipeline, context.data.train, config.reconstruct.of(config.calibration), context.seed)
+        report = reconstructed(unet, report, config.reconstruct, examples)
     set_denoiser(pipeline, report.unet)
-    details = {key: value for key, value in vars(report).items() if key not in ("unet", "skipped", "widths")}
+    left_out = ("unet", "skipped", "widths", "outputs", "scales")
+    details = {key: value for key, value in vars(report).items() if key not in left_out}
     details["widths"] = [asdict(width) for width in report.widths]
     for key in ("before", "after"):
         details[f"config_{key}"] = {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from compress.data.calibration import CalibrationConfig, calibrate
 from compress.errors import UserError, bad_value
 from compress.models import set_denoiser
+from compress.prune.channels.fit import ReconstructConfig, reconstructed
 from compress.prune.channels.report import Pruner, PruneReport
 from compress.prune.channels.target import Target
 from compress.prune.importance import make_scorer, needs_calibration, parse
@@ -52,40 +53,6 @@ class SensitivityConfig:
             raise bad_value("ratios", list(self.ratios), "numbers in (0, 1), at least one")
         if self.examples < 1:
             raise bad_value("examples", self.examples, "a whole number of at least 1")
-
-
-@dataclass(frozen=True)
-class ReconstructConfig:
-    """How the remaining layers are fitted; see :mod:`compress.prune.channels.reconstruct`.
-
-    Attributes:
-        examples: Number of training images with captions, at least 16, which pass the pruned denoiser at once; 0: none,
-            and no layer is fitted.
-        places: Number of pixels or tokens, over all examples, at which a layer is fitted, at least 1000; they take
-            four bytes for each output of every layer.
-        ridge: Penalty on the change of the weights, as a share of the mean square of the inputs, above 0.
-        prompt_dropout: Share of the examples with the empty prompt, in [0, 1].
-    """
-
-    examples: int = 0
-    places: int = 16384
-    ridge: float = 1e-3
-    prompt_dropout: float = 0.2
-
-    def __post_init__(self) -> None:
-        """Checks the ranges.
-
-        Raises:
-            UserError: Naming the key, its value and what would be right.
-        """
-        if self.examples != 0 and self.examples < 16:
-            raise bad_value("examples", self.examples, "a whole number of at least 16, or 0")
-        if self.places < 1000:
-            raise bad_value("places", self.places, "a whole number of at least 1000")
-        if not 0 < self.ridge < math.inf:
-            raise bad_value("ridge", self.ridge, "a number above 0")
-        if not 0 <= self.prompt_dropout <= 1:
-            raise bad_value("prompt_dropout", self.prompt_dropout, "a number in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -171,25 +138,12 @@ def prune_width(
     if calibration is None and needs_examples(config):
         raise UserError(f"importance={config.importance.name}: examples are needed: give calibration=calibrate(...)")
     report = _prune(unet, config, _planner(unet, config, inputs), calibration, seed)
-    return report if calibration is None else _reconstructed(unet, report, config, calibration)
+    return report if calibration is None else reconstructed(unet, report, config.reconstruct, calibration)
 
 
 def needs_examples(config: Config) -> bool:
     """Whether pruning with this config requires calibration examples."""
     return bool(needs_calibration(config.importance) or config.target.goal or config.reconstruct.examples)
-
-
-def _reconstructed(
-    unet: "UNet2DConditionModel | UNet2DModel", report: PruneReport, config: Config, calibration: "Calibration"
-) -> PruneReport:
-    """The report with layers that are fitted, in place, if the config asks for it."""
-    if not config.reconstruct.examples:
-        return report
-    from compress.prune.channels.reconstruct import reconstruct
-
-    fit = config.reconstruct
-    errors = reconstruct(unet, report.unet, report.outputs, report.scales, calibration, fit.places, fit.ridge)
-    return replace(report, reconstructed=errors)
 
 
 def _planner(
@@ -314,10 +268,8 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         calibration = calibrate(pipeline, context.data.train, config.calibration, context.seed)
     report = _prune(unet, config, planner, calibration, context.seed)
     if config.reconstruct.examples:
-        fit = config.reconstruct
-        wanted = replace(config.calibration, examples=fit.examples, prompt_dropout=fit.prompt_dropout)
-        examples = calibrate(pipeline, context.data.train, wanted, context.seed)
-        report = _reconstructed(unet, report, config, examples)
+        examples = calibrate(pipeline, context.data.train, config.reconstruct.of(config.calibration), context.seed)
+        report = reconstructed(unet, report, config.reconstruct, examples)
     set_denoiser(pipeline, report.unet)
     left_out = ("unet", "skipped", "plan", "outputs", "scales")
     details = {key: value for key, value in vars(report).items() if key not in left_out}

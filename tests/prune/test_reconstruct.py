@@ -1,15 +1,18 @@
 """Layers of a pruned denoiser that are fitted by least squares to what they gave before."""
 
 import copy
-from types import SimpleNamespace
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from compress.errors import UserError
+from compress.prune import per_layer, width
+from compress.prune.channels.fit import ReconstructConfig
 from compress.prune.channels.reconstruct import _patches, reconstruct
-from compress.prune.width import Config, ReconstructConfig, prune_width
 from tests.prune.calibrated import calibration_of, small_unet
 
 
@@ -61,11 +64,13 @@ def test_patches_are_what_a_convolution_multiplies(stride: int) -> None:
     torch.testing.assert_close(found, rows[index])
 
 
-def test_a_pruned_unet_comes_nearer_to_its_teacher() -> None:
+@pytest.mark.parametrize(("method", "prune"), [(width, width.prune_width), (per_layer, per_layer.prune_per_layer)])
+def test_a_pruned_unet_comes_nearer_to_its_teacher(method: ModuleType, prune: Callable[..., Any]) -> None:
     unet = small_unet()
     seen, unseen = calibration_of(unet, 48, 12), calibration_of(unet, 8)
-    fitted = prune_width(unet, Config(reconstruct=ReconstructConfig(examples=48, places=4000)), calibration=seen)
-    pruned = prune_width(unet, Config())
+    fit = ReconstructConfig(examples=48, places=4000)
+    fitted = prune(unet, method.Config(reconstruct=fit), calibration=seen)
+    pruned = prune(unet, method.Config())
     part = slice(0, 8)
     with torch.no_grad():
         wanted = unseen.predict(unet, part)

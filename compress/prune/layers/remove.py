@@ -109,10 +109,11 @@ class PerLayerPruner:
     def _report(self, keep: dict[Axis, Tensor], given: Mapping[str, Tensor], ranked: bool) -> PerLayerReport:
         weights = dict(given)
         narrow(weights, keep)
+        scales: dict[str, float] = {}
         layers = {name: _shape(self.unet.get_submodule(name), weights[f"{name}.weight"]) for name, _ in keep}
         for name, module in self.unet.named_modules():
             if isinstance(module, Attention) and (f"{name}.to_q", "out") in keep:
-                layers |= self._heads(name, module, weights)
+                layers |= self._heads(name, module, weights, scales)
         own = {name: tensor.clone() if tensor is given[name] else tensor for name, tensor in weights.items()}
         pruned = shaped(self.unet, layers, own)
         touched = {name: self.unet.get_submodule(name) for name, _ in keep}
@@ -131,16 +132,21 @@ class PerLayerPruner:
             skipped={
                 group_name(width.groups[0], width.kind): UNFIT for width in self.in_scope if len(width.allowed) == 1
             },
+            outputs={name: mask.nonzero()[:, 0] for (name, side), mask in keep.items() if side == "out"},
+            scales=scales,
         )
 
-    def _heads(self, name: str, attention: Attention, weights: dict[str, Tensor]) -> dict[str, dict[str, int]]:
+    def _heads(
+        self, name: str, attention: Attention, weights: dict[str, Tensor], scales: dict[str, float]
+    ) -> dict[str, dict[str, int]]:
         """The new shape of an attention that lost channels; for narrowed heads, folds the scale into the query."""
         width, new = attention.inner_dim // attention.heads, weights[f"{name}.to_q.weight"].shape[0]
         if self.config.heads == "remove":
             return {name: {"heads": new // width}}
+        scales[f"{name}.to_q"] = math.sqrt(new / attention.inner_dim)
         for key in (f"{name}.to_q.weight", f"{name}.to_q.bias"):
             if key in weights:  # attention divides by the square root of a head's width
-                weights[key] = weights[key] * math.sqrt(new / attention.inner_dim)
+                weights[key] = weights[key] * scales[f"{name}.to_q"]
         return {}
 
     def _widths(self) -> list[NarrowedWidth]:

@@ -1,11 +1,13 @@
 """The result of per-layer width pruning."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from compress.stage import one_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compress.models.shapes import Shaped
 
 
@@ -44,6 +46,10 @@ class PerLayerReport:
         share_params: Share of the input model's parameters in these layers, in [0, 1].
         share_macs: Share of the input model's multiply-accumulates in these layers and the attention between them.
         skipped: Unchanged width in scope to the reason.
+        outputs: Layer to the indices of its kept outputs, where it lost some.
+        scales: Layer to a factor of its outputs against the input model's: queries of narrowed heads.
+        reconstructed: Layer to the relative error of its outputs before and after it was fitted; see
+            :mod:`compress.prune.channels.reconstruct`.
     """
 
     unet: "Shaped"
@@ -57,6 +63,9 @@ class PerLayerReport:
     share_params: float
     share_macs: float
     skipped: dict[str, str]
+    outputs: "dict[str, Tensor]"
+    scales: dict[str, float]
+    reconstructed: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return one_line(self, self.modules, **{name: f"{share:.2f}x" for name, share in self.left.items()})
