@@ -21,6 +21,7 @@ class Batch:
         timesteps: ``(b,)`` integers in [0, timesteps of the schedule).
         conditions: Of b prompts.
         scales: Of the guidance, ``(b,)``; None: without guidance.
+        more: Even values in [0, 1), ``(b,)``, and further noise, ``(k, b, ...)``; None: not asked for.
     """
 
     latents: Tensor
@@ -28,6 +29,7 @@ class Batch:
     timesteps: Tensor
     conditions: Conditions
     scales: Tensor | None = None
+    more: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Batches:
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
         seed: Of the run.
         guidance: Lowest and highest guidance scale, drawn evenly; None: without guidance.
+        more: How much further noise a batch has.
     """
 
     examples: Examples
@@ -52,6 +55,7 @@ class Batches:
     prompt_dropout: float
     seed: int
     guidance: tuple[float, float] | None = None
+    more: int = 0
 
     def __call__(self, step: int, part: slice) -> Batch:
         """Part of the batch of a step, counted from 0."""
@@ -66,7 +70,12 @@ class Batches:
         if self.guidance is not None:
             low, high = self.guidance
             scales = low + (high - low) * torch.rand(self.size, generator=generator(self.seed, "guidance", step))[part]
-        return Batch(self.examples.latents[index], noise[part], times[part], conditions, scales)
+        more = None
+        if self.more:
+            source = generator(self.seed, "more", step)
+            shares = torch.rand(self.size, generator=source)
+            more = shares[part], torch.randn(self.more, *noise.shape, generator=source)[:, part]
+        return Batch(self.examples.latents[index], noise[part], times[part], conditions, scales, more)
 
 
 def drawn(count: int, size: int, seed: int, step: int) -> Tensor:

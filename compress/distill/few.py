@@ -188,6 +188,7 @@ def train(
     make: "Callable[[Scene], nn.Module]",
     draws: int,
     title: str,
+    more: int = 0,
 ) -> StageReport:
     """Trains a pipeline's denoiser for few steps and makes the pipeline draw with them.
 
@@ -198,6 +199,7 @@ def train(
         make: The objective, a :class:`FewStepObjective`.
         draws: How many values ``Batch.timesteps`` has, from 0.
         title: Of the progress bar.
+        more: How much further noise a batch has.
 
     Raises:
         UserError: Student, teacher and data do not match, or the training diverged.
@@ -229,7 +231,7 @@ def train(
         device = accelerator.device
     processes.warn_if_alone()
     cast = autocast(config.mixed_precision, next(student.parameters()).dtype, device)
-    batches = Batches(examples, config.batch_size, draws, config.prompt_dropout, context.seed, config.guidance)
+    batches = Batches(examples, config.batch_size, draws, config.prompt_dropout, context.seed, config.guidance, more)
     grid = schedule.steps // config.solver_steps
     with arranged(student, teacher, device):
         ask = Teacher(teacher, {}, {}, cast, empty_prompt(context.teacher, examples.conditions))
