@@ -63,6 +63,8 @@ class Call:
 def draw(pipeline: "DiffusionPipeline", captions: Sequence[str], config: CallsConfig, seed: int) -> None:
     """Samples images, in one batch, for hooks to see what the denoiser is given at every step.
 
+    A pipeline that was trained for few steps, or with guidance in it, is sampled so.
+
     Args:
         pipeline: Its parts are on one device.
         captions: To choose from.
@@ -75,12 +77,15 @@ def draw(pipeline: "DiffusionPipeline", captions: Sequence[str], config: CallsCo
     import torch
 
     from compress.models.inputs import call, smaller
+    from compress.models.sampling import sampling_of
 
+    own = sampling_of(pipeline)
     seed = seed if config.seed is None else config.seed
     order = torch.randperm(len(captions), generator=torch.Generator().manual_seed(seed)).tolist()
     prompts = [captions[order[i % len(order)]] for i in range(config.examples)]
     height, width = smaller(pipeline, config.side)
-    call(pipeline, prompts, steps=config.steps, guidance=config.guidance, height=height, width=width, seed=seed)
+    guidance = None if config.guidance is None else own.argument(config.guidance)
+    call(pipeline, prompts, steps=own.steps or config.steps, guidance=guidance, height=height, width=width, seed=seed)
 
 
 def record_calls(pipeline: "DiffusionPipeline", captions: Sequence[str], config: CallsConfig, seed: int) -> list[Call]:
