@@ -270,8 +270,13 @@ def train(
 
 def _scheduler(own: Any, config: FewStepConfig) -> Any:
     """The ``LCMScheduler`` of a schedule, with the timesteps of the inference."""
+    import inspect
+
     from diffusers import LCMScheduler
 
-    made = LCMScheduler.from_config(own.config, original_inference_steps=config.solver_steps, clip_sample=False)
+    # Without what other schedulers alone know, of which diffusers warns at every load.
+    known = inspect.signature(LCMScheduler.__init__).parameters
+    kept = {name: value for name, value in own.config.items() if name in known}
+    made = LCMScheduler(**kept | {"original_inference_steps": config.solver_steps, "clip_sample": False})
     made.set_timesteps(config.inference_steps)
     return made

@@ -78,6 +78,7 @@ def test_checkpoint_draws_in_its_steps_by_itself(tmp_path):
     stock = DiffusionPipeline.from_pretrained(folder)
     assert type(stock) is LatentConsistencyModelPipeline
     assert type(stock.scheduler) is LCMScheduler
+    assert stock.scheduler.config.beta_schedule == "scaled_linear" and "variance_type" not in stock.scheduler.config
     assert rows_seen(stock) == [1, 1, 1, 1]
     own = Sampling("LCMScheduler", 4, (4.0, 4.0))
     loaded = compress.load(folder)
