@@ -285,10 +285,12 @@ def _pictures(teacher: Any, latents: "Callable[[Tensor], Tensor]", count: int, f
 
         def chunk(start: int) -> Chunk:
             rows = torch.arange(start, min(start + DECODED, count))
-            found = _rounded(decoded(teacher, latents(rows).to(teacher.device)))
+            found = decoded(teacher, latents(rows).to(teacher.device))
+            if not found.isfinite().all():
+                raise UserError("the teacher's VAE gives NaN or infinite pictures: use precision=fp32 or bf16")
             stop = start + len(rows)
             progress.update(task, completed=stop)
-            return Chunk({"pictures": found}, stop, {}, {})
+            return Chunk({"pictures": _rounded(found)}, stop, {}, {})
 
         file = None if folder is None else folder / "pictures.safetensors"
         return cached(count, chunk, file, "pictures")[0]["pictures"]
