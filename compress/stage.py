@@ -1,6 +1,6 @@
 """What a method declares, what its stage is given and what it gives back."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -104,6 +104,9 @@ class StageContext:
         folder: A folder of this stage alone that outlives a crash; training states go here.
         examples: Gives a folder for encoded examples of this teacher and data, which stages and runs share; None: there
             is none.
+        graphs: A folder for graphs that an engine compiles, shared by all stages and runs; None: none are kept.
+        show: Takes uint8 images ``(n, 3, h, w)`` that the stage drew along the way, their prompts and a step; None: the
+            stage keeps them in ``folder``.
         artifact: A folder for the files of a stage that leaves an artifact; they become the folder
             ``artifact`` of its checkpoint. None for other stages.
         history: The entries of the stages before, as ``compress.json`` holds them.
@@ -126,6 +129,8 @@ class StageContext:
     before: list[dict[str, Any]] = field(default_factory=list)
     artifact: Path | None = None
     examples: Callable[[], Path] | None = None
+    graphs: Path | None = None
+    show: "Callable[[torch.Tensor, Sequence[str], int], None] | None" = None
 
     @property
     def teacher(self) -> "DiffusionPipeline":

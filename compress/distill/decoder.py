@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.config.values import nearest
 from compress.data.samples import SamplesConfig
-from compress.distill.training import TrainingConfig, check_examples, check_value
+from compress.distill.training import TrainingConfig, check_examples, check_value, refuse_unused
 from compress.errors import UserError, bad_value
 from compress.stage import Stage, StageContext, StageReport
 
@@ -79,6 +79,7 @@ class Config(TrainingConfig):
             UserError: A value is out of its range.
         """
         super().__post_init__()
+        refuse_unused(self, "teacher_engine", "gradient_checkpointing", "compile", "validation")
         for key in ("width", "crop"):
             value = getattr(self, key)
             check_value(self, key, value is None or value >= 1, "an integer of at least 1, or null")
@@ -216,10 +217,11 @@ def distill_decoder(
             ["loss", *(f"{name}_loss" for name in config.losses)], accelerator,
             folder=folder, log=log, title="distilling the decoder",
         )  # fmt: skip
-        curves = trainer.train().curves
+        record = trainer.train()
+    curves = record.curves
     figures = _quality(small, latents, pictures, held, seed) | _seconds(small, teacher, latents(held[:1]))
     details = {
-        "steps": config.steps,
+        "steps": record.step,
         "examples": len(trained),
         "held_out": len(held),
         "final": {name: points[-1][1] for name, points in curves.items()},

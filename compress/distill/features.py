@@ -113,6 +113,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     from compress.distill.encoded import training_examples
     from compress.distill.guidance import empty_prompt, takes_scale
     from compress.distill.losses import load_losses
+    from compress.distill.validation import drawing
     from compress.models import denoiser
     from compress.models.sampling import Sampling, sampling_of, set_sampling
     from compress.models.schedule import schedule_of
@@ -142,6 +143,8 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         keep_zeros=bool(declares([*context.before, *context.history], "zeros")),
         folder=context.folder,
         log=context.log,
+        graphs=context.graphs,
+        validate=drawing(pipeline, config.validation, context.seed, context.show, context.folder),
     )
     if config.guidance is not None:
         unguided = not takes_scale(denoiser(pipeline))
@@ -206,6 +209,8 @@ def distill(
     keep_zeros: bool = False,
     folder: Path | None = None,
     log: Callable[[dict[str, float], int], None] | None = None,
+    graphs: Path | None = None,
+    validate: Callable[[int], None] | None = None,
 ) -> StageReport:
     """Trains ``student`` in place to follow ``teacher`` and leaves it with its averaged weights.
 
@@ -230,6 +235,8 @@ def distill(
         keep_zeros: Whether zero weights of Conv2d and Linear stay zero, as after sparse pruning.
         folder: For training states; None: no states.
         log: Called with metrics and the number of steps done.
+        graphs: Folder for OpenVINO's graphs of the teacher; None: every process makes its own.
+        validate: See :class:`compress.distill.trainer.Trainer`.
 
     Returns:
         Coverage, ``details`` (steps, number of examples, final losses, how each block was compared) and curves.
@@ -247,7 +254,7 @@ def distill(
     from compress.distill.guidance import add_scale_input, check_guidance, kept_zeros, takes_scale
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
-    from compress.distill.pair import arranged, check_pair
+    from compress.distill.pair import arranged, check_pair, compiled
     from compress.distill.trainer import Trainer, autocast
     from compress.models.schedule import schedule_of
     from compress.system import processes
@@ -276,7 +283,7 @@ def distill(
     if keep_zeros and config.lora.rank:
         raise bad_value("lora.rank", config.lora.rank, "0: merged adapters would fill the zeros of the student")
     with (
-        arranged(student, teacher, device),
+        arranged(student, teacher, device, config.gradient_checkpointing),
         adapted(student, config.lora, seed) as adapters,
         tapped(student, pairs) as ours,
         tapped(teacher, pairs.values()) as theirs,
@@ -285,6 +292,8 @@ def distill(
         ask = Teacher(teacher, theirs, pairs, cast, empty) if told or config.guidance is not None else None
         alignments = _align(student, ours, ask, batches, schedule, history, device, compared, losses)
         features, attention = alignments.get("features"), alignments.get("attention")
+        if ask is not None:
+            ask.run_in(config.teacher_engine, graphs)
         objective = Objective(
             student, ask, schedule, losses, features, ours, config.min_snr_gamma, cast, device, attention, decode
         )
@@ -295,13 +304,16 @@ def distill(
         names = ["loss", *(loss.curve for loss in losses)]
         trainer = Trainer(
             objective, batches, config, names, accelerator,
-            averaged=trained, mask=zeros.mask_gradients, folder=folder, log=log, title="distilling",
+            averaged=trained, mask=zeros.mask_gradients if zeros else None,
+            folder=folder, log=log, validate=validate, title="distilling",
         )  # fmt: skip
         zeros.check()
-        forecast(trainer)
-        curves = trainer.train().curves
+        with compiled([student] if ask is None else [student, ask.model], config.compile, device):
+            forecast(trainer)
+            record = trainer.train()
+    curves = record.curves
     details = {
-        "steps": config.steps,
+        "steps": record.step,
         "examples": len(examples.latents),
         "final": {name: points[-1][1] for name, points in curves.items()},
         "features": features.how if features else {},
@@ -310,6 +322,7 @@ def distill(
         "autocast": "no" if cast is nullcontext else "bf16",
         "prediction_type": schedule.prediction_type,
         "processes": accelerator.num_processes,
+        **({"ended": record.ended} if record.ended else {}),
         **({"guidance": list(config.guidance)} if config.guidance else {}),
         **({"zeros_kept": zeros.count()} if keep_zeros else {}),
         **({"lora_params": sum(parameter.numel() for parameter in trained)} if adapters else {}),

@@ -6,7 +6,7 @@ Such a student predicts clean latents in one step; before each further step its 
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compress.data.samples import SamplesConfig
@@ -210,8 +210,9 @@ def train(
     from compress.distill.encoded import training_examples
     from compress.distill.guidance import add_scale_input, check_guidance, empty_prompt, kept_zeros, takes_scale
     from compress.distill.objective import Teacher
-    from compress.distill.pair import arranged, check_pair
+    from compress.distill.pair import arranged, check_pair, compiled
     from compress.distill.trainer import Trainer, autocast
+    from compress.distill.validation import drawing
     from compress.models import denoiser
     from compress.models.sampling import Sampling, draw_with
     from compress.models.schedule import schedule_of
@@ -233,8 +234,12 @@ def train(
     cast = autocast(config.mixed_precision, next(student.parameters()).dtype, device)
     batches = Batches(examples, config.batch_size, draws, config.prompt_dropout, context.seed, config.guidance, more)
     grid = schedule.steps // config.solver_steps
-    with arranged(student, teacher, device):
+    own = Sampling(type(scheduler).__name__, config.inference_steps, config.guidance, not takes_scale(student))
+    draw_with(pipeline, scheduler, own)
+    images = replace(config.validation, scheduler="checkpoint", steps=config.inference_steps)
+    with arranged(student, teacher, device, config.gradient_checkpointing):
         ask = Teacher(teacher, {}, {}, cast, empty_prompt(context.teacher, examples.conditions))
+        ask.run_in(config.teacher_engine, context.graphs)
         times = scheduler.timesteps.tolist()
         objective: Any = make(Scene(student, ask, schedule, times, grid, context.seed, cast, device))
         keep = bool(declares([*context.before, *context.history], "zeros"))
@@ -247,11 +252,11 @@ def train(
         trainer = Trainer(
             objective, batches, config, objective.names, accelerator,
             averaged=list(student.parameters()), mask=follow, folder=context.folder, log=context.log, title=title,
+            validate=drawing(pipeline, images, context.seed, context.show, context.folder),
         )  # fmt: skip
         zeros.check()
-        record = trainer.train()
-    own = Sampling(type(scheduler).__name__, config.inference_steps, config.guidance, not takes_scale(student))
-    draw_with(pipeline, scheduler, own)
+        with compiled([student, teacher], config.compile, device):
+            record = trainer.train()
     details = {
         "steps": record.step,
         "examples": len(examples.latents),

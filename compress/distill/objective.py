@@ -1,20 +1,23 @@
 """The objective of a distillation: losses compare student and frozen teacher on the same batch."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from compress.distill.alignment import Alignment
+from compress.distill.alignment import Alignment, tapped
 from compress.distill.batches import Batch
 from compress.distill.guidance import scale_embedding, takes_scale
 from compress.distill.losses import Loss, Seen
+from compress.errors import bad_value
 from compress.models.conditions import Conditions, joined
 from compress.models.inputs import sample_name
 from compress.models.schedule import Schedule
+from compress.runtime import openvino
 
 
 class Teacher:
@@ -39,6 +42,26 @@ class Teacher:
         self.model, self._taps, self._pairs, self._empty = model, taps, pairs, empty
         self._dtype = next(model.parameters()).dtype
         self._autocast = autocast if self._dtype == torch.float32 else nullcontext
+        self._graph: openvino.OpenVINOModule | None = None
+
+    def run_in(self, engine: str, graphs: Path | None = None) -> None:
+        """Has an engine run the denoiser from now on.
+
+        Args:
+            engine: ``eager``; or ``openvino`` on a CPU, in bfloat16 where ``autocast`` is, else in float32.
+            graphs: Folder for OpenVINO's graphs; None: every process makes its own.
+
+        Raises:
+            UserError: The engine cannot run here.
+        """
+        if engine == "eager":
+            return
+        device = next(self.model.parameters()).device
+        if why := openvino.missing() if device.type == "cpu" else f"runs on CPUs, and the teacher is on {device}":
+            raise bad_value("teacher_engine", engine, f"eager: OpenVINO {why}")
+        precision = "f32" if self._autocast is nullcontext else "bf16"
+        model = _WithFeatures(self.model, self._pairs.values())
+        self._graph, self._dtype = openvino.OpenVINOModule(model, "teacher", precision, cache=graphs), torch.float32
 
     def __call__(self, noisy: Tensor, times: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float, dict[str, Tensor]]:
         """Predicts with the batch's guidance, in one pass over twice as many rows.
@@ -53,15 +76,40 @@ class Teacher:
             empty = self._empty.rows_of(torch.zeros(count, dtype=torch.long))
             batch = replace(batch, conditions=joined([empty, batch.conditions]))
             noisy, times = torch.cat([noisy, noisy]), times.repeat(2)
-        with torch.no_grad(), self._autocast():
-            output = predict(self.model, noisy.to(self._dtype), times, batch, self._dtype)
-        features = {mine: self._taps[other][-count:] for mine, other in self._pairs.items()}
+        noisy = noisy.to(self._dtype)
+        if self._graph is not None:
+            output, taps = self._graph(**inputs(self.model, noisy, times, batch, self._dtype))
+        else:
+            with torch.no_grad(), self._autocast():
+                output, taps = predict(self.model, noisy, times, batch, self._dtype), self._taps
+        features = {mine: taps[other][-count:] for mine, other in self._pairs.items()}
         if batch.scales is None:
             return output, 0.0, features
         without, prompted = output.float().chunk(2)
         scales = batch.scales.to(output.device).view(-1, *[1] * (output.ndim - 1))
         added = (scales - 1) * (prompted - without)
         return prompted + added, added, features
+
+
+class _WithFeatures(nn.Module):
+    """A denoiser that returns its prediction and its features, as a graph needs it.
+
+    Args:
+        model: The denoiser.
+        blocks: Whose outputs are features.
+    """
+
+    def __init__(self, model: nn.Module, blocks: Iterable[str]) -> None:
+        super().__init__()
+        self.model, self.blocks = model, sorted(blocks)
+        # What tells its graph from others with the same weights.
+        self.config = f"{type(model).__qualname__} {getattr(model, 'config', '')} {self.blocks}"
+
+    def forward(self, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The prediction and the features by name of block."""
+        with tapped(self.model, self.blocks) as taps:
+            output = self.model(**inputs)[0]
+        return output, dict(taps)
 
 
 class Objective(nn.Module):
@@ -133,11 +181,16 @@ class Objective(nn.Module):
 
 def predict(model: nn.Module, noisy: Tensor, times: Tensor, batch: Batch, dtype: torch.dtype) -> Tensor:
     """A denoiser's prediction for noisy latents, ``(b, ...)``; with guidance if it takes the scale as an input."""
+    return model(**inputs(model, noisy, times, batch, dtype))[0]
+
+
+def inputs(model: nn.Module, noisy: Tensor, times: Tensor, batch: Batch, dtype: torch.dtype) -> dict[str, Any]:
+    """Keyword arguments of that pass."""
     conditions = batch.conditions.inputs(slice(None), noisy.device, dtype)
     if batch.scales is not None and takes_scale(model):
         embedding = scale_embedding(batch.scales, model.config["time_cond_proj_dim"])  # type: ignore[index]
         conditions["timestep_cond"] = embedding.to(noisy.device, dtype)
-    return model(**{**conditions, sample_name(model): noisy, "timestep": times}, return_dict=False)[0]
+    return {**conditions, sample_name(model): noisy, "timestep": times, "return_dict": False}
 
 
 def _like(output: Tensor, target: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Checks that student and teacher match, and prepares them for training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -8,8 +8,9 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 
-from compress.errors import UserError
+from compress.errors import UserError, bad_value
 from compress.models.families import family_of
+from compress.runtime import inductor
 
 
 def check_pair(student: Any, teacher: Any) -> None:
@@ -32,13 +33,26 @@ def check_pair(student: Any, teacher: Any) -> None:
 
 
 @contextmanager
-def arranged(student: nn.Module, teacher: nn.Module, device: torch.device) -> Iterator[None]:
+def arranged(
+    student: nn.Module, teacher: nn.Module, device: torch.device, gradient_checkpointing: bool = False
+) -> Iterator[None]:
     """Sets the student to float32 and training mode, the teacher to evaluation mode, both channels last; undone after.
 
     Convolutions are faster channels last. The layout changes the last bits of an output, and a checkpoint is read back
     in the usual layout. On a CPU the student uses plain attention: the backward pass of torch's fused attention takes
     several times as long there.
+
+    Args:
+        student: To train.
+        teacher: Frozen.
+        device: Where both will be.
+        gradient_checkpointing: Whether the student's backward pass computes activations again.
+
+    Raises:
+        UserError: The student cannot do that.
     """
+    if gradient_checkpointing and not getattr(student, "_supports_gradient_checkpointing", False):
+        raise bad_value("gradient_checkpointing", True, f"false: a {type(student).__name__} cannot do it")
     processors = dict(student.attn_processors) if device.type == "cpu" and hasattr(student, "attn_processors") else {}
     if processors and all(isinstance(processor, AttnProcessor2_0) for processor in processors.values()):
         student.set_attn_processor(AttnProcessor())
@@ -46,9 +60,13 @@ def arranged(student: nn.Module, teacher: nn.Module, device: torch.device) -> It
     modes = student.training, teacher.training
     student.to(device, memory_format=torch.channels_last).float().train().requires_grad_(True)
     teacher.to(device, memory_format=torch.channels_last).eval()
+    if gradient_checkpointing:
+        student.enable_gradient_checkpointing()
     try:
         yield
     finally:
+        if gradient_checkpointing:
+            student.disable_gradient_checkpointing()
         for name, parameter in student.named_parameters():
             dtype, needs_gradient = before[name]
             parameter.grad = None
@@ -58,3 +76,22 @@ def arranged(student: nn.Module, teacher: nn.Module, device: torch.device) -> It
             student.set_attn_processor(processors)
         student.to(memory_format=torch.contiguous_format).train(modes[0])
         teacher.to(memory_format=torch.contiguous_format).train(modes[1])
+
+
+@contextmanager
+def compiled(models: Iterable[nn.Module], wanted: bool, device: torch.device) -> Iterator[None]:
+    """Has ``torch.compile`` run the models inside the block, if wanted.
+
+    Raises:
+        UserError: There is no compiler.
+    """
+    if wanted and (why := inductor.missing(device)):
+        raise bad_value("compile", True, f"false: torch.compile {why}")
+    models = list(models) if wanted else []
+    for model in models:
+        model.compile(dynamic=False)
+    try:
+        yield
+    finally:
+        for model in models:
+            model._compiled_call_impl = None

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from compress.distill.sharding import like, whole
 from compress.errors import UserError
 from compress.system.files import write_tensors
 
 _PATTERN = "state-*.safetensors"
+DAMAGED = (OSError, SafetensorError, ValueError, KeyError, TypeError)
+"""What :func:`read_state` raises where a state is missing or damaged."""
 
 
 @dataclass
@@ -29,23 +32,32 @@ class Record:
         curves: Name -> ``[[step, value], ...]``.
         window: The losses of each step since the last point of the curves.
         figures: Results of evaluations of the averaged weights, each with its ``step``.
+        seconds: Spent on the steps, by all processes that continued one another.
+        ended: Why the training ended before its last step; empty if it did not.
     """
 
     step: int = 0
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     window: list[list[float]] = field(default_factory=list)
     figures: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+    ended: str = ""
 
 
-def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], record: Record) -> None:
-    """Writes the state after ``record.step`` steps; keeps it and the previous one.
+def state_file(folder: Path, step: int) -> Path:
+    """The file of the state after a number of steps."""
+    return folder / f"state-{step:08d}.safetensors"
+
+
+def save_state(folder: Path, tensors: Mapping[str, torch.Tensor], record: Record, keep: int = 2) -> None:
+    """Writes the state after ``record.step`` steps; keeps the newest ``keep``.
 
     Raises:
         UserError: The folder cannot be written or the disk is full.
     """
     metadata = {"record": json.dumps(vars(record)), "crc32": str(_checksum(tensors))}
-    write_tensors(folder / f"state-{record.step:08d}.safetensors", tensors, metadata)
-    for old in sorted(folder.glob(_PATTERN))[:-2]:
+    write_tensors(state_file(folder, record.step), tensors, metadata)
+    for old in sorted(folder.glob(_PATTERN))[:-keep]:
         old.unlink()
 
 
@@ -53,16 +65,25 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], Record] | None:
     """Reads the newest intact state; warns about a damaged one."""
     for file in sorted(folder.glob(_PATTERN), reverse=True):
         try:
-            with safe_open(file, "pt") as opened:
-                metadata = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-            if metadata.get("crc32") != str(_checksum(tensors)):
-                raise ValueError("its checksum is wrong")
-            return tensors, Record(**json.loads(metadata["record"]))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            return read_state(file)
+        except DAMAGED as error:
             text = f"the training state {file} is damaged ({error}); continuing from an older one or from the start"
             warnings.warn(text, RuntimeWarning, stacklevel=2)
     return None
+
+
+def read_state(file: Path) -> tuple[dict[str, torch.Tensor], Record]:
+    """Reads a state.
+
+    Raises:
+        Exception: One of :data:`DAMAGED`.
+    """
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata() or {}
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+    if metadata.get("crc32") != str(_checksum(tensors)):
+        raise ValueError("its checksum is wrong")
+    return tensors, Record(**json.loads(metadata["record"]))
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
@@ -76,12 +97,12 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
 def pack(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: list[torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """All tensors of what trains: ``weight.``, ``exp_avg.``, ``exp_avg_sq.`` and ``step.<name>``, ``ema.<number>``."""
+    """All tensors of what trains: ``weight.<name>``, ``ema.<number>``, the optimizer's such as ``exp_avg.<name>``."""
     tensors = {f"ema.{i}": tensor for i, tensor in enumerate(average)}
     for name, parameter in _trained(model).items():
         tensors[f"weight.{name}"] = parameter
-        tensors |= {f"{key}.{name}": tensor for key, tensor in optimizer.state[parameter].items()}
-    return tensors
+        tensors |= {f"{key}.{name}": torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
+    return {name: whole(tensor) for name, tensor in tensors.items()}
 
 
 def unpack(
@@ -103,16 +124,26 @@ def unpack(
         raise UserError("the training state belongs to another student; use another folder for this training")
     with torch.no_grad():
         for i, tensor in enumerate(average):
-            tensor.copy_(tensors[f"ema.{i}"])
+            tensor.copy_(like(tensors[f"ema.{i}"], tensor))
+        states: dict[str, dict[str, torch.Tensor]] = {name: {} for name in parameters}
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind not in ("weight", "ema"):
+                states[name][kind] = tensor
         for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"weight.{name}"])
-            if f"step.{name}" not in tensors:  # an average
-                continue
-            # In the parameter's memory layout, as AdamW makes them: another order of sums changes the last bits.
-            moments: dict[str, Any] = {
-                key: torch.empty_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")
-            }
-            optimizer.state[parameter] = {"step": tensors[f"step.{name}"].clone(), **moments}
+            parameter.copy_(like(tensors[f"weight.{name}"], parameter))
+            if states[name]:  # else an average, which the optimizer does not train
+                optimizer.state[parameter] = {kind: _as_kept(value, parameter) for kind, value in states[name].items()}
+
+
+def _as_kept(value: torch.Tensor, parameter: torch.nn.Parameter) -> Any:
+    """A value of an optimizer's state as the optimizer made it."""
+    if not value.ndim:
+        return value.clone() if value.is_floating_point() else value.item()
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    # In the parameter's memory layout, as AdamW makes moments: another order of sums changes the last bits.
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(like(value, parameter))
 
 
 def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

@@ -1,8 +1,9 @@
 """A training loop: a source of batches, an objective, AdamW, averaged weights, exact resume, several processes."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,18 @@ from diffusers.training_utils import EMAModel
 from rich.progress import TextColumn
 from torch import nn
 
-from compress.distill.state import Record, held_interrupt, load_state, pack, save_state, unpack
+from compress.distill import sharding
+from compress.distill.state import (
+    DAMAGED,
+    Record,
+    held_interrupt,
+    load_state,
+    pack,
+    read_state,
+    save_state,
+    state_file,
+    unpack,
+)  # fmt: skip
 from compress.distill.training import TrainingConfig
 from compress.errors import UserError, bad_value
 from compress.system.progress import bar
@@ -36,6 +48,8 @@ class Trainer:
         log: Called with metrics and the number of steps done, in the first process.
         evaluate: Called at every save in the first process, with the averaged weights in place; its result is added to
             the record's figures.
+        validate: Called every ``validation.every`` steps and at the end with the number of steps done, in the first
+            process, with the averaged weights in place.
         title: Of the progress bar.
     """
 
@@ -52,59 +66,81 @@ class Trainer:
         folder: Path | None = None,
         log: Log | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
+        validate: Callable[[int], None] | None = None,
         title: str = "training",
     ) -> None:
         self.objective, self.batches, self.settings, self.names = objective, batches, settings, list(names)
         self.accelerator, self.folder, self.title, self.mask = accelerator, folder, title, mask
-        self.evaluate = evaluate
+        self.evaluate, self.validate = evaluate, validate
+        self.sharded = self._shard() if sharding.wanted() else None
         self.parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.averaged = self.parameters if averaged is None else list(averaged)
+        if self.sharded is not None and averaged is not None:
+            self.averaged = self.sharded.share_of(self.averaged)
         self.parts = _parts(settings, accelerator)
         self.log = log if log is not None and accelerator.is_main_process else _no_log
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-        )
+        self.optimizer = _optimizer(self.parameters, settings)
         self.ema: EMAModel | None = None
-        if accelerator.is_main_process:
+        if accelerator.is_main_process or self.sharded is not None:
             self.ema = EMAModel(self.averaged, settings.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
         self.record = self._resume()
 
     def train(self) -> Record:
-        """Trains to the last step and leaves the averaged weights in place.
+        """Trains to the last step, the end of the budget or a plateau, and leaves the averaged weights in place.
 
         Returns:
-            The steps done and the curves.
+            The steps done, the curves, and why the training ended early.
 
         Raises:
-            UserError: The training diverged, or the processes found different states.
+            UserError: The training diverged, another process ended, or the processes found different states.
             KeyboardInterrupt: After Ctrl-C, once the step is finished and its state saved.
         """
-        accelerator, record, steps = self.accelerator, self.record, self.settings.steps
+        accelerator, record, settings = self.accelerator, self.record, self.settings
+        record.ended = self._ended()
+        steps = record.step if record.ended else settings.steps
         places = accelerator.gather(torch.tensor([record.step], device=accelerator.device))
         if places.unique().numel() > 1:
             raise UserError(f"the processes found different training states in {self.folder}; share one folder")
-        self.model = accelerator.prepare_model(self.objective, device_placement=False)
+        self.model = self.objective
+        if self.sharded is None:
+            self.model = accelerator.prepare_model(self.objective, device_placement=False)
         for point in zip(*record.curves.values(), strict=True):
             # The tracker of this process lacks the beginning of the curves.
             self.log({name: p[1] for name, p in zip(record.curves, point, strict=True)}, int(point[0][0]))
         column = TextColumn("loss {task.fields[loss]}")
+        self._began = time.perf_counter() - record.seconds
         with held_interrupt() as pressed, bar(column, disable=not accelerator.is_main_process) as shown:
-            task = shown.add_task(self.title, total=steps, completed=record.step, loss="-")
+            task = shown.add_task(self.title, total=settings.steps, completed=self._shown(), loss="-")
             for step in range(record.step, steps):
-                figures, stop = self._step(step, pressed)
+                with self._noticing():
+                    figures, stop = self._step(step, pressed)
                 record.step = step + 1
                 record.window.append(figures)
-                if record.step % self.settings.log_every == 0 or record.step == steps:
-                    self.log(self._point(self.settings.rate(step)), record.step)
-                shown.update(task, completed=record.step, loss=f"{figures[0]:.4f}")
-                if record.step % self.settings.save_every == 0 or record.step == steps or stop:
+                last = record.step == steps or record.seconds >= settings.seconds
+                if record.step % settings.log_every == 0 or last:
+                    self.log(self._point(), record.step)
+                record.ended = self._ended()
+                last = last or bool(record.ended)
+                shown.update(task, completed=self._shown(), loss=f"{figures[0]:.4f}")
+                if (
+                    self.validate is not None
+                    and self.ema is not None
+                    and (record.step % settings.validation.every == 0 or last)
+                ):
+                    with self._averages():
+                        self.validate(record.step)
+                if record.step % settings.save_every == 0 or last or stop:
                     self._evaluate()
                     self._save()
+                if last:
+                    break
                 if stop:
                     raise KeyboardInterrupt(f"stopped after step {record.step} of {steps}")
         if self.ema is not None:
             self.ema.copy_to(self.averaged)
-        if accelerator.num_processes > 1:
+        if self.sharded is not None:
+            self.sharded.restore()
+        elif accelerator.num_processes > 1:
             broadcast([parameter.data for parameter in self.averaged])
         return record
 
@@ -114,40 +150,118 @@ class Trainer:
         total = torch.zeros(len(self.names), device=self.parameters[0].device)
         for number, part in enumerate(self.parts):
             batch = self.batches(step, part)
-            with nullcontext() if number + 1 == len(self.parts) else accelerator.no_sync(self.model):
+            with self._gradients(last=number + 1 == len(self.parts)):
                 values = self.model(batch)
                 accelerator.backward(values[0] / len(self.parts))
             total += values.detach() / len(self.parts)
         if self.mask is not None:
             self.mask()
-        norm = accelerator.clip_grad_norm_(self.parameters, settings.max_grad_norm)
-        # One message for all, with Ctrl-C included, so that all processes stop at the same step.
-        message = torch.stack([*total, torch.as_tensor(norm), total.new_tensor(float(pressed()))])
-        *figures, norm_value, stop = accelerator.reduce(message, "mean").tolist()
+        norm = sharding.whole(nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm))
+        # One message for all, with Ctrl-C and the clock included, so that all processes stop at the same step.
+        seconds = time.perf_counter() - self._began
+        message = torch.stack([*total, torch.as_tensor(norm), *total.new_tensor([seconds, float(pressed())])])
+        *figures, norm_value, seconds, stop = accelerator.reduce(message, "mean").tolist()
         if not all(map(math.isfinite, [*figures, norm_value])):
-            raise UserError(
-                f"the training diverged at step {step + 1}: loss {figures[0]}, gradient norm {norm_value}; "
-                f"lower learning_rate, which is {settings.learning_rate}"
-            )
+            raise self._diverged(step, figures[0], norm_value)
+        self.record.seconds = seconds
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate(step)
+            group["lr"] = settings.rate(step, seconds)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.step(self.averaged)
         return figures, bool(stop)
 
-    def _evaluate(self) -> None:
-        if self.evaluate is None or self.ema is None:
-            return
+    def _gradients(self, last: bool) -> AbstractContextManager[None]:
+        """The context of one part of a batch: gradients are averaged over the processes with the last."""
+        if self.sharded is not None:
+            self.sharded.average_gradients(last)
+            return nullcontext()
+        return nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    @contextmanager
+    def _noticing(self) -> Iterator[None]:
+        """Turns the error of a broken connection into a message, with this process's state kept.
+
+        Raises:
+            UserError: Another process ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+            if self.accelerator.num_processes == 1 or not lost:
+                raise
+            why = str(error).strip().splitlines()[0]
+            if self.sharded is None:
+                self._save()
+            raise UserError(
+                f"another process of the training ended ({why}); run the same command again to continue after step "
+                f"{self.record.step}, or after the last state that was saved"
+            ) from error
+
+    def _shard(self) -> sharding.Sharded:
+        """Shards the objective's parameters.
+
+        Raises:
+            UserError: Something needs them whole in one process.
+        """
+        for key, value in (("validation.prompts", self.validate), ("evaluate", self.evaluate)):
+            if value is not None:
+                raise UserError(f"{key}: images cannot be drawn while the student is sharded (FSDP); leave them out")
+        if self.mask is not None:
+            raise UserError(f"{self.title}: this needs whole gradients, so that FSDP is not possible; train without it")
+        return sharding.Sharded(self.objective)
+
+    def _diverged(self, step: int, loss: float, norm: float) -> UserError:
+        """Keeps the state before a step that gave no finite numbers; returns the error."""
+        text = (
+            f"the training diverged at step {step + 1}: loss {loss}, gradient norm {norm}; "
+            f"lower learning_rate, which is {self.settings.learning_rate}"
+        )
+        if self.folder is None or step == 0:
+            return UserError(text)
+        if self.record.step == step:
+            self._save()
+        return UserError(
+            f"{text}, and continue from the state before it with from_state={state_file(self.folder, step)}"
+        )
+
+    def _shown(self) -> int:
+        """Steps for the progress bar: those done, or the used share of the budget where that is larger."""
+        return max(self.record.step, int(self.settings.steps * min(1.0, self.record.seconds / self.settings.seconds)))
+
+    def _ended(self) -> str:
+        """Why the training ends before its last step; empty if it does not."""
+        if self.record.seconds >= self.settings.seconds:
+            return f"the budget of {self.settings.budget} is used up"
+        plateau = self.settings.plateau
+        points = plateau // self.settings.log_every
+        values = [value for _, value in self.record.curves.get(self.names[0], [])]
+        if not points or len(values) < 2 * points or self.record.step % self.settings.log_every:
+            return ""
+        before, now = sum(values[-2 * points : -points]), sum(values[-points:])
+        return "" if now < before else f"the mean loss of {plateau} steps is not below that of the {plateau} before"
+
+    @contextmanager
+    def _averages(self) -> Iterator[None]:
+        """The averaged weights in place; only in the first process, which has them."""
+        assert self.ema is not None
         self.ema.store(self.averaged)
         self.ema.copy_to(self.averaged)
         with torch.no_grad():
-            self.record.figures.append({"step": self.record.step, **self.evaluate()})
+            yield
         self.ema.restore(self.averaged)
+
+    def _evaluate(self) -> None:
+        if self.evaluate is not None and self.ema is not None:
+            with self._averages():
+                self.record.figures.append({"step": self.record.step, **self.evaluate()})
 
     def _resume(self) -> Record:
         found = load_state(self.folder) if self.folder is not None else None
+        if found is None and self.settings.from_state is not None:
+            found = self._other_state(Path(self.settings.from_state).expanduser())
         if found is None:
             return Record()
         tensors, record = found
@@ -160,19 +274,55 @@ class Trainer:
             self.ema.optimization_step = record.step
         return record
 
-    def _save(self) -> None:
-        if self.folder is not None and self.ema is not None:
-            save_state(self.folder, pack(self.objective, self.optimizer, self.ema.shadow_params), self.record)
+    def _other_state(self, file: Path) -> tuple[dict[str, torch.Tensor], Record]:
+        """The state of another training, which this one continues.
 
-    def _point(self, rate: float) -> dict[str, float]:
+        Raises:
+            UserError: It cannot be read.
+        """
+        try:
+            return read_state(file)
+        except DAMAGED as error:
+            raise bad_value("from_state", file, f"a whole training state, state-*.safetensors ({error})") from error
+
+    def _save(self) -> None:
+        if self.folder is None or self.ema is None:
+            return
+        tensors = pack(self.objective, self.optimizer, self.ema.shadow_params)
+        if self.accelerator.is_main_process:
+            save_state(self.folder, tensors, self.record, self.settings.keep_states)
+
+    def _point(self) -> dict[str, float]:
         """Adds the means of the window as a point of every curve and clears it."""
         record = self.record
         means = [sum(column) / len(column) for column in zip(*record.window, strict=True)]
         record.window.clear()
+        rate = self.optimizer.param_groups[0]["lr"]
         point = {**dict(zip(self.names, means, strict=True)), "learning_rate": rate}
         for name, value in point.items():
             record.curves.setdefault(name, []).append([record.step, value])
         return point
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer that a config names.
+
+    Raises:
+        UserError: It needs a package or a GPU that is not there.
+    """
+    options: dict[str, Any] = {"betas": settings.betas, "weight_decay": settings.weight_decay}
+    if settings.optimizer != "adamw_8bit":
+        fused = {"fused": True} if settings.optimizer == "adamw_fused" else {}
+        return torch.optim.AdamW(parameters, settings.learning_rate, **options, **fused)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            f'optimizer=adamw_8bit: needs the package bitsandbytes: pip install "compress[bitsandbytes]" ({error})'
+        ) from error
+    if parameters[0].device.type == "cpu":
+        raise UserError("optimizer=adamw_8bit: needs a GPU, and this training is on the CPU; take adamw_fused")
+    return AdamW8bit(parameters, settings.learning_rate, **options)
 
 
 def autocast(wanted: str, dtype: torch.dtype, device: torch.device) -> Callable[[], Any]:

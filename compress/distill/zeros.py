@@ -22,6 +22,10 @@ class Zeros:
         every = ((layer.weight, layer.weight.detach() != 0) for layer in layers)
         self._masks = [(weight, mask) for weight, mask in every if not mask.all()]
 
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return bool(self._masks)
+
     def mask_gradients(self) -> None:
         """Sets their gradients to zero."""
         for weight, mask in self._masks:

@@ -2,6 +2,7 @@
 
 import gc
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -425,11 +426,18 @@ def _compute(
             curves.setdefault(name, []).append([at, float(value)])
         run.log(metrics, at)
 
+    def show(images: torch.Tensor, prompts: Sequence[str], at: int) -> None:
+        from compress.distill.validation import write_row
+
+        write_row(config.out / "validation" / stage.name, images, prompts, at)
+        run.images("validation", images, prompts, at)
+
     set_seed(config.seed)
     context = StageContext(
         load_teacher=lambda: inputs.teacher, data=inputs.data, folder=inputs.store.work(step.key), history=history,
         seed=config.seed, device=inputs.device, dtype=inputs.dtype, log=log,
         before=output.stages_before(config.model), artifact=_artifact(inputs, step), examples=inputs.examples,
+        graphs=inputs.store.root / "graphs", show=show,
     )  # fmt: skip
     pipeline = inputs.student(step.parent)
     try:

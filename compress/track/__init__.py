@@ -96,6 +96,13 @@ class StageRun:
         if self._open and self._session is not None:
             self._session.log({name: float(value) for name, value in metrics.items()} | {"step": int(step)})
 
+    def images(self, name: str, images: Any, captions: Sequence[str], step: int) -> None:
+        """Adds images, as :func:`compress.report.images.pixels` takes them, under a name."""
+        if self._open and self._session is not None:
+            from compress.report.images import pixels
+
+            self._session.images(name, [(pixels(i), c) for i, c in zip(images, captions, strict=True)], step)
+
     def finish(
         self,
         summary: Mapping[str, Any] | None = None,

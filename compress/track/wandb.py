@@ -65,6 +65,17 @@ class Session:
         """Logs a point of each curve, with its ``step``, or other values."""
         self._safely(lambda: self._run.log(dict(point)))
 
+    def images(self, name: str, images: Sequence[tuple[Any, str]], step: int) -> None:
+        """Logs images (array, caption) under a name."""
+
+        def call() -> None:
+            import wandb
+
+            made = [wandb.Image(pixels, caption=caption) for pixels, caption in images]
+            self._run.log({name: made, "step": step})
+
+        self._safely(call)
+
     def report(self, columns: list[str], rows: list[list[Any]], images: Mapping[str, Path]) -> None:
         """Logs a table, and images from files."""
 
