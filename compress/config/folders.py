@@ -27,7 +27,7 @@ def known_methods(kind: str) -> list[str]:
 def groups() -> list[str]:
     """Config groups of the package and the user, without recipes."""
     found = {file.parent.name for folder in conf_folders() for file in folder.glob("*/*.yaml")}
-    return sorted(found - {"recipe", "hydra"})
+    return sorted(found - {"recipe", "hydra", "accelerate"})  # the last are files for accelerate launch
 
 
 def stage_groups() -> list[str]:

@@ -154,10 +154,10 @@ def _trained(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 @contextmanager
 def held_interrupt() -> Iterator[Callable[[], bool]]:
-    """Delays Ctrl-C to the end of a step; a second one acts at once.
+    """Delays Ctrl-C, and the signal by which a cluster ends a job, to the end of a step; a second one acts at once.
 
     Yields:
-        A function that returns whether Ctrl-C was pressed.
+        A function that returns whether there was one.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -169,8 +169,9 @@ def held_interrupt() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed.append(number)
 
-    before = signal.signal(signal.SIGINT, hold)
+    before = {number: signal.signal(number, hold) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: bool(pressed)
     finally:
-        signal.signal(signal.SIGINT, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -1,5 +1,6 @@
 """A training that was stopped, killed or split ends like one that was left alone."""
 
+import json
 import os
 import signal
 import subprocess
@@ -90,15 +91,16 @@ def test_damaged_examples_are_encoded_again(tmp_path, undisturbed):
     assert same(pipeline.unet.state_dict(), undisturbed[0])
 
 
-def test_interrupt_saves_the_state_first(tmp_path, undisturbed):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_the_state_first(tmp_path, undisturbed, number):
     def interrupt(metrics: dict[str, float], step: int) -> None:
         if step == 4:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         distilled(tmp_path, log=interrupt)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(number) is handler
     # The signal arrives while step 4 is being logged, so that step's end or the next one's is where it stops.
     assert max(tmp_path.glob("state-*")).name in ("state-00000004.safetensors", "state-00000005.safetensors")
     pipeline, report = distilled(tmp_path)
@@ -138,13 +140,52 @@ def test_parts_of_a_batch_give_the_same(tmp_path, undisturbed):
         torch.testing.assert_close(weight, undisturbed[0][name], atol=3e-5, rtol=1e-3)
 
 
-def test_two_processes_give_the_same(tmp_path, undisturbed):
+def two_processes(*command: str, options: tuple[str, ...] = ("--multi_gpu",)) -> subprocess.CompletedProcess:
+    """Runs the worker twice at once."""
     # Without --multi_gpu, `accelerate launch` starts a single process where there is no GPU.
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    done = launch([*launcher, *options, *WORKER, str(tmp_path / "work"), str(tmp_path / "weights")])
-    assert done.returncode == 0, done.stderr
-    first, second = (load_file(tmp_path / f"weights.{rank}.safetensors") for rank in (0, 1))
+    launcher = ["-m", "accelerate.commands.launch", *options, "--num_processes", "2", "--num_machines", "1"]
+    options = ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    return launch([*launcher, *options, *WORKER, *command])
+
+
+def check_same_training(folder: Path, undisturbed) -> None:
+    """Checks that two processes ended alike and as one does."""
+    first, second = (load_file(folder / f"weights.{rank}.safetensors") for rank in (0, 1))
     assert same(first, second)
+    assert first.keys() == undisturbed[0].keys()
     for name, weight in first.items():
         torch.testing.assert_close(weight, undisturbed[0][name], atol=3e-5, rtol=1e-3)
+    curves = json.loads((folder / "weights.0.json").read_text())
+    for name, curve in undisturbed[1].curves.items():
+        assert [value for _, value in curves[name]] == pytest.approx([value for _, value in curve], abs=1e-5)
+
+
+def test_two_processes_give_the_same(tmp_path, undisturbed):
+    done = two_processes(str(tmp_path / "work"), str(tmp_path / "weights"))
+    assert done.returncode == 0, done.stderr
+    check_same_training(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_give_the_same_and_continue(tmp_path, undisturbed):
+    config = ("--config_file", str(ROOT / "conf" / "accelerate" / "fsdp.yaml"))
+    work, out = str(tmp_path / "work"), str(tmp_path / "weights")
+    done = two_processes(work, out, options=config)
+    assert done.returncode == 0, done.stderr
+    check_same_training(tmp_path, undisturbed)
+    (tmp_path / "work" / "state-00000010.safetensors").unlink()
+    assert two_processes(work, out, options=config).returncode == 0  # continues from step 9
+    check_same_training(tmp_path, undisturbed)
+    (tmp_path / "work" / "state-00000010.safetensors").unlink()
+    pipeline, _ = distilled(tmp_path / "work")  # whole states: one process continues them
+    for name, weight in pipeline.unet.state_dict().items():
+        torch.testing.assert_close(weight, undisturbed[0][name], atol=3e-5, rtol=1e-3)
+
+
+@pytest.mark.slow
+def test_process_that_dies_ends_the_others_with_a_message(tmp_path):
+    done = two_processes(str(tmp_path / "work"), str(tmp_path / "weights"), "--kill-second-at", "7")
+    assert done.returncode not in (0, None)
+    assert "another process of the training ended" in done.stderr
+    assert "continue after step 7" in done.stderr
+    assert (tmp_path / "work" / "state-00000007.safetensors").exists()

@@ -1,9 +1,11 @@
 """A small distillation that tests run in this process, in one that gets killed, or in two at once.
 
-``python worker.py FOLDER OUT [--kill-at STEP] [--sparse]`` writes the student's weights to OUT.
+``python worker.py FOLDER OUT [--kill-at STEP] [--kill-second-at STEP] [--sparse]`` writes the student's weights and
+curves to OUT.
 """
 
 import argparse
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from compress.data import Data
+from compress.distill.batches import Batches
 from compress.distill.features import Config, run
 from compress.prune.sparse import prune_sparse
 from compress.stage import StageContext, StageReport
@@ -82,6 +85,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--kill-at", type=int, default=-1)
+    parser.add_argument("--kill-second-at", type=int, default=-1)
     parser.add_argument("--sparse", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -90,11 +94,20 @@ def main() -> None:
         if step == arguments.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    draw = Batches.__call__
+
+    def batches(self: Batches, step: int, part: slice) -> Any:
+        if step == arguments.kill_second_at and os.environ.get("RANK") == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return draw(self, step, part)
+
+    Batches.__call__ = batches  # type: ignore[method-assign]
     changes = {"sparse": True, "history": [{"kind": "prune", "method": "sparse"}]} if arguments.sparse else {}
-    student, _ = distilled(arguments.folder, log=log, **changes)
+    student, report = distilled(arguments.folder, log=log, **changes)
     assert PartialState().num_processes == int(os.environ.get("WORLD_SIZE", "1"))
     rank = os.environ.get("RANK", "0")
     save_file(student.unet.state_dict(), arguments.out.with_suffix(f".{rank}.safetensors"))
+    arguments.out.with_suffix(f".{rank}.json").write_text(json.dumps(report.curves))
 
 
 if __name__ == "__main__":

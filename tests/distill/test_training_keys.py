@@ -1,0 +1,72 @@
+"""Keys of the training that change how it computes: its losses stay."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from compress.distill.training import Validation
+from compress.errors import UserError
+from tests.distill.worker import CONFIG, distilled
+from tests.tiny import tiny_pipeline
+
+SHORT = replace(CONFIG, steps=4, save_every=4)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Losses of a short training."""
+    return curves(tmp_path_factory.mktemp("plain"))
+
+
+def curves(folder, **values):
+    """Losses at each point of every curve."""
+    _, report = distilled(folder, replace(SHORT, **values))
+    return {name: [value for _, value in curve] for name, curve in report.curves.items()}
+
+
+def test_teacher_in_openvino_gives_the_same_losses(tmp_path, plain):
+    found = curves(tmp_path, teacher_engine="openvino")
+    for name, values in plain.items():
+        assert found[name] == pytest.approx(values, abs=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_losses(tmp_path, plain):
+    assert curves(tmp_path, gradient_checkpointing=True)["loss"] == pytest.approx(plain["loss"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_student_gives_the_same_losses(tmp_path, plain):
+    found = curves(tmp_path, compile=True)
+    for name, values in plain.items():
+        assert found[name] == pytest.approx(values, abs=1e-5)
+
+
+def test_missing_compiler_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"compile=True: expected false: torch.compile needs a C\+\+ compiler"):
+        curves(tmp_path, compile=True)
+
+
+def test_validation_images_follow_the_training_and_change_nothing(tmp_path, plain):
+    drawn = []
+    validation = Validation(prompts=["cat", "dog"], every=2, steps=2)
+    pipeline, report = distilled(
+        tmp_path, replace(SHORT, validation=validation), show=lambda *image: drawn.append(image)
+    )
+    assert [value for _, value in report.curves["loss"]] == plain["loss"]
+    assert [(tuple(images.shape), prompts, step) for images, prompts, step in drawn] == [
+        ((2, 3, 16, 16), ["cat", "dog"], 2),
+        ((2, 3, 16, 16), ["cat", "dog"], 4),
+    ]
+    assert not torch.equal(drawn[0][0], drawn[1][0])
+    assert pipeline.unet.training == tiny_pipeline().unet.training
+
+
+def test_validation_images_go_to_the_folder_where_nothing_shows_them(tmp_path):
+    validation = Validation(prompts=["cat", "dog"], every=4, steps=1)
+    distilled(tmp_path, replace(SHORT, validation=validation))
+    with Image.open(tmp_path / "validation" / "step-000004.png") as image:
+        assert image.size == (32, 16)
+        assert image.info["prompts"] == "cat\ndog"
