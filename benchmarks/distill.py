@@ -4,8 +4,9 @@ The student is the model with a quarter of its channels pruned. The public loop 
 diffusers: images are decoded and augmented, encoded by the VAE and the text encoder in every step; student and teacher
 run eagerly in the default memory layout, with torch's fused attention; AdamW and EMA as they come. All rows train the
 same student with the same batch size and losses in turns in one process; each turn starts from the student's first
-weights, so the losses of rows can be compared. Seconds are medians over steps, without the first of each turn. The peak
-memory is that of a process of its own.
+weights, so the losses of rows can be compared. Seconds are medians over steps, without the first of each turn; with
+``--cpu-time`` those of the processor, for a machine that is busy otherwise (with one thread). The peak memory is that of
+a process of its own.
 """
 
 import argparse
@@ -57,20 +58,26 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 class Clock:
-    """Seconds of every part of every step."""
+    """Seconds of every part of every step.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.steps = device, []
+    Args:
+        device: Where they compute.
+        now: Reads a clock.
+    """
+
+    def __init__(self, device: torch.device, now: Callable[[], float]) -> None:
+        self.device, self.now = device, now
+        self.steps: list[dict[str, float]] = []
         self._now: dict[str, float] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Adds the block's time to a part of the step."""
         synchronize(self.device)
-        began = time.perf_counter()
+        began = self.now()
         yield
         synchronize(self.device)
-        self._now[name] = self._now.get(name, 0.0) + time.perf_counter() - began
+        self._now[name] = self._now.get(name, 0.0) + self.now() - began
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, whose time is added to a part."""
@@ -93,8 +100,8 @@ class Clock:
 class Setting:
     """What all rows train with."""
 
-    def __init__(self, model: str, device: torch.device, batch: int) -> None:
-        self.device, self.batch = device, batch
+    def __init__(self, model: str, device: torch.device, batch: int, now: Callable[[], float]) -> None:
+        self.device, self.batch, self.now = device, batch, now
         self.teacher = compress.load(model).to(device)
         self.student, report = compress.prune(self.teacher, "magnitude", ratio=0.25)
         self.history = [{"kind": "prune", "details": report.details}]
@@ -110,7 +117,7 @@ def ours(
     setting: Setting, values: dict[str, Any], steps: int, folder: Path
 ) -> tuple[list[dict[str, float]], list[float]]:
     """Steps of this trainer; their times and losses."""
-    clock, losses = Clock(setting.device), []
+    clock, losses = Clock(setting.device, setting.now), []
 
     def train(trainer: trainer_module.Trainer) -> Record:
         trainer.model, trainer._began = trainer.objective, time.perf_counter()
@@ -122,9 +129,9 @@ def ours(
         accelerator.clip_grad_norm_ = clock.timed("optimizer", accelerator.clip_grad_norm_)
         optimizer.step, ema.step = (clock.timed("optimizer", made.step) for made in (optimizer, ema))
         for step in range(steps):
-            began = time.perf_counter()
+            began = clock.now()
             figures, _ = trainer._step(step, lambda: False)
-            clock.end(time.perf_counter() - began)
+            clock.end(clock.now() - began)
             losses.append(figures[0])
             trainer.record.window.append(figures)
         trainer._point()
@@ -167,10 +174,10 @@ def public(setting: Setting, steps: int) -> tuple[list[dict[str, float]], list[f
     loader = iter(
         torch.utils.data.DataLoader(setting.data, setting.batch, shuffle=True, collate_fn=collate, drop_last=True)
     )  # type: ignore[arg-type]
-    clock, losses = Clock(device), []
+    clock, losses = Clock(device, setting.now), []
     with tapped(student, kept) as mine, tapped(teacher, kept) as theirs:
         for _ in range(steps):
-            began = time.perf_counter()
+            began = clock.now()
             with clock.part("data"):
                 pixels, ids = (tensor.to(device) for tensor in next(loader))
             with clock.part("encode"), torch.no_grad():
@@ -196,7 +203,7 @@ def public(setting: Setting, steps: int) -> tuple[list[dict[str, float]], list[f
                 optimizer.zero_grad()
                 average.step(student.parameters())
             losses.append(loss.item())
-            clock.end(time.perf_counter() - began)
+            clock.end(clock.now() - began)
     return clock.steps, losses
 
 
@@ -237,10 +244,15 @@ def main() -> None:
     parser.add_argument("--only", action="append", help="a row; may be given several times")
     parser.add_argument("--folder", type=Path, default=cache_folder().parent / "benchmark", help="for encoded examples")
     parser.add_argument("--peak", action="store_true", help="print the peak memory alone")
+    parser.add_argument("--cpu-time", action="store_true", help="measure the processor's time")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     asked = parser.parse_args()
     keep_freed_memory()
     device = torch.device(asked.device)
-    setting, rows = Setting(asked.model, device, asked.batch), asked.only or list(ROWS)
+    setting, rows = (
+        Setting(asked.model, device, asked.batch, time.process_time if asked.cpu_time else time.perf_counter),
+        asked.only or list(ROWS),
+    )
     if asked.peak:
         run(rows[0], setting, asked.steps, asked.folder)
         cuda = device.type == "cuda"
@@ -270,7 +282,10 @@ def main() -> None:
         ]
         cells += [f"{1e3 * seconds[part]:.0f}" if seconds[part] else "–" for part in PARTS]
         print(
-            f"| {row} | " + " | ".join([*cells, f"{peak(row, asked):.0f}", f"{losses[row][-1]:.5f}"]) + " |", flush=True
+            f"| {row} | "
+            + " | ".join([*cells, "–" if asked.no_memory else f"{peak(row, asked):.0f}", f"{losses[row][-1]:.5f}"])
+            + " |",
+            flush=True,
         )
 
 
