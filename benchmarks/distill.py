@@ -5,7 +5,7 @@ diffusers: images are decoded and augmented, encoded by the VAE and the text enc
 run eagerly in the default memory layout, with torch's fused attention; AdamW and EMA as they come. All rows train the
 same student with the same batch size and losses in turns in one process; each turn starts from the student's first
 weights, so the losses of rows can be compared. Seconds are medians over steps, without the first of each turn; with
-``--cpu-time`` those of the processor, for a machine that is busy otherwise (with one thread). The peak memory is that of
+``--cpu-time`` those of the processor, for a machine that is busy otherwise (one thread). The peak memory is that of
 a process of its own.
 """
 
