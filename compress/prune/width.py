@@ -61,8 +61,9 @@ class Config:
 
     Attributes:
         ratio: Share of the channels to remove, in (0, 1); or a list of one share in [0, 1) per resolution level, the
-            level of the highest resolution first, not all of them 0. Ignored if ``target`` is set.
-        target: Remaining share of the cost; ratios are chosen by each level's measured sensitivity.
+            level of the highest resolution first, not all of them 0. None: what the target needs, without one 0.25.
+        target: Remaining share of the cost; ratios are chosen by each level's measured sensitivity. Ignored if
+            ``ratio`` is set.
         importance: Selects the channels to remove: a name, or a mapping of ``name`` and its keys, see
             :mod:`compress.prune.importance`. Stored as the ``Config`` of its family.
         heads: What attention loses. ``"narrow"``: channels of every head; the change of the attention scale is folded
@@ -75,7 +76,7 @@ class Config:
         reconstruct: Whether and how the remaining layers are fitted to what they gave before.
     """
 
-    ratio: Any = 0.25
+    ratio: Any = None
     target: Target = Target()
     importance: Any = "l2"
     heads: str = "auto"
@@ -90,11 +91,11 @@ class Config:
         Raises:
             UserError: Naming the key, its value and what would be right.
         """
-        if isinstance(self.ratio, (list, tuple)):
-            ok = all(_is_number(r) and 0 <= r < 1 for r in self.ratio) and any(self.ratio)
+        if isinstance(self.asked, (list, tuple)):
+            ok = all(_is_number(r) and 0 <= r < 1 for r in self.asked) and any(self.asked)
             expected = "numbers in [0, 1), one per level, not all 0"
         else:
-            ok = _is_number(self.ratio) and 0 < self.ratio < 1
+            ok = _is_number(self.asked) and 0 < self.asked < 1
             expected = "a number in (0, 1), or a list of one per level"
         if not ok:
             raise bad_value("ratio", self.ratio, expected)
@@ -103,6 +104,16 @@ class Config:
         if self.multiple is not None and self.multiple < 1:
             raise bad_value("multiple", self.multiple, "a whole number of at least 1, or null")
         object.__setattr__(self, "importance", parse(self.importance))
+
+    @property
+    def asked(self) -> Any:
+        """The ratio to prune by where nothing is planned."""
+        return 0.25 if self.ratio is None else self.ratio
+
+    @property
+    def planned(self) -> bool:
+        """Whether a target decides."""
+        return self.ratio is None and self.target.goal is not None
 
 
 def _is_number(value: object) -> bool:
@@ -143,14 +154,14 @@ def prune_width(
 
 def needs_examples(config: Config) -> bool:
     """Whether pruning with this config requires calibration examples."""
-    return bool(needs_calibration(config.importance) or config.target.goal or config.reconstruct.examples)
+    return bool(needs_calibration(config.importance) or config.planned or config.reconstruct.examples)
 
 
 def _planner(
     unet: "UNet2DConditionModel | UNet2DModel", config: Config, inputs: "Inputs | None" = None
 ) -> "Planner | None":
     """The planner of a target; None without a target. Raises UserError if no widths meet it."""
-    if config.target.goal is None:
+    if not config.planned:
         return None
     from compress.prune.sensitivity.plan import Planner
 
@@ -161,7 +172,7 @@ def shape_options(unet: "UNet2DConditionModel | UNet2DModel", config: Config) ->
     """``heads`` and ``multiple`` for a UNet: those of the config, or what kernels like for a target of latency."""
     from compress.prune.channels.widths import check_blocks, fast_shape
 
-    if config.target.latency is None:
+    if not config.planned or config.target.latency is None:
         return config.heads, config.multiple
     check_blocks(unet.config)
     return fast_shape(unet.config, config.heads, config.multiple)
@@ -177,7 +188,7 @@ def make_planner(pipeline: "DiffusionPipeline", config: Config) -> "Planner | No
     from compress.prune.stopwatch import own_inputs
 
     inputs = None
-    if config.target.goal:
+    if config.planned:
         inputs = captured_inputs(pipeline) if config.target.latency is None else own_inputs(pipeline)
     return _planner(pipeline.unet, config, inputs)
 
@@ -191,7 +202,7 @@ def _prune(
 ) -> PruneReport:
     prune = pruner(unet, config, make_scorer(config.importance, calibration, seed))
     if planner is None:
-        return prune(config.ratio)
+        return prune(config.asked)
     from compress.prune.sensitivity.error import UnchangedPrediction
 
     assert calibration is not None
@@ -226,12 +237,12 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
 
     unet: Any = _checked_class(denoiser)
     widths.check_blocks(unet.config)
-    if config.target.latency is not None:
+    if config.planned and config.target.latency is not None:
         _check_latency(unet, config)
         return None
     if _planner(unet, config) is not None:
         return None
-    asked = widths.level_ratios(config.ratio, list(unet.config.block_out_channels))
+    asked = widths.level_ratios(config.asked, list(unet.config.block_out_channels))
     changes = widths.choose_shape(unet.config, asked, config.heads, config.multiple).changes
     time_embedding_dim = unet.time_embedding.linear_1.out_features
     left = meta_model(type(unet), {**unet.config, **changes, "time_embedding_dim": time_embedding_dim})

@@ -275,7 +275,7 @@ def test_config_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(width.__file__).parents[2])
 
 
-@pytest.mark.parametrize("ratio", [0, 1, 1.2, -0.1, "abc", None, True, float("nan"), [], [0, 0], [0.5, 1], ["a"]])
+@pytest.mark.parametrize("ratio", [0, 1, 1.2, -0.1, "abc", True, float("nan"), [], [0, 0], [0.5, 1], ["a"]])
 def test_bad_ratios(ratio: object) -> None:
     with pytest.raises(UserError, match=r"^ratio=.*: expected .*\(0, 1\)|^ratio=\[.*: expected .*\[0, 1\)"):
         Config(ratio=ratio)

@@ -104,8 +104,14 @@ def test_what_diffusers_does_not_know_is_left_to_loading(folders: dict[str, Path
 
 
 LATE = [
-    (["~stages.distill", "stages.quantize.skip=[zzz]"], "stages.quantize.skip=zzz: expected a pattern"),
-    (["~stages.distill", "stages.prune.target.params=0.51", "stages.quantize.skip=[zzz]"], "stages.quantize.skip=zzz"),
+    (
+        ["~stages.distill", "prune=magnitude", "stages.quantize.skip=[zzz]"],
+        "stages.quantize.skip=zzz: expected a pattern",
+    ),
+    (
+        ["~stages.distill", "prune=magnitude", "stages.prune.target.params=0.51", "stages.quantize.skip=[zzz]"],
+        "stages.quantize.skip=zzz",
+    ),
     (["prune=per_layer", "stages.quantize.skip=['*']"], "stages.quantize.skip=.*leave a Conv2d or Linear"),
     (["prune=sparse_2_4", "stages.prune.skip=[zzz]"], "stages.prune.skip=zzz"),
     (["evaluate.height=65"], "evaluate.height=65: expected a multiple of 8, as StableDiffusionPipeline .* such as 64"),

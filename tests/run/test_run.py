@@ -175,7 +175,7 @@ def test_images_are_sampled_again_only_where_they_are_deleted_or_would_be_others
 
 def test_a_prefix_is_shared_and_names_do_not_matter(run: Run, store: Path) -> None:
     result = run(
-        "~stages.prune", "~stages.quantize", "+prune@stages.narrow=magnitude", "stages.narrow.ratio=0.5", store=store
+        "~stages.prune", "~stages.quantize", "+prune@stages.narrow=fitted", "stages.narrow.ratio=0.5", store=store
     )
     assert [(stage["name"], stage["cached"]) for stage in result["stages"]] == [("narrow", True)]
 

@@ -75,7 +75,7 @@ def measure(config: "RunConfig", stage: "StageConfig") -> dict[str, Any]:
     from compress.system import processes
 
     wanted = stage.config
-    if wanted.target.goal is None:
+    if not wanted.planned:
         raise bad_value(f"stages.{stage.name}.target", "null", "a share of params, macs, bytes or latency to plan for")
     dtype = getattr(torch, PRECISIONS[config.precision])
     pipeline = compress.models.load_teacher(config.model, processes.join(config.device), dtype)
