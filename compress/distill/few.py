@@ -208,6 +208,7 @@ def train(
 
     from compress.distill.batches import Batches
     from compress.distill.encoded import training_examples
+    from compress.distill.forecast import forecast
     from compress.distill.guidance import add_scale_input, check_guidance, empty_prompt, kept_zeros, takes_scale
     from compress.distill.objective import Teacher
     from compress.distill.pair import arranged, check_pair, compiled
@@ -255,6 +256,7 @@ def train(
             validate=drawing(pipeline, images, context.seed, context.show, context.folder),
         )  # fmt: skip
         zeros.check()
+        forecast(trainer)
         with compiled([student, teacher], config.compile, device):
             record = trainer.train()
     details = {

@@ -1,12 +1,15 @@
 """Distribution matching: its gradient, what trains, where nothing is to learn, resume."""
 
+from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import compress
-from compress.distill import dmd
+from compress.distill import dmd, lcm
 from compress.distill.batches import Batches
 from compress.distill.matching import Matching, matching_loss
 from compress.errors import UserError
@@ -88,3 +91,12 @@ def test_stopped_training_continues_to_the_same_bits(tmp_path):
 def test_a_range_of_scales_is_refused():
     with pytest.raises(UserError, match="guidance=.*expected one scale alone"):
         dmd.Config(guidance=(2.0, 8.0))
+
+
+@pytest.mark.parametrize("module", [dmd, lcm])
+def test_yaml_holds_the_defaults(module):
+    name = module.__name__.rpartition(".")[2]
+    keys = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf" / "distill" / f"{name}.yaml"))
+    assert (keys.pop("kind"), keys.pop("method")) == ("distill", name)
+    config = asdict(module.Config())
+    assert keys == config | {key: list(value) for key, value in config.items() if isinstance(value, tuple)}
