@@ -99,4 +99,5 @@ def test_yaml_holds_the_defaults(module):
     keys = OmegaConf.to_container(OmegaConf.load(Path(__file__).parents[2] / "conf" / "distill" / f"{name}.yaml"))
     assert (keys.pop("kind"), keys.pop("method")) == ("distill", name)
     config = asdict(module.Config())
+    assert keys.pop("validation").items() <= config.pop("validation").items()  # sampled as the student is
     assert keys == config | {key: list(value) for key, value in config.items() if isinstance(value, tuple)}
