@@ -60,7 +60,8 @@ class Config(TrainingConfig):
     """
 
     steps: int = 2000
-    learning_rate: float = 2e-3
+    batch_size: int = 16
+    learning_rate: float = 4e-3
     save_every: int = 200
     log_every: int = 50
     ema_decay: float = 0.995
