@@ -26,6 +26,7 @@ class Sharded:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # channels last cannot be split
         device = next(module.parameters()).device.type
         mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
         self.module, self._whole = module, dict(module.named_parameters())
