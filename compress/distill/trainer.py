@@ -82,7 +82,9 @@ class Trainer:
         self.optimizer = _optimizer(self.parameters, settings)
         self.ema: EMAModel | None = None
         if accelerator.is_main_process or self.sharded is not None:
-            self.ema = EMAModel(self.averaged, settings.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=True)
+            self.ema = EMAModel(
+                self.averaged, settings.ema_decay, use_ema_warmup=True, power=3 / 4, foreach=self.sharded is None
+            )
         self.record = self._resume()
 
     def train(self) -> Record:
