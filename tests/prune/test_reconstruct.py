@@ -13,6 +13,8 @@ from compress.errors import UserError
 from compress.prune import per_layer, width
 from compress.prune.channels.fit import ReconstructConfig
 from compress.prune.channels.reconstruct import _patches, reconstruct
+from compress.prune.sparse import Config as SparseConfig
+from compress.prune.sparse import prune_sparse
 from tests.prune.calibrated import calibration_of, small_unet
 
 
@@ -89,3 +91,19 @@ def test_a_pruned_unet_comes_nearer_to_its_teacher(method: ModuleType, prune: Ca
 def test_ranges_are_checked(key: str, value: float) -> None:
     with pytest.raises(UserError, match=key):
         ReconstructConfig(**{key: value})
+
+
+def test_zeros_of_sparse_pruning_stay() -> None:
+    unet = small_unet()
+    prune_sparse(unet, SparseConfig(sparsity=0.3))
+    before = [int((p == 0).sum()) for p in unet.parameters()]
+    fit = ReconstructConfig(examples=48, places=4000)
+    fitted, pruned = (
+        width.prune_width(unet, width.Config(reconstruct=how), calibration=calibration_of(unet, 48, 12))
+        for how in (fit, ReconstructConfig())
+    )
+    weights = {name: p for name, p in pruned.unet.named_parameters() if name.endswith("weight") and p.ndim > 1}
+    assert sum(before) > 0 and fitted.reconstructed
+    for name, weight in fitted.unet.named_parameters():
+        if name in weights and not name.startswith("time_embedding"):
+            assert not weight[weights[name] == 0].any(), name

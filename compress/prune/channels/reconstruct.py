@@ -180,6 +180,7 @@ def _fit(module: Any, inputs: Tensor, wanted: Tensor, ridge: float) -> tuple[flo
     products.diagonal().add_(ridge * products.diagonal().mean())
     factor, failed = torch.linalg.cholesky_ex(products)
     change = torch.cholesky_solve(given[:seen].T @ left[:seen], factor).T
+    change[:, : module.weight[0].numel()] *= module.weight.flatten(1) != 0  # zeros of sparse pruning stay
     size = wanted.var(0, correction=0).mean().clamp(min=1e-12)
     before = float(left[seen:].square().mean() / size)
     after = float((left[seen:] - given[seen:] @ change.T).square().mean() / size)
