@@ -254,7 +254,7 @@ def distill(
     from compress.distill.guidance import add_scale_input, check_guidance, kept_zeros, takes_scale
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
-    from compress.distill.pair import arranged, check_pair, compiled
+    from compress.distill.pair import arranged, check_pair
     from compress.distill.trainer import Trainer, autocast
     from compress.models.schedule import schedule_of
     from compress.system import processes
@@ -308,9 +308,8 @@ def distill(
             folder=folder, log=log, validate=validate, title="distilling",
         )  # fmt: skip
         zeros.check()
-        with compiled([student] if ask is None else [student, ask.model], config.compile, device):
-            forecast(trainer)
-            record = trainer.train()
+        forecast(trainer)
+        record = trainer.train()
     curves = record.curves
     details = {
         "steps": record.step,

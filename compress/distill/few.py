@@ -211,7 +211,7 @@ def train(
     from compress.distill.forecast import forecast
     from compress.distill.guidance import add_scale_input, check_guidance, empty_prompt, kept_zeros, takes_scale
     from compress.distill.objective import Teacher
-    from compress.distill.pair import arranged, check_pair, compiled
+    from compress.distill.pair import arranged, check_pair
     from compress.distill.trainer import Trainer, autocast
     from compress.distill.validation import drawing
     from compress.models import denoiser
@@ -257,8 +257,7 @@ def train(
         )  # fmt: skip
         zeros.check()
         forecast(trainer)
-        with compiled([student, teacher], config.compile, device):
-            record = trainer.train()
+        record = trainer.train()
     details = {
         "steps": record.step,
         "examples": len(examples.latents),

@@ -1,6 +1,6 @@
 """Checks that student and teacher match, and prepares them for training."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,6 @@ from torch import nn
 
 from compress.errors import UserError, bad_value
 from compress.models.families import family_of
-from compress.runtime import inductor
 
 
 def check_pair(student: Any, teacher: Any) -> None:
@@ -76,22 +75,3 @@ def arranged(
             student.set_attn_processor(processors)
         student.to(memory_format=torch.contiguous_format).train(modes[0])
         teacher.to(memory_format=torch.contiguous_format).train(modes[1])
-
-
-@contextmanager
-def compiled(models: Iterable[nn.Module], wanted: bool, device: torch.device) -> Iterator[None]:
-    """Has ``torch.compile`` run the models inside the block, if wanted.
-
-    Raises:
-        UserError: There is no compiler.
-    """
-    if wanted and (why := inductor.missing(device)):
-        raise bad_value("compile", True, f"false: torch.compile {why}")
-    models = list(models) if wanted else []
-    for model in models:
-        model.compile(dynamic=False)
-    try:
-        yield
-    finally:
-        for model in models:
-            model._compiled_call_impl = None

@@ -86,7 +86,6 @@ class TrainingConfig:
         teacher_engine: What runs the frozen teacher: ``eager``, or ``openvino`` on CPUs, in float32 or, where
             ``mixed_precision`` says so, bfloat16.
         gradient_checkpointing: Whether the backward pass computes activations again: less memory, a third more time.
-        compile: Whether ``torch.compile`` compiles the student, and the teacher in eager mode.
         plateau: The training ends early when the mean loss of this many steps is not below that of as many before,
             at least twice ``log_every``; 0: never.
         from_state: A file ``state-*.safetensors`` of another training of this student, from which this one starts, such
@@ -114,7 +113,6 @@ class TrainingConfig:
     mixed_precision: str = "no"
     teacher_engine: str = "eager"
     gradient_checkpointing: bool = False
-    compile: bool = False
     plateau: int = 0
     from_state: str | None = None
     save_every: int = 50

@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 
 from compress.distill.training import Validation
-from compress.errors import UserError
 from tests.distill.worker import CONFIG, distilled
 from tests.tiny import tiny_pipeline
 
@@ -34,19 +33,6 @@ def test_teacher_in_openvino_gives_the_same_losses(tmp_path, plain):
 
 def test_gradient_checkpointing_gives_the_same_losses(tmp_path, plain):
     assert curves(tmp_path, gradient_checkpointing=True)["loss"] == pytest.approx(plain["loss"], abs=1e-6)
-
-
-@pytest.mark.slow
-def test_compiled_student_gives_the_same_losses(tmp_path, plain):
-    found = curves(tmp_path, compile=True)
-    for name, values in plain.items():
-        assert found[name] == pytest.approx(values, abs=1e-5)
-
-
-def test_missing_compiler_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(UserError, match=r"compile=True: expected false: torch.compile needs a C\+\+ compiler"):
-        curves(tmp_path, compile=True)
 
 
 def test_validation_images_follow_the_training_and_change_nothing(tmp_path, plain):
