@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from compress.config.values import nearest
 from compress.data.samples import SamplesConfig
 from compress.distill.lora import Lora, adapted, check_lora
-from compress.distill.training import TrainingConfig, check_examples, check_value
+from compress.distill.training import TrainingConfig, check_examples, check_prompts, check_value
 from compress.errors import UserError, bad_value
 from compress.stage import Stage, StageContext, StageReport, declares
 
@@ -73,12 +73,9 @@ class Config(TrainingConfig):
         """
         super().__post_init__()
         check_examples(self)
-        check_value(self, "prompt_dropout", 0 <= self.prompt_dropout <= 1, "a number in [0, 1]")
         if self.min_snr_gamma is not None:
             check_value(self, "min_snr_gamma", 0 < self.min_snr_gamma < math.inf, "a number above 0, or null")
-        if self.guidance is not None:
-            good = len(self.guidance) == 2 and 1 <= self.guidance[0] <= self.guidance[1] < math.inf
-            check_value(self, "guidance", good, "the lowest and the highest scale, at least 1, such as [4, 4], or null")
+        check_prompts(self, ", or null")
         self._check_losses()
 
     def _check_losses(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from compress.data.samples import SamplesConfig
-from compress.distill.training import TrainingConfig, check_examples, check_value
+from compress.distill.training import TrainingConfig, check_examples, check_prompts, check_value
 from compress.errors import UserError, bad_value
 from compress.stage import StageContext, StageReport, declares
 
@@ -61,9 +61,7 @@ class FewStepConfig(TrainingConfig):
         """
         super().__post_init__()
         check_examples(self)
-        check_value(self, "prompt_dropout", 0 <= self.prompt_dropout <= 1, "a number in [0, 1]")
-        good = len(self.guidance) == 2 and 1 <= self.guidance[0] <= self.guidance[1] < float("inf")
-        check_value(self, "guidance", good, "the lowest and the highest scale, at least 1, such as [4, 4]")
+        check_prompts(self)
         check_value(self, "solver_steps", self.solver_steps >= 1, "an integer of at least 1")
         check_value(
             self, "inference_steps", 1 <= self.inference_steps <= self.solver_steps, "an integer of 1 to solver_steps"

@@ -229,6 +229,22 @@ def check_examples(config: Any) -> None:
     check_value(config, "max_examples", good, "an integer of at least 1, null for all, or 0 with samples.count above 0")
 
 
+def check_prompts(config: Any, or_null: str = "") -> None:
+    """Checks ``prompt_dropout`` and ``guidance`` of a config.
+
+    Args:
+        config: Its ``guidance`` may be None.
+        or_null: Ends the message where None is a choice.
+
+    Raises:
+        UserError: A value is out of its range.
+    """
+    check_value(config, "prompt_dropout", 0 <= config.prompt_dropout <= 1, "a number in [0, 1]")
+    scales = config.guidance
+    good = scales is None or (len(scales) == 2 and 1 <= scales[0] <= scales[1] < math.inf)
+    check_value(config, "guidance", good, f"the lowest and the highest scale, at least 1, such as [4, 4]{or_null}")
+
+
 def refuse_unused(config: TrainingConfig, *keys: str) -> None:
     """Refuses keys of this module that a method does not use.
 
