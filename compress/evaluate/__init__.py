@@ -7,7 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.evaluate.config import EvaluateConfig, check
+from compress.errors import UserError
+from compress.evaluate.config import SAMPLED_FAST_FROM, EvaluateConfig, check
 from compress.system.callable import make_callable
 
 if TYPE_CHECKING:
@@ -130,8 +131,9 @@ def evaluate(
     wanted = 0 if other_seeds else config.grid
     prompts = evaluation_prompts(data, config, max(config.images, wanted), seed)
     seeds = [(seed + index + OTHER_SEEDS * other_seeds) % 2**32 for index in range(len(prompts))]
+    fast = _fast(pipeline, config, dtype, graphs)
     with processes.together():
-        mine = _sample(running, prompts, seeds, config, folder / "images", wanted)
+        mine = _sample(running, fast, prompts, seeds, config, folder / "images", wanted)
     size = _size(folder)
     shown = settings(pipeline, config, size, dtype, seeds[0])
     reference = _reference(data, config, size, networks, cache)
@@ -148,9 +150,23 @@ def evaluate(
         {"prompt": prompts[index], "seed": seeds[index], "image": f"images/grid-{index:06d}.png"}
         for index in range(wanted)
     ]
-    return Evaluation(
-        cost, metrics, manifest(pipeline, config, shown, prompts[: config.images], metrics, reference), grid
-    )
+    about = manifest(pipeline, config, shown, prompts[: config.images], metrics, reference)
+    if fast is not None:
+        about["sampled_in"] = "openvino, float32"
+    return Evaluation(cost, metrics, about, grid)
+
+
+def _fast(
+    pipeline: "DiffusionPipeline", config: EvaluateConfig, dtype: "torch.dtype", graphs: Path | None
+) -> "DiffusionPipeline | None":
+    """The pipeline in the engine that computes what eager mode does, but faster; None if there is none here."""
+    from compress.runtime import Engines, accelerate, resolve
+
+    if (config.engine, config.sampling_engine) != ("eager", "auto") or config.images < SAMPLED_FAST_FROM:
+        return None
+    if str(dtype) != "torch.float32" or resolve("auto", pipeline.device) != "openvino":
+        return None
+    return accelerate(pipeline, Engines("openvino", "openvino", precision="fp32", int8_inputs=False), graphs)
 
 
 def _tell_scheduler(pipeline: "DiffusionPipeline", config: EvaluateConfig) -> None:
@@ -169,21 +185,31 @@ def _warn_once(text: str) -> None:
 
 def _sample(
     pipeline: "DiffusionPipeline",
+    fast: "DiffusionPipeline | None",
     prompts: Sequence[str],
     seeds: Sequence[int],
     config: EvaluateConfig,
     folder: Path,
     grid: int,
 ) -> range:
-    """Samples this process's share of the images and of the grid; returns the images' numbers."""
+    """Samples this process's share of the images and of the grid; returns the images' numbers.
+
+    The grid's images are those of the pipeline itself.
+    """
     from compress.evaluate.sample import alone, sample
     from compress.system import processes
 
     mine = processes.share(config.images, config.batch_size)
     if mine:
         chosen = slice(mine.start, mine.stop)
-        kept = config.wants("latent_psnr")
-        sample(pipeline, prompts[chosen], seeds[chosen], config, folder, mine.start, latents=kept)
+        keep = {"folder": folder, "first": mine.start, "latents": config.wants("latent_psnr")}
+        try:
+            sample(fast or pipeline, prompts[chosen], seeds[chosen], config, **keep)
+        except UserError as error:
+            if fast is None:
+                raise
+            logger.warning("%s: images are sampled in eager mode", error)
+            sample(pipeline, prompts[chosen], seeds[chosen], config, **keep)
     cells = processes.share(grid, 1)
     if cells:
         chosen = slice(cells.start, cells.stop)

@@ -187,7 +187,7 @@ def _flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
 def _of_evaluation(config: EvaluateConfig) -> dict[str, Any]:
     """The settings that decide an evaluation's content; the keys that came later only if set."""
     values = asdict(config)
-    later = {"keep_images": False, "engine": "eager", "few_steps": None}
+    later = {"keep_images": False, "engine": "eager", "few_steps": None, "sampling_engine": "eager"}
     unset = {key for key, usual in later.items() if values[key] == usual}
     return {key: value for key, value in values.items() if key != "noise_floor" and key not in unset}
 

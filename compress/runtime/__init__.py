@@ -39,6 +39,7 @@ class Engines:
             bf16 where the processor has it.
         linear: ``int8`` or ``fp8``: products of the denoiser's Linear layers, with inputs rounded at each call, in
             ``inductor`` on CUDA alone; None: as the weights are.
+        int8_inputs: Whether layers whose inputs have ranges round them and compute in int8; False: in float.
     """
 
     denoiser: str = "auto"
@@ -46,6 +47,7 @@ class Engines:
     text_encoder: str = "eager"
     precision: str = "auto"
     linear: str | None = None
+    int8_inputs: bool = True
 
     def __post_init__(self) -> None:
         """Checks the names.
@@ -131,7 +133,7 @@ def accelerate(pipeline: "DiffusionPipeline", engines: Engines, cache: Path | No
         made[name] = _compiled(chosen[part], module, name, engines.precision, device, cache=cache, **keys)
         return _with_forward(module, made[name])
 
-    name, ranges = denoiser_name(pipeline), ranges_of(model)
+    name, ranges = denoiser_name(pipeline), ranges_of(model) if engines.int8_inputs else {}
     dynamic = sum(ends == DYNAMIC for ends in ranges.values())
     if chosen["denoiser"] != "eager":
         setattr(twin, name, run(name, model, "denoiser", ranges=ranges, linear=engines.linear))

@@ -5,11 +5,13 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from compress.errors import UserError
 from compress.evaluate import EvaluateConfig, evaluate
 from compress.evaluate.images import ImageFiles
 from compress.evaluate.networks.inception_file import INCEPTION_SHA256
@@ -152,6 +154,26 @@ def test_cost_only(tmp_path, monkeypatch):
     assert found.cost["params"] > 0
     assert (found.metrics, found.manifest, found.grid) == ({}, {}, [])
     assert not folder.exists()
+
+
+def test_many_images_are_sampled_in_an_engine_that_gives_the_same_ones(tmp_path, tiny_networks, monkeypatch, caplog):
+    monkeypatch.setattr("compress.evaluate.SAMPLED_FAST_FROM", 8)
+    data, config = tiny_data(), settings(tmp_path, images=8)
+    fast = evaluate(tiny_pipeline(0), data, config, tmp_path / "fast", **HOW)
+    assert fast.manifest["sampled_in"] == "openvino, float32"
+    plain = evaluate(tiny_pipeline(0), data, replace(config, sampling_engine="eager"), tmp_path / "plain", **HOW)
+    assert "sampled_in" not in plain.manifest
+    ours, theirs = (ImageFiles(image_paths(tmp_path / name / "images", range(8)))[:] for name in ("fast", "plain"))
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+
+    def refused(*_, **__):
+        raise UserError("engine=openvino: the unet cannot be run")
+
+    monkeypatch.setattr("compress.runtime.openvino.OpenVINOModule.__call__", refused)
+    evaluate(tiny_pipeline(0), data, config, tmp_path / "refused", **HOW)
+    assert "cannot be run: images are sampled in eager mode" in caplog.text
+    again = ImageFiles(image_paths(tmp_path / "refused" / "images", range(8)))[:]
+    assert torch.equal(again, theirs)
 
 
 def test_blank_images_are_reported(tmp_path, tiny_networks, caplog):
