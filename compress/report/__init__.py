@@ -2,13 +2,13 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from compress.report.card import coverage_line, model_card, usage
 from compress.report.footer import MARKS, counted, how_to_load
+from compress.report.single import write_page
 from compress.report.stages import change, effort, layer_types
 from compress.report.table import (
     markdown_notes,
@@ -32,6 +32,7 @@ __all__ = [
     "usage",
     "verdict",
     "warnings",
+    "write_page",
     "write_report",
 ]
 
@@ -47,7 +48,8 @@ def write_report(
     Args:
         folder: The run's folder; made if absent.
         result: ``{"recipe", "teacher": {"cost", "metrics"}, "stages": [{"name", "kind", ..., "curves"}]}``;
-            ``versions``, ``environment`` and ``settings`` are added where absent.
+            ``versions``, ``environment`` and ``settings`` are added where absent, and ``grid`` with the prompts and
+            seeds of the images.
         grids: Row name to ``{"prompt", "seed", "image"}``, images as :func:`compress.report.images.pixels` takes
             them.
 
@@ -64,6 +66,8 @@ def write_report(
     full.setdefault("versions", versions())
     full.setdefault("environment", environment())
     full.setdefault("settings", _settings(result))
+    if shown := next(filter(None, grids.values()), None):
+        full["grid"] = [{key: cell[key] for key in ("prompt", "seed")} for cell in shown]
     report = plain(full)
     links = _write_images(folder / "images", report, grids)
     write_text(folder / "report.md", _markdown(report, links))
@@ -135,15 +139,11 @@ def _write_grids(folder: Path, grids: Mapping[str, Sequence[Mapping[str, Any]]])
         if grid:
             from PIL import Image
 
-            from compress.report.images import pixels
+            from compress.report.images import file_name, pixels
 
-            (folder / _file_name(name)).mkdir()
+            (folder / file_name(name)).mkdir()
             for index, entry in enumerate(grid):
-                Image.fromarray(pixels(entry["image"])).save(folder / _file_name(name) / f"{index}.png")
-
-
-def _file_name(row: str) -> str:
-    return re.sub(r"[^\w.-]", "_", row).lstrip(".") or "_"
+                Image.fromarray(pixels(entry["image"])).save(folder / file_name(name) / f"{index}.png")
 
 
 def _markdown(result: Mapping[str, Any], links: Sequence[tuple[str, str]]) -> str:

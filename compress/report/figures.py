@@ -140,7 +140,7 @@ def draw_losses(result: Mapping[str, Any], file: Path) -> bool:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    panels = [(stage["name"], curves) for stage in result.get("stages", []) if (curves := _losses(stage))]
+    panels = [(stage["name"], curves) for stage in result.get("stages", []) if (curves := losses(stage))]
     if not panels:
         return False
     with mpl.rc_context(STYLE):
@@ -151,7 +151,7 @@ def draw_losses(result: Mapping[str, Any], file: Path) -> bool:
                 steps, values = zip(*points, strict=True)
                 if len(points) >= 60:
                     axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.25)
-                    axes.plot(steps, _smooth(values, len(values) // 20), color=color, linewidth=1.6, label=label)
+                    axes.plot(steps, smooth(values, len(values) // 20), color=color, linewidth=1.6, label=label)
                 else:
                     marker = "o" if len(points) < 3 else None
                     axes.plot(steps, values, color=color, linewidth=1.4, marker=marker, markersize=4, label=label)
@@ -164,18 +164,18 @@ def draw_losses(result: Mapping[str, Any], file: Path) -> bool:
     return True
 
 
-def _losses(stage: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+def losses(stage: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
     """The curves that can be drawn; where some are called losses, only these."""
     curves = {
         name: [(step, value) for step, value in points if value is not None and math.isfinite(value) and value > 0]
         for name, points in (stage.get("curves") or {}).items()
     }
     drawn = {name: points for name, points in curves.items() if points}
-    losses = {name: points for name, points in drawn.items() if "loss" in name.lower()}
-    return losses or drawn
+    named = {name: points for name, points in drawn.items() if "loss" in name.lower()}
+    return named or drawn
 
 
-def _smooth(values: Sequence[float], half: int) -> list[float]:
+def smooth(values: Sequence[float], half: int) -> list[float]:
     """Mean of the values at most ``half`` away; towards the ends fewer, always as many on both sides."""
     smooth = []
     for index in range(len(values)):

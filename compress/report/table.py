@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from compress.report.footer import NO_NEARER, NOISE, NOISE_FLOOR, footer, values
+from compress.report.formats import MISSING, Cell, Table, markdown
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as RichTable
 
-MISSING = "–"
+
+Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -89,26 +91,31 @@ METRICS = (*SETS, *TEXT, *PAIRED)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One number of the table.
+class Line:
+    """A row of a table and what it is held against.
 
     Attributes:
-        value: The number as written.
-        interval: ``"[low, high]"`` or empty.
-        ratio: Share of the teacher's number, ``"0.58x"``, or empty.
-        mark: Whether the difference from the teacher, or from the teacher with other seeds, lies inside the noise:
-            :data:`NOISE`, :data:`NO_NEARER` or empty.
+        name: Of the row.
+        entry: ``cost`` and ``metrics``.
+        teacher: The entry of its teacher; empty if there is none.
+        floor: The entry of that teacher with other seeds; empty if there is none.
     """
 
-    value: str = MISSING
-    interval: str = ""
-    ratio: str = ""
-    mark: str = ""
+    name: str
+    entry: Entry
+    teacher: Entry
+    floor: Entry
 
-    def line(self) -> str:
-        """The cell in one line."""
-        parts = (self.value + self.mark, self.interval, self.ratio and f"({self.ratio})")
-        return " ".join(part for part in parts if part)
+    @property
+    def is_student(self) -> bool:
+        """Whether it is neither the teacher nor the noise floor."""
+        return self.entry is not self.teacher and self.entry is not self.floor
+
+
+def lines(result: Entry) -> list[Line]:
+    """The rows of a report as lines."""
+    teacher, floor = result.get("teacher") or {}, result.get("noise_floor") or {}
+    return [Line(name, entry, teacher, floor) for name, entry in rows(result)]
 
 
 def rows(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
@@ -120,8 +127,12 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def columns(result: Mapping[str, Any]) -> list[Column]:
-    """The columns that hold a number in some row; metrics this module does not know stand before the paired ones."""
-    entries = [entry for _, entry in rows(result)]
+    """The columns that hold a number in some row of a report; see :func:`columns_of`."""
+    return columns_of([entry for _, entry in rows(result)])
+
+
+def columns_of(entries: Sequence[Entry]) -> list[Column]:
+    """The columns that hold a number in some entry; metrics this module does not know stand before the paired ones."""
     known = {column.key for column in METRICS}
     names = list(dict.fromkeys(name for entry in entries for name in entry.get("metrics") or {}))
     others = [_unknown(name) for name in names if name not in known]
@@ -168,13 +179,8 @@ def plain_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
     return headings, [[name] + [number(entry, c, part) for c, part in parts] for name, entry in rows(result)]
 
 
-def cells(result: Mapping[str, Any], shown: Sequence[Column]) -> list[list[Cell]]:
-    """The written numbers, by row and column."""
-    teacher, floor = result.get("teacher") or {}, result.get("noise_floor") or {}
-    return [[_cell(entry, column, teacher, floor) for column in shown] for _, entry in rows(result)]
-
-
-def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], floor: Mapping[str, Any]) -> Cell:
+def cell(entry: Entry, column: Column, teacher: Entry, floor: Entry) -> Cell:
+    """An entry's number as written, with its ratio to the teacher's and its mark."""
     value = number(entry, column)
     if value is None:
         return Cell()
@@ -182,10 +188,10 @@ def _cell(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], 
     reference = number(teacher, column)
     interval = ratio = ""
     if low is not None and high is not None:
-        interval = f"[{_written(low, column)}, {_written(high, column)}]"
+        interval = f"[{written(low, column)}, {written(high, column)}]"
     if column.group == "cost" and column.ratio and reference and entry is not teacher:
         ratio = f"{value / reference:.2f}x"
-    return Cell(_written(value, column), interval, ratio, mark(entry, column, teacher, floor))
+    return Cell(written(value, column), interval, ratio, mark(entry, column, teacher, floor), number=value)
 
 
 def mark(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], floor: Mapping[str, Any]) -> str:
@@ -209,16 +215,22 @@ def mark(entry: Mapping[str, Any], column: Column, teacher: Mapping[str, Any], f
     return NOISE if abs(further) <= difference(ours, theirs) else ""
 
 
-def _written(value: float, column: Column) -> str:
+def written(value: float, column: Column) -> str:
+    """A number in the column's unit, with the column's decimals."""
     return significant(value, column) if column.digits is None else f"{value * column.scale:.{column.digits}f}"
 
 
-def notes(result: Mapping[str, Any]) -> list[str]:
+def notes(result: Entry) -> list[str]:
     """What the numbers mean and how they were measured; one sentence each."""
-    shown = columns(result)
+    return notes_of(lines(result), result.get("manifest"))
+
+
+def notes_of(found: Sequence[Line], manifest: Entry | None) -> list[str]:
+    """The same for rows of several reports that were measured in the same way."""
+    shown = columns_of([line.entry for line in found])
     titles = {column.key: column.title for column in shown if column.group == "metrics"}
-    marks = {cell.mark for row in cells(result, shown) for cell in row}
-    return footer(rows(result), titles, marks, result.get("manifest"))
+    marks = {mark(line.entry, column, line.teacher, line.floor) for line in found for column in shown}
+    return footer([(line.name, line.entry) for line in found], titles, marks, manifest)
 
 
 def markdown_table(result: Mapping[str, Any]) -> str:
@@ -231,23 +243,26 @@ def markdown_notes(result: Mapping[str, Any]) -> str:
     return "".join(f"- {line}\n" for line in notes(result))
 
 
-def wide_tables(result: Mapping[str, Any]) -> str:
+def wide_tables(result: Entry) -> str:
     """All numbers: the tables of cost and of quality as Markdown."""
-    shown = columns(result)
-    written = cells(result, shown)
-    lines = []
-    for group in ("cost", "metrics"):
-        places = [index for index, column in enumerate(shown) if column.group == group]
-        if not places:
-            continue
-        lines.append("| " + " | ".join(["stage", *(shown[index].heading for index in places)]) + " |")
-        lines.append("|---|" + "---:|" * len(places))
-        for (name, entry), row in zip(rows(result), written, strict=True):
-            if entry.get(group):
-                texts = [row[index].line() for index in places]
-                lines.append("| " + " | ".join([name.replace("|", "\\|"), *texts]) + " |")
-        lines.append("")
-    return "\n".join(lines)
+    return "".join(f"{markdown(table)}\n" for table in tables(lines(result)))
+
+
+def tables(found: Sequence[Line], first: str = "stage") -> list[Table]:
+    """The tables of cost and of quality; each has the rows that hold some number of its.
+
+    Args:
+        found: The rows.
+        first: Heading of their names.
+    """
+    made = []
+    for group, title in (("cost", "Cost"), ("metrics", "Quality")):
+        shown = [column for column in columns_of([line.entry for line in found]) if column.group == group]
+        there = [line for line in found if line.entry.get(group)]
+        body = tuple((line.name, tuple(cell(line.entry, c, line.teacher, line.floor) for c in shown)) for line in there)
+        if shown:
+            made.append(Table(title, (first, *(column.heading for column in shown)), body))
+    return made
 
 
 def summary_metrics(result: Mapping[str, Any]) -> list[Column]:
@@ -295,7 +310,7 @@ def _summary(result: Mapping[str, Any]) -> tuple[list[str], list[list[Two]]]:
     lines = []
     for name, entry in rows(result):
         line: list[Two] = [(name, "")]
-        line += [_summary_cost(_cell(entry, column, teacher, floor), entry, column, teacher) for column in costs]
+        line += [_summary_cost(cell(entry, column, teacher, floor), entry, column, teacher) for column in costs]
         line += [_summary_metric(entry, column, teacher, floor) for column in metrics]
         lines.append(line)
     titles = {"params": "params", "bytes": "size", "peak_memory_bytes": "memory", "latency_s": "speed"}
@@ -330,12 +345,12 @@ def significant(value: float, column: Column) -> str:
     return f"{value * column.scale:.{min(max(decimals, 0), 6 if column.digits is None else column.digits)}f}"
 
 
-def _rich(headings: Sequence[str], lines: Sequence[Sequence[Two]], intervals: bool) -> "Table":
+def _rich(headings: Sequence[str], lines: Sequence[Sequence[Two]], intervals: bool) -> "RichTable":
     from rich import box
-    from rich.table import Table
+    from rich import table as rich_table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = rich_table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column(headings[0], overflow="fold", style="bold", max_width=16)
     for heading in headings[1:]:
         short = heading.replace(" score", "\nscore").replace(" (", "\n(")

@@ -141,7 +141,7 @@ def print_end(console: "Console", result: dict[str, Any], config: RunConfig, tra
     stages = result["stages"]
     found = sum(stage["cached"] for stage in stages)
     where = {
-        "report": str(config.out / "report.md"),
+        "report": str(config.out / "report.html"),
         "checkpoint": result["checkpoint"],
         "W&B": tracked,
         "time": f"{duration(result['seconds'])}, {found} of {len(stages)} stages from the store",

@@ -215,7 +215,7 @@ class _Run:
                 self.overall.say(f"{error}; the table has no row for it")
         self._export(steps[-1], history, result)
         result["seconds"] = time.perf_counter() - begun
-        compress.report.write_report(config.out, result, self.grids)
+        compress.report.write_page(config.out, compress.report.write_report(config.out, result, self.grids))
         return result
 
     def _data(self, verified: "Verified | None") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made import metric
 from PIL import Image
 from rich.console import Console
 
@@ -18,82 +19,6 @@ from compress import report
 from compress.distill import features
 from compress.prune import width
 from compress.quantize import int8
-
-HASH = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
-SETTINGS = {
-    "n": 256, "resolution": "64x64", "scheduler": "dpmsolver++", "steps": 20, "guidance": 4.0, "dtype": "float32",
-    "seed": 0, "interval": 0.95, "blank": 0,
-}  # fmt: skip
-PROMPTS = ["red heart, fluent emoji", "a very long prompt that goes on and on about a house on a hill", "tent"]
-
-
-def metric(value, half, network=None, **more):
-    return {
-        "value": value, "low": value - half, "high": value + half, **SETTINGS,
-        "network": network, "network_sha256": HASH if network else None, **more,
-    }  # fmt: skip
-
-
-def entry(params, size, latency, fid, psnr):
-    cost = {
-        "params": params, "macs": 35 * params, "bytes": size, "latency_s": latency, "peak_memory_bytes": 3 * size,
-        "latency_low_s": 0.99 * latency, "latency_high_s": 1.01 * latency,
-        "settings": {"of": "unet", "batch": 1, "sample": [4, 16, 16], "device": "cpu", "threads": 2},
-    }  # fmt: skip
-    metrics = {
-        "fid": metric(fid, 5.0, "inception-2015-12-05", n_reference=1000, infinite=0.9 * fid),
-        "kid": metric(fid / 2500, 0.004, "inception-2015-12-05"),
-        "clip_score": metric(30 - fid / 40, 0.3, "emoji-clip"),
-        "r_at_1": metric(0.25, 0.03, "emoji-clip", among=250),
-        "psnr": metric(psnr, 0.4, equal=0, cap=100.0) if psnr else None,
-        "ssim": metric(psnr / 30, 0.01) if psnr else None,
-        "latent_psnr": metric(2 * psnr, 0.5, n=64) if psnr else None,
-    }
-    return {"cost": cost, "metrics": metrics}
-
-
-@pytest.fixture
-def result():
-    floor = entry(0, 0, 0.0, 119.0, 9.0)["metrics"]
-    for found in floor.values():
-        found["seed"] = 2**31
-    stages = [
-        ("prune", "prune", True, entry(6_800_000, 27_200_000, 0.0081, 427.0, 5.1)),
-        ("distill", "distill", False, entry(6_800_000, 27_200_000, 0.0070, 153.2, 14.61)),
-        ("quantize", "quantize", False, entry(6_800_000, 7_100_000, 0.0094, 155.1, 14.58)),
-    ]
-    return {
-        "recipe": "prune_distill_int8",
-        "seconds": 431.2,
-        "teacher": entry(11_530_000, 46_200_000, 0.0123, 117.2, None),
-        "noise_floor": {"metrics": floor},
-        "manifest": {"protocol": "quick", "version": 1, "changed": ["steps"]},
-        "stages": [
-            {
-                "name": name, "kind": kind, "method": "method", "key": "0123456789abcdef", "cached": cached,
-                "seconds": 12.3, "checkpoint": Path("runs/store/0123"),
-                "coverage": {"params": 0.41, "macs": 0.43, "modules": 57, "skipped": {"conv_in": "first layer"}},
-                "curves": {"loss": [[i, 1 / (i + 1)] for i in range(100)]} if kind == "distill" else {}, **numbers,
-            }
-            for name, kind, cached, numbers in stages
-        ],
-    }  # fmt: skip
-
-
-@pytest.fixture
-def grids():
-    generator = torch.Generator().manual_seed(0)
-    return {
-        row: [
-            {
-                "prompt": prompt,
-                "seed": i,
-                "image": torch.randint(256, (3, 64, 64), dtype=torch.uint8, generator=generator),
-            }
-            for i, prompt in enumerate(PROMPTS)
-        ]
-        for row in ("teacher", "prune", "distill", "quantize")
-    }
 
 
 def printed(result, width):
@@ -398,9 +323,9 @@ def test_footer_says_in_which_format_each_file_is():
 
 
 def test_a_row_sampled_as_it_was_trained_to_be_says_so(result):
-    for metric in result["stages"][-1]["metrics"].values():
-        if metric is not None:
-            metric.update(steps=4, scheduler="LCMScheduler", guidance=4.0, passes=1)
+    for found in result["stages"][-1]["metrics"].values():
+        if found is not None:
+            found.update(steps=4, scheduler="LCMScheduler", guidance=4.0, passes=1)
     text = report.markdown_table(result)
     name = result["stages"][-1]["name"]
     assert f"{name}: sampled with LCMScheduler, 4 steps, and guidance 4 in one pass" in text

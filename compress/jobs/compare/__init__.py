@@ -35,7 +35,7 @@ def run_job(cfg: "DictConfig") -> None:
         raise UserError("\n".join(f"{name}: {why}" for name, why in refused.items()))
     output.write_config(config)
     merged = merge(results, config.recipe_name) | {"refused": refused}
-    compress.report.write_report(config.out, merged, {})
+    compress.report.write_page(config.out, compress.report.write_report(config.out, merged, {}))
     console = Console()
     compress.report.print_summary(merged, console)
     for name, why in refused.items():

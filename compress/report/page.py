@@ -1,0 +1,64 @@
+"""``report.html``: one page without a network, from tables, charts and pictures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from compress.report.charts import Curve, curve_chart, embed, front_chart
+from compress.report.formats import Table
+from compress.report.pareto import Front
+from compress.report.pictures import PictureGrid
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page shows, from the top down; what is empty is left out.
+
+    Attributes:
+        title: Of the page.
+        lead: What it says in a sentence or two.
+        facts: Name and text of what one asks first.
+        tables: Of numbers.
+        failures: Points that have no numbers, and why.
+        fronts: Quality over cost.
+        pictures: The same prompts for all rows; the first row is the teacher's.
+        curves: Title to name to losses.
+        stages: Times, and what came from the store.
+        differences: Between the configs.
+        notes: What the numbers mean.
+        config: The config as text.
+    """
+
+    title: str
+    lead: str = ""
+    facts: Sequence[tuple[str, str]] = ()
+    tables: Sequence[Table] = ()
+    failures: Table | None = None
+    fronts: Sequence[Front] = ()
+    pictures: PictureGrid | None = None
+    curves: Mapping[str, Mapping[str, Curve]] = field(default_factory=dict)
+    stages: Table | None = None
+    differences: Table | None = None
+    notes: Sequence[str] = ()
+    config: str = ""
+
+    def all_tables(self) -> list[Table]:
+        """Every table, in the order of the page."""
+        return [*self.tables, *(table for table in (self.failures, self.stages, self.differences) if table)]
+
+
+def render(content: Content) -> str:
+    """The page as HTML: styles, scripts, charts and pictures are inside."""
+    from jinja2 import Environment, FileSystemLoader
+
+    figures = [*map(front_chart, content.fronts), *map(curve_chart, content.curves.values())]
+    library, script, divs = embed(figures)
+    charts = list(zip([*(front.title for front in content.fronts), *content.curves], divs, strict=True))
+    template = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "template"), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    ).get_template("page.html")  # fmt: skip
+    return template.render(
+        content=content, library=library, script=script,
+        fronts=charts[: len(content.fronts)], curves=charts[len(content.fronts) :],
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""Pareto fronts: the rows that no other row beats in both cost and quality."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from compress.report.best import better
+from compress.report.table import Column, Line, columns_of, number
+
+# Cost over quality, by their keys.
+FRONTS = (("bytes", "fid"), ("latency_s", "fid"), ("latency_s", "psnr"), ("latency_s", "clip_score"))
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A row in a plane of cost and quality, in the written units.
+
+    Attributes:
+        name: Of the row.
+        x: Cost.
+        y: Quality.
+        low: Lower end of the quality's interval; the quality itself where there is none.
+        high: Upper end.
+        teacher: Whether it is the teacher.
+        dominated: Whether another row is no worse in both and better in one.
+    """
+
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+    teacher: bool
+    dominated: bool
+
+
+@dataclass(frozen=True)
+class Front:
+    """Rows in a plane of cost and quality.
+
+    Attributes:
+        cost: The column along the x axis; small is good.
+        quality: The column along the y axis.
+        spots: The rows, with the teacher where it has such a quality.
+        floor: Quality of the teacher with other seeds, or None.
+    """
+
+    cost: Column
+    quality: Column
+    spots: tuple[Spot, ...]
+    floor: float | None
+
+    @property
+    def title(self) -> str:
+        """Both names, without units."""
+        return f"{self.quality.title.partition(' (')[0]} and {'size' if self.cost.key == 'bytes' else 'latency'}"
+
+
+def fronts(lines: Sequence[Line]) -> list[Front]:
+    """The planes in which at least one student can be drawn."""
+    shown = {column.key: column for column in columns_of([line.entry for line in lines])}
+    planes = [(shown[cost], shown[quality]) for cost, quality in FRONTS if cost in shown and quality in shown]
+    made = [_front(cost, quality, lines) for cost, quality in planes]
+    return [front for front in made if not all(spot.teacher for spot in front.spots)]
+
+
+def _front(cost: Column, quality: Column, lines: Sequence[Line]) -> Front:
+    found = []
+    for line in lines:
+        x, y = number(line.entry, cost), number(line.entry, quality)
+        if x is not None and y is not None:
+            low, high = number(line.entry, quality, "low"), number(line.entry, quality, "high")
+            found.append((line, x, y, y if low is None else low, y if high is None else high))
+    sign = -1 if better(quality) == "up" else 1
+    places = [(x, sign * y) for _, x, y, *_ in found]
+    scale = quality.scale
+    spots = tuple(
+        Spot(
+            line.name, x * cost.scale, y * scale, low * scale, high * scale,
+            not line.is_student, is_dominated(place, places),
+        )
+        for (line, x, y, low, high), place in zip(found, places, strict=True)
+    )  # fmt: skip
+    floor = next((value for line in lines if (value := number(line.floor, quality)) is not None), None)
+    return Front(cost, quality, spots, None if floor is None else floor * scale)
+
+
+def is_dominated(place: tuple[float, float], places: Sequence[tuple[float, float]]) -> bool:
+    """Whether another place is no larger in both coordinates and smaller in one."""
+    return any(x <= place[0] and y <= place[1] and (x, y) != place for x, y in places)
