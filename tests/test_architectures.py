@@ -31,6 +31,7 @@ PRUNE = {
 }
 DEPTH = ["prune=depth", "stages.prune.calibration.examples=1", "stages.prune.calibration.steps=2"]
 DRAW = [name for name in PIPELINES if name not in ("ddpm", "inpainting")]
+OFTEN_RUN = ("sd 1.x", "sd 2.x v", "lcm", "pixart sigma", "inpainting", "ddpm")  # their kind is in the other tests
 SIZE = {"flux": ["evaluate.height=32", "evaluate.width=32"]}  # Flux draws 128 x 128 latents where no size is given
 
 
@@ -71,7 +72,9 @@ def command(
     return run
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in OFTEN_RUN else ()) for name in PIPELINES]
+)
 def test_prune_distill_int8_and_reload(name: str, folders: Callable[[str], Path], command: Command, tmp_path: Path):
     stages = [*PRUNE.get(name, DEPTH), "stages.prune.ratio=0.25"]
     if "~stages.distill" not in stages:

@@ -225,6 +225,7 @@ def test_a_stage_of_ones_own_runs_and_its_version_decides_its_key(
     assert [stage["cached"] for stage in third] == [True, False] and third[1]["key"] != rescale["key"]
 
 
+@pytest.mark.slow
 def test_a_process_in_another_folder_finds_the_stage(own: Path, tiny_overrides: list[str]) -> None:
     command = [sys.executable, "-m", "compress", "--config-dir", "conf", "recipe=mine", *tiny_overrides, "out=out"]
     environment: dict[str, Any] = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -23,6 +23,7 @@ from tests.tiny import tiny_pipeline
 FLAG = "trust_remote_code=True"
 
 
+@pytest.mark.slow
 def test_prune_distill_int8(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

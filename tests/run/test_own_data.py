@@ -13,6 +13,7 @@ from tiny import tiny_pipeline
 from compress.__main__ import main
 
 
+@pytest.mark.slow
 def test_variant_files_and_a_folder_of_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
