@@ -236,6 +236,8 @@ def _no_key(key: str, overrides: list[str]) -> str:
         if not isinstance(child, DictConfig):
             break
         node = child
+    else:
+        return f"{key}: keys are added to it with a plus: '+{key}={{name: value}}', or '+{key}.name=value'"
     return f"{key}: cannot be set like this; {'.'.join(above)} is a value"
 
 

@@ -62,6 +62,7 @@ def test_every_recipe_composes_and_says_what_it_does(name: str) -> None:
         (["stages.prun.ratio=0.5"], ["stages.prun:", "did you mean prune?"]),
         (["presicion=bf16"], ["presicion", "did you mean precision?"]),
         (["seed.x=1"], ["seed.x", "seed is a value"]),
+        (["quantize=int4", "stages.quantize.components={vae: {}}"], ["stages.quantize.components", "with a plus"]),
         (["stages.prune.ratio=[1,"], ["stages.prune.ratio=[1,", "cannot be read"]),
         (["stages.prune.ratio"], ["stages.prune.ratio", "cannot be read"]),
         (["prune=magnitud"], ["prune=magnitud:", "did you mean magnitude?"]),
