@@ -45,6 +45,7 @@ Examples
   accelerate launch --multi_gpu --num_processes 2 -m compress recipe=prune_distill_int8
   python -m compress recipe=score images=DIR reference=DIR out=DIR     scores existing images
   python -m compress recipe=benchmark limit.psnr_db=30                 finds the fastest way to run a pipeline
+  python -m compress store                                             lists what the store holds; store --help
 
 Options
   --config-dir DIR  your own recipes (DIR/recipe/*.yaml) and choices (DIR/prune/*.yaml, ...); recipe=FILE.yaml works too
@@ -80,9 +81,11 @@ def main() -> int:
         use_config_dir(_config_dir(arguments))
     except UserError as error:
         return _refuse(str(error))
-    if not arguments or {"-h", "--help"} & set(arguments):
+    if not arguments or (arguments[0] != "store" and {"-h", "--help"} & set(arguments)):
         print(usage(), end="")
         return 0
+    if arguments[0] == "store":
+        return _store(arguments[1:])
     if "--version" in arguments:
         print(f"compress {compress.__version__}")
         return 0
@@ -175,6 +178,20 @@ def _run(cfg: "DictConfig") -> None:
     from compress import jobs
 
     jobs.run_job(cfg)
+
+
+def _store(arguments: list[str]) -> int:
+    """The command ``store``."""
+    from compress.store import command
+
+    try:
+        return command.main(arguments)
+    except UserError as error:
+        return _refuse(str(error))
+    except OSError as error:
+        return _refuse(f"{error.filename or 'store'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        return 130
 
 
 def _refuse(message: str) -> int:

@@ -80,9 +80,21 @@ class Plan:
         self.steps: list[Step] = []
         for stage in config.stages:
             self.steps.append(self._step(stage, self.steps[-1].key if self.steps else None))
-        last = [self.accelerated(self.steps[-1])] * (config.engine is not None)
-        for key in (self.teacher_evaluation, self.noise_floor, *map(self.evaluation, self.steps), *last):
+        for key in self.evaluations():
             store.evaluation(key)
+
+    def evaluations(self) -> list[str]:
+        """Keys of all evaluations."""
+        last = [self.accelerated(self.steps[-1])] * (self.config.engine is not None)
+        return [self.teacher_evaluation, self.noise_floor, *map(self.evaluation, self.steps), *last]
+
+    def keys(self) -> list[str]:
+        """Keys of all checkpoints and evaluations."""
+        return [*(step.key for step in self.steps), *self.evaluations()]
+
+    def holds(self) -> bool:
+        """Whether the checkpoints that were in the store still are."""
+        return all(self.store.path(step.key).exists() for step in self.steps if step.cached)
 
     def evaluation(self, step: Step) -> str:
         """Key of the evaluation of a step's checkpoint."""

@@ -28,6 +28,7 @@ from compress.run.keys import Plan, Step
 from compress.runtime import resolve
 from compress.stage import StageContext, StageReport, declares
 from compress.store import Store, checkpoint
+from compress.store.uses import using
 from compress.system import processes
 from compress.system.progress import Overall, duration
 from compress.track import StageRun, Tracker
@@ -172,6 +173,14 @@ class _Run:
         config = self.config
         verified = compress.run.preflight.check(config)
         self.plan = Plan(config, self.store, self.inputs.device)
+        with using(self.store, config.out, config.recipe_name, self.plan.keys()):
+            if not self.plan.holds():  # something was removed before the store knew of this run
+                self.plan = Plan(config, self.store, self.inputs.device)
+            return self._go(begun, verified)
+
+    def _go(self, begun: float, verified: "Verified | None") -> dict[str, Any]:
+        """Runs all stages, with the store's entries reserved, and returns the report."""
+        config = self.config
         self.inputs.fingerprints = (self.plan.teacher, self.plan.data)
         steps = self.plan.steps
         to_run = sum(not step.cached for step in steps)
@@ -241,10 +250,11 @@ class _Run:
                 floor, _ = self._evaluated(
                     "noise floor", _Subject(plan.noise_floor, None, folder, plan.teacher_evaluation)
                 )
-                found["noise_floor"] = {"metrics": floor["metrics"]}
+                found["noise_floor"] = {"metrics": floor["metrics"], "evaluation": plan.noise_floor}
                 summary["noise_floor"] = floor["metrics"]
             run.finish(summary, evaluation["grid"])
         about = {"path": config.model.path, "fingerprint": plan.teacher, "cached": cached}
+        about["evaluation"] = plan.teacher_evaluation
         return {"teacher": about | _numbers(evaluation), **found}
 
     def _stage(self, tracker: Tracker, step: Step, history: list[dict[str, Any]]) -> dict[str, Any]:
@@ -273,7 +283,7 @@ class _Run:
             run.finish(_numbers(evaluation), evaluation["grid"])
         kept = {name: entry[name] for name in KEPT if name in entry}
         kept["details"] = {name: value for name, value in entry["details"].items() if len(str(value)) <= MOST_TEXT}
-        place = {"checkpoint": str(folder), "model_file": about.get("model_file")}
+        place = {"checkpoint": str(folder), "evaluation": key, "model_file": about.get("model_file")}
         return {"name": stage.name, "cached": cached} | place | kept | _numbers(evaluation)
 
     def _accelerated(self, tracker: Tracker, step: Step) -> dict[str, Any]:
@@ -284,7 +294,7 @@ class _Run:
             subject = _Subject(key, step.key, self.store.path(step.key), teacher, engine=self.config.engine)
             evaluation, _ = self._evaluated(name, subject)
             run.finish(_numbers(evaluation), evaluation["grid"])
-        return {"name": name, "engine": self.config.engine, **_numbers(evaluation)}
+        return {"name": name, "engine": self.config.engine, "evaluation": key, **_numbers(evaluation)}
 
     def _make(self, step: Step, history: list[dict[str, Any]], run: StageRun) -> None:
         """Computes a stage and puts its checkpoint into the store."""
@@ -333,7 +343,7 @@ class _Run:
             with self.store.lock(key, lambda: self._waiting(f"the evaluation of {name}")):
                 found = self.store.evaluation(key)
                 if found is None:
-                    found = self._measured(subject)
+                    found = self._measured(name, subject)
         self.grids[name] = found["grid"]
         fid = ((found["metrics"].get("fid") or {}).get("value")) if not cached else None
         took = f"evaluated in {duration(found['seconds'])}" if found.get("seconds") else "evaluated"
@@ -343,7 +353,7 @@ class _Run:
         )
         return found, cached
 
-    def _measured(self, subject: _Subject) -> dict[str, Any]:
+    def _measured(self, name: str, subject: _Subject) -> dict[str, Any]:
         """Measures a checkpoint and puts the evaluation into the store."""
         key, begun = subject.key, time.perf_counter()
         images = self.plan.images(subject.checkpoint, subject.is_noise_floor, subject.engine)
@@ -351,7 +361,8 @@ class _Run:
         # With images already sampled, the time is no estimate for an evaluation.
         fresh = not any((self.store.work(key) / "images").glob("*"))
         processes.send(subject)
-        content = {"images": images, **_measure(self.inputs, subject)}
+        of = {"recipe": self.config.recipe_name, "checkpoint": subject.checkpoint, "teacher": subject.teacher}
+        content = {"images": images, "of": of | {"what": name}, **_measure(self.inputs, subject)}
         if not subject.is_noise_floor and subject.engine is None:  # another takes another time
             content["like"] = self.plan.like
         if fresh:

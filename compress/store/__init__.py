@@ -21,7 +21,9 @@ MANIFEST = "sha256.json"
 class Store:
     """A folder of checkpoints (``<key>/``), evaluations (``evaluations/<key>/``) and unfinished work (``work/<key>/``).
 
-    Encoded examples (``examples/<key>/``) and features (``features/``) are computed again where they are missing.
+    Encoded examples (``examples/<key>/``), features (``features/``), compiled graphs (``graphs/``) and what the check
+    of the data found (``data/``) are computed again where they are missing. ``runs/`` says which runs use the store
+    (:mod:`compress.store.uses`).
 
     Any number of runs may share one: entries are written to a temporary path and renamed, and the process that computes
     an entry holds its lock, which the system releases when the process ends.
@@ -104,7 +106,7 @@ class Store:
         if not folder.exists():
             return None
         if folder not in self._sound:
-            _verify(folder)
+            verify_manifest(folder)
             self._sound.add(folder)
         evaluation = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         for cell in evaluation["grid"]:
@@ -148,15 +150,16 @@ class Store:
             UserError: A file of such an evaluation is damaged.
         """
         for file in sorted((self.root / "evaluations").glob("*/evaluation.json")):
-            if json.loads(file.read_text(encoding="utf-8")).get("images") != images:
-                continue
-            self.evaluation(file.parent.name)  # verified
-            hashes = json.loads((file.parent / MANIFEST).read_text(encoding="utf-8"))
-            target = self.work(key)
-            (target / "images").mkdir(exist_ok=True)
-            for name in hashes:
-                if name.startswith("images/") and not (target / name).exists():
-                    link(file.parent / name, target / name)
+            with self.lock(file.parent.name):  # so that it is not removed meanwhile
+                if file.exists() and json.loads(file.read_text(encoding="utf-8")).get("images") == images:
+                    self._adopt(file.parent, self.work(key))
+
+    def _adopt(self, folder: Path, target: Path) -> None:
+        self.evaluation(folder.name)  # verified
+        (target / "images").mkdir(exist_ok=True)
+        for name in json.loads((folder / MANIFEST).read_text(encoding="utf-8")):
+            if name.startswith("images/") and not (target / name).exists():
+                link(folder / name, target / name)
 
     def evaluation_folder(self, key: str) -> Path:
         """Path of the evaluation of ``key``, existing or not."""
@@ -167,7 +170,12 @@ def _files(folder: Path) -> list[Path]:
     return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
-def _verify(folder: Path) -> None:
+def verify_manifest(folder: Path) -> None:
+    """Checks the files of an evaluation against their SHA-256.
+
+    Raises:
+        UserError: One is missing or changed.
+    """
     remedy = f"delete {folder} and run the same command again"
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

@@ -50,14 +50,16 @@ def benchmark(job: "Job") -> dict[str, Any]:
         UserError: The user made a mistake.
     """
     from compress.jobs.benchmark.report import write_report
+    from compress.store.uses import using
 
     _check(job)
     begun = time.perf_counter()
     run = _Benchmark(job)
-    result = run.go()
-    result["seconds"] = time.perf_counter() - begun
-    job.out.mkdir(parents=True, exist_ok=True)
-    write_report(job.out, result, run.images)
+    with using(run.store, job.out, "benchmark", run.keys()):
+        result = run.go()
+        result["seconds"] = time.perf_counter() - begun
+        job.out.mkdir(parents=True, exist_ok=True)
+        write_report(job.out, result, run.images)
     return result
 
 
@@ -134,6 +136,11 @@ class _Benchmark:
             "code": self._code(grid[chosen]) if chosen is not None else None,
         }
 
+    def keys(self) -> list[str]:
+        """Keys of all rows."""
+        grid = rows(self.job.benchmark)
+        return [self.store.key(self._parts(self._task(name, grid[name]))) for name in grid]
+
     def _row(self, name: str, choices: Choices) -> dict[str, Any]:
         """A row from the store, or measured and stored. A row that failed or was skipped is tried again next time."""
         task = self._task(name, choices)
@@ -172,7 +179,8 @@ class _Benchmark:
             for index, image in enumerate(found[kind]):
                 Image.fromarray(image.transpose(1, 2, 0)).save(folder / f"{index:06d}.png")
         content = {"cost": found["cost"], "choices": dataclasses.asdict(task.choices), "truncated": found["truncated"]}
-        self.store.put_evaluation(key, content | {"grid": []})
+        of = {"recipe": "benchmark", "what": f"{task.choices.scheduler} {task.choices.steps}, {task.choices.dtype}"}
+        self.store.put_evaluation(key, content | {"of": of, "grid": []})
         return None
 
     def _stored_images(self, key: str, kind: str) -> "torch.Tensor":
