@@ -102,6 +102,8 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
     codes: list[int] = []
     keys, begun = sweep.swept(overrides), datetime.now()
+    if keys and "publish" not in keys and (given := next((o for o in overrides if o.startswith("publish=")), None)):
+        return _refuse(f"{given}: every run of a multirun would replace what the one before it has published")
 
     def job(cfg: "DictConfig") -> None:
         sys.argv[1:] = arguments  # what a process starts with that does the same

@@ -31,6 +31,8 @@ def run_job(cfg: "DictConfig") -> None:
     name = str(cfg.get("job"))
     if name not in JOBS:
         raise UserError(f"job={name}: no such job{nearest(name, list(JOBS))}; known: {', '.join(JOBS)}")
+    if name != "run" and cfg.get("publish") is not None:
+        raise UserError(f"publish={cfg.publish}: the recipe {cfg.recipe_name} makes no checkpoint: take publish=null")
     keep_freed_memory()
     hide_notices()  # before any job loads the libraries that say them
     module, _, function = JOBS[name].partition(":")

@@ -72,6 +72,7 @@ class RunConfig:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         precision: ``fp32``, ``bf16`` or ``fp16``.
         engine: What runs the last checkpoint in a row of its own, see :mod:`compress.runtime`; None: no such row.
+        publish: Repository on the Hugging Face Hub for the last checkpoint, ``owner/name``; None: none.
         out: Folder of the run.
         store: Folder of checkpoints and evaluations.
     """
@@ -86,6 +87,7 @@ class RunConfig:
     device: str
     precision: str
     engine: str | None
+    publish: str | None
     out: Path
     store: Path
 
@@ -99,6 +101,7 @@ class Settings:
     device: str = "auto"
     precision: str = "fp32"
     engine: str | None = None
+    publish: str | None = None
     out: str | None = None
     store: str = "runs/store"
     job: str = "run"
@@ -111,6 +114,10 @@ class Settings:
             raise bad_value("precision", self.precision, " or ".join(PRECISIONS))
         if self.engine not in (None, "auto", *ENGINES):
             raise bad_value("engine", self.engine, f"one of {', '.join(('auto', *ENGINES))}, or null")
+        if self.publish is not None:
+            from compress.track.hub import check_name
+
+            check_name(self.publish)
         for key in ("out", "store", "recipe_name"):
             if getattr(self, key) == "":
                 raise bad_value(key, "", "a name, not an empty one")
@@ -172,6 +179,7 @@ def to_run_config(cfg: "DictConfig", alternatives: bool = False) -> RunConfig:
         device=settings.device,
         precision=settings.precision,
         engine=settings.engine,
+        publish=settings.publish,
         out=Path(settings.out) if settings.out else default_out(settings.recipe_name),
         store=Path(settings.store),
     )

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import compress.models
 import compress.report
+import compress.track.hub
 from compress.config.values import PRECISIONS
 from compress.run.config import RunConfig
 from compress.store import checkpoint
-from compress.system.files import file_hash, link, replace_folder_with
+from compress.system.files import file_hash, link, replace_folder_with, write_text
 from compress.system.progress import duration
 
 if TYPE_CHECKING:
@@ -113,11 +114,15 @@ def _link_weights(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def track_report(tracker: "Tracker", result: dict[str, Any], folder: Path) -> None:
-    """Tracks the final table and images."""
+def track_report(tracker: "Tracker", result: dict[str, Any], config: RunConfig) -> None:
+    """Tracks the final table and images, and the final checkpoint if the config asks for it."""
     columns, rows = compress.report.plain_rows(result)
-    images = {file.stem: file for file in sorted((folder / "images").glob("*.png"))}
+    images = {file.stem: file for file in sorted((config.out / "images").glob("*.png"))}
     tracker.report(columns, rows, images)
+    if config.track.artifact:
+        last = result["stages"][-1]
+        numbers = {name: last[name] for name in ("cost", "metrics")}
+        tracker.artifact(config.recipe_name, config.out / "checkpoint", numbers)
 
 
 def print_end(console: "Console", result: dict[str, Any], config: RunConfig, tracked: str) -> None:
@@ -156,3 +161,18 @@ def print_end(console: "Console", result: dict[str, Any], config: RunConfig, tra
     say(f"\n{first}{snippet}".rstrip())
     if model_file:
         say(f"\n{compress.report.how_to_load(model_file)}")
+
+
+def publish(console: "Console", result: dict[str, Any], config: RunConfig) -> None:
+    """Publishes the final checkpoint if the config asks for it, and adds where to the report.
+
+    Raises:
+        UserError: The checkpoint is damaged, or cannot be published.
+    """
+    if config.publish is None:
+        return
+    result["published"] = compress.track.hub.publish(config.out / "checkpoint", config.publish)
+    report = config.out / "report.json"
+    content = json.loads(report.read_text(encoding="utf-8")) | {"published": result["published"]}
+    write_text(report, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    console.print(f"\npublished   {result['published']['url']}", markup=False, highlight=False, soft_wrap=True)

@@ -31,6 +31,7 @@ def check(config: RunConfig) -> "Verified | None":
     """
     import compress.data
     import compress.track
+    import compress.track.hub
     from compress.evaluate import check as check_evaluation
 
     compress.models.check(config.model)
@@ -38,6 +39,8 @@ def check(config: RunConfig) -> "Verified | None":
     check_evaluation(config.evaluate)
     check_reference(config)
     compress.track.check(config.track)
+    if config.publish is not None:
+        compress.track.hub.check(config.publish)
     check_device(config.device)
     check_stages(config)
     for key, folder in (("out", config.out), ("store", config.store)):

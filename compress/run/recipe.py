@@ -197,10 +197,11 @@ class _Run:
         try:
             with self.overall:
                 result = self._report(tracker, begun, verified)
-            output.track_report(tracker, result, config.out)
+            output.track_report(tracker, result, config)
         finally:
             tracker.close()
         output.print_end(Console(), result, config, tracker.where)
+        output.publish(Console(), result, config)
         return result
 
     def _report(self, tracker: Tracker, begun: float, verified: "Verified | None") -> dict[str, Any]:

@@ -142,6 +142,22 @@ def verify_checkpoint(folder: Path) -> None:
             raise _damaged(folder, folder / name, "is not what was saved: its SHA256 has changed")
 
 
+def verify_shared(folder: Path) -> None:
+    """Checks a checkpoint before it is given to others.
+
+    Raises:
+        UserError: A file is missing, changed or unexpected, or the checkpoint was never read back.
+    """
+    verify_checkpoint(folder)
+    needed = {
+        "model card (README.md)": (folder / "README.md").is_file(),
+        "result of a read-back": "probe" in read_info(folder),
+    }
+    missing = [name for name, there in needed.items() if not there]
+    if missing:
+        raise UserError(f"{folder}: the checkpoint has no {' and no '.join(missing)}, so it is not shared")
+
+
 def _write_pipeline(pipeline: "DiffusionPipeline", folder: Path) -> None:
     from safetensors import SafetensorError
 

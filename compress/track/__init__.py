@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class TrackConfig:
         backend: ``"wandb"`` or ``"none"``.
         project: W&B project, at most 128 characters, none of ``/\\#?%:``.
         entity: W&B user or team; None takes the account's default.
+        artifact: Whether the last checkpoint is logged as an artifact.
         mode: ``"auto"`` is online if an account is configured, else offline, and obeys ``WANDB_MODE``.
     """
 
@@ -32,6 +34,7 @@ class TrackConfig:
     project: str = "compress"
     entity: str | None = None
     mode: str = "auto"
+    artifact: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -42,6 +45,8 @@ class TrackConfig:
             raise bad_value("project", self.project, "1 to 128 characters without / \\ # ? % :")
         if self.entity is not None and not self.entity:
             raise bad_value("entity", repr(self.entity), "a W&B user or team, or null")
+        if self.artifact and (self.backend != "wandb" or self.mode == "disabled"):
+            raise bad_value("artifact", self.artifact, "false, or track=wandb and a mode other than disabled")
 
 
 def check(config: TrackConfig) -> None:
@@ -165,6 +170,25 @@ class Tracker:
         with self.stage("report", "report"):
             data = [[_plain(cell) for cell in row] for row in rows]
             self._session.report(list(columns), data, images or {})
+
+    def artifact(self, name: str, folder: Path, metrics: Mapping[str, Any]) -> None:
+        """A W&B run ``checkpoint`` that logs a checkpoint as an artifact of type ``model``.
+
+        Args:
+            name: Of the artifact; each run adds a version to it.
+            folder: The checkpoint, which must stay where it is until offline runs are synchronized.
+            metrics: Results, as for :meth:`StageRun.finish`.
+
+        Raises:
+            UserError: The checkpoint is damaged or was never read back.
+        """
+        if self._session is None:
+            return
+        from compress.store.checkpoint import verify_shared
+
+        verify_shared(folder)
+        with self.stage("checkpoint", "checkpoint"):
+            self._session.artifact(re.sub(r"[^\w.-]", "-", name)[:128], folder, flat(metrics))
 
     def close(self) -> None:
         """Ends tracking and restores the process environment."""

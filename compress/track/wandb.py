@@ -87,6 +87,18 @@ class Session:
 
         self._safely(call)
 
+    def artifact(self, name: str, folder: Path, metadata: Mapping[str, Any]) -> None:
+        """Logs a folder as an artifact of type ``model``."""
+
+        def call() -> None:
+            import wandb
+
+            artifact = wandb.Artifact(name, type="model", metadata=dict(metadata))
+            artifact.add_dir(str(folder), policy="immutable", skip_cache=True)  # as it is, without a copy
+            self._run.log_artifact(artifact)
+
+        self._safely(call)
+
     def finish(self, summary: dict[str, Any], images: Sequence[tuple[Any, str]], exit_code: int) -> None:
         """Writes the summary and the images (array, caption), and closes the W&B run."""
 

@@ -112,7 +112,7 @@ def test_the_noise_floor_is_measured_once_and_reported(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = run("evaluate.images=5")
-    assert result["noise_floor"] == {"metrics": {"psnr": {"value": 1.0, "n": 4}}}
+    assert result["noise_floor"]["metrics"] == {"psnr": {"value": 1.0, "n": 4}}
     assert result["manifest"] == {"protocol": "quick", "version": 1}
     assert run.evaluations.count(None) == 1  # type: ignore[attr-defined]
     assert json.loads((tmp_path / "out" / "report.json").read_text())["noise_floor"] == result["noise_floor"]
