@@ -261,7 +261,7 @@ def test_what_another_run_computed_meanwhile_is_taken(
     waited: list[str] = []
 
     @contextmanager
-    def lock(self: Store, key: str, waiting: Callable[[], None]) -> Any:
+    def lock(self: Store, key: str, waiting: Callable[[], None] = lambda: None) -> Any:
         there = first[0] / "store" / key
         if there.exists():
             waiting()
