@@ -1,22 +1,14 @@
 """``python -m compress``: runs a recipe, or prints the help."""
 
-import math
 import os
 import sys
-import tempfile
-import traceback
-from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 import compress
 from compress.config.compose import explain, place_choices, quoted, register_recipes, sentence, use_config_dir
-from compress.config.folders import NOT_STAGES, conf_folder, default_out, groups, options, recipe_files
+from compress.config.folders import NOT_STAGES, conf_folder, groups, options, recipe_files
 from compress.errors import UserError
-from compress.run import sweep
-
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+from compress.grid import job
+from compress.grid.job import refuse
 
 USAGE = """\
 python -m compress recipe=NAME [KEY=VALUE ...]
@@ -80,7 +72,7 @@ def main() -> int:
     try:
         use_config_dir(_config_dir(arguments))
     except UserError as error:
-        return _refuse(str(error))
+        return refuse(str(error))
     if not arguments or (arguments[0] != "store" and {"-h", "--help"} & set(arguments)):
         print(usage(), end="")
         return 0
@@ -97,31 +89,20 @@ def main() -> int:
     try:
         overrides = place_choices(quoted(words))
     except UserError as error:
-        return _refuse(str(error))
+        return refuse(str(error))
     sys.argv[1:] = overrides + [word for word in arguments if word not in words]  # Hydra wants options last
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
-    codes: list[int] = []
-    keys, begun = sweep.swept(overrides), datetime.now()
-    if keys and "publish" not in keys and (given := next((o for o in overrides if o.startswith("publish=")), None)):
-        return _refuse(f"{given}: every run of a multirun would replace what the one before it has published")
-
-    def job(cfg: "DictConfig") -> None:
-        sys.argv[1:] = arguments  # what a process starts with that does the same
-        if keys:
-            _name_job(cfg, keys, begun)
-        codes.append(_guarded(cfg))
-
+    job.arguments[:], job.codes[:] = arguments, []
     try:
         register_recipes()
-        with tempfile.TemporaryDirectory() as scratch:  # for a multirun's multirun.yaml, which Hydra insists on
-            if not any(word.startswith("hydra.sweep.dir=") for word in overrides):
-                sys.argv.insert(1, f"hydra.sweep.dir={scratch}")
-            hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(job.run)()
+    except UserError as error:
+        return refuse(str(error))
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        return _refuse(explain(error, overrides))
+        return refuse(explain(error, overrides))
     except KeyboardInterrupt:
         return 130
-    return max(codes, default=0)
+    return 1 if 1 in job.codes else max(job.codes, default=0)
 
 
 def _config_dir(arguments: list[str]) -> str | None:
@@ -133,55 +114,6 @@ def _config_dir(arguments: list[str]) -> str | None:
     return None
 
 
-def _guarded(cfg: "DictConfig") -> int:
-    """One run, its errors turned into messages and an exit code."""
-    from compress.run import preflight
-
-    folders = [preflight.existing(Path(str(cfg.get(key) or "."))) for key in ("out", "store")]
-    try:
-        _run(cfg)
-        return 0
-    except UserError as error:
-        return _refuse(str(error))
-    except KeyboardInterrupt:
-        print(f"\ninterrupted: {_kept(cfg)}; run the same command again to continue", file=sys.stderr)
-        raise
-    except Exception as error:  # noqa: BLE001 - the last place that can tell a full disk from a mistake of ours
-        if preflight.is_disk_full(error, *folders):
-            return _refuse(str(preflight.disk_full(error, folders[1])))
-        traceback.print_exc()
-        return 1
-
-
-def _kept(cfg: "DictConfig") -> str:
-    """What an interrupted run leaves for the next one."""
-    if cfg.job == "score":
-        return f"features of the reference are kept in {cfg.store} once they are whole, of images none"
-    return f"finished stages, sampled images and the last training state are kept in {cfg.store}"
-
-
-def _name_job(cfg: "DictConfig", keys: dict[str, int | None], begun: datetime) -> None:
-    """Says what a job of a multirun varies and gives it a folder named after that."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from compress.system import processes
-
-    settings = HydraConfig.get()
-    overrides = sweep.varied(settings.overrides.task, keys)
-    cfg.out = str(Path(cfg.out or default_out(cfg.recipe_name, begun)) / sweep.folder_name(overrides))
-    if processes.is_main():
-        counts = list(keys.values())
-        total = "" if None in counts else f"/{math.prod(filter(None, counts))}"
-        gap = "\n" if settings.job.num else ""
-        print(f"{gap}[{settings.job.num + 1}{total}] {' '.join(overrides)}", flush=True)
-
-
-def _run(cfg: "DictConfig") -> None:
-    from compress import jobs
-
-    jobs.run_job(cfg)
-
-
 def _store(arguments: list[str]) -> int:
     """The command ``store``."""
     from compress.store import command
@@ -189,19 +121,11 @@ def _store(arguments: list[str]) -> int:
     try:
         return command.main(arguments)
     except UserError as error:
-        return _refuse(str(error))
+        return refuse(str(error))
     except OSError as error:
-        return _refuse(f"{error.filename or 'store'}: {error.strerror or error}")
+        return refuse(f"{error.filename or 'store'}: {error.strerror or error}")
     except KeyboardInterrupt:
         return 130
-
-
-def _refuse(message: str) -> int:
-    from compress.system import processes
-
-    if processes.is_main():
-        print(f"error: {message}", file=sys.stderr)
-    return 2
 
 
 def entry() -> None:

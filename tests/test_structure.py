@@ -27,6 +27,7 @@ LAYERS = (
     ("run",),
     ("jobs",),
     ("api",),
+    ("grid",),
     ("__main__",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -15,7 +15,7 @@ from compress.data.folder import Captioned, image_folder
 from compress.data.framing import Framing
 from compress.data.rows import rows
 from compress.errors import UserError, bad_value
-from compress.system.files import file_hash
+from compress.system.files import known_hash
 
 if TYPE_CHECKING:
     import datasets
@@ -231,7 +231,7 @@ def fingerprint(config: DataConfig) -> str:
 
 def _more(config: DataConfig) -> dict[str, Any]:
     """What decides the training examples besides the rows."""
-    prompts = None if config.prompts is None else file_hash(Path(config.prompts).expanduser())
+    prompts = None if config.prompts is None else known_hash(Path(config.prompts).expanduser())
     return {**asdict(config.framing), "prompts": prompts, "styles": list(config.styles)}
 
 
@@ -297,14 +297,14 @@ def _read_texts(file: Path, key: str, value: str, column: str = "text") -> list[
 def content_hash(path: Path, files: list[Path] | None = None) -> str:
     """SHA-256 over the names and contents of a folder's files (or of some of them), or over one file."""
     if path.is_file():
-        return file_hash(path)
+        return known_hash(path)
     files = sorted(file for file in path.rglob("*") if file.is_file()) if files is None else files
-    hashes = [[file.relative_to(path).as_posix(), file_hash(file)] for file in files]
+    hashes = [[file.relative_to(path).as_posix(), known_hash(file)] for file in files]
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()
 
 
 def _hash(file: Path) -> str | None:
-    return file_hash(file) if file.is_file() else None
+    return known_hash(file) if file.is_file() else None
 
 
 def _local(config: DataConfig) -> bool:

@@ -45,7 +45,10 @@ def run_stages(cfg: "DictConfig") -> None:
     from compress.system import processes
 
     config = to_run_config(cfg)
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
     from compress.run.recipe import run_recipe
 
-    run_recipe(config)
+    run_recipe(config, keep=HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
     processes.leave()

@@ -13,7 +13,7 @@ from compress.models.outline import PATTERNS, Outline, read_outline
 from compress.models.quantized import is_quantized
 from compress.models.quiet import hide_notices, no_progress_bars
 from compress.models.sampling import keep_sampling
-from compress.system.files import file_hash
+from compress.system.files import known_hash
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +96,7 @@ def fingerprint(config: ModelConfig) -> str:
         hidden = any(part.startswith(".") for part in name.split("/"))
         if hidden or file.suffix.lower() in (".md", ".png", ".jpg", ".jpeg", ".webp") or not file.is_file():
             continue
-        digest.update(f"{name} {file_hash(file)}\n".encode())
+        digest.update(f"{name} {known_hash(file)}\n".encode())
     return digest.hexdigest()
 
 

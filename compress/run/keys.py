@@ -5,6 +5,7 @@ import json
 import os
 import platform
 from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +125,7 @@ class Plan:
 
     def _versions(self, checkpoint: str, settings: EvaluateConfig) -> dict[str, str]:
         names = (*self._libraries[checkpoint], *(["openvino"] if settings.engine == "openvino" else []))
-        return {name: importlib.metadata.version(name) for name in names}
+        return {name: _version(name) for name in names}
 
     def _step(self, stage: StageConfig, parent: str | None) -> Step:
         key = self.store.key(
@@ -144,6 +145,11 @@ class Plan:
         if found is not None:
             _check_same(stage, found)
         return Step(stage, key, parent, found is not None)
+
+
+@cache
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
 
 
 def changed(config: Any, default: Any = None) -> dict[str, Any]:

@@ -75,6 +75,20 @@ class Inputs:
         """Of teacher and data."""
         return compress.models.fingerprint(self.config.model), compress.data.fingerprint(self.config.data)
 
+    def take_over(self, other: "Inputs") -> None:
+        """Takes what another run of this process has loaded, where it is the same."""
+        ours, theirs = self.config, other.config
+        same_device = (self.device, self.dtype) == (other.device, other.dtype)
+        model, data = (own == their for own, their in zip(self.fingerprints, other.fingerprints, strict=True))
+        same = {
+            "teacher": same_device and model and ours.model == theirs.model,
+            "data": data and (ours.data, ours.store) == (theirs.data, theirs.store),
+            "networks": same_device and ours.evaluate == theirs.evaluate,
+        }
+        for name, usable in same.items():
+            if usable and name in other.__dict__:
+                self.__dict__[name] = other.__dict__[name]
+
     def examples(self) -> Path:
         """The folder for encoded examples: of this teacher, data, precision and device."""
         of = {"of": self.fingerprints, "precision": self.config.precision, "device": self.device.type}
@@ -91,11 +105,18 @@ class Inputs:
         return checkpoint.load_checkpoint(self.store.path(parent), self.device, self.dtype)
 
 
-def run_recipe(config: RunConfig) -> dict[str, Any]:
+_kept: list[Inputs] = []  # of the last run that was asked to keep them
+
+
+def run_recipe(config: RunConfig, keep: bool = False) -> dict[str, Any]:
     """Runs a recipe and writes its report, images and final checkpoint to ``config.out``.
 
     Under ``accelerate launch`` every process calls it; all share evaluations and stages made for several processes,
     the first does the rest.
+
+    Args:
+        config: Of the run.
+        keep: Whether teacher, data and networks stay in memory for the next run of this process, as in a grid.
 
     Returns:
         The report as in ``report.json``; empty in processes other than the first.
@@ -104,7 +125,7 @@ def run_recipe(config: RunConfig) -> dict[str, Any]:
         UserError: A user's mistake; before anything is computed where possible.
     """
     device = processes.join(config.device)
-    config = _with_engines(config, device)
+    config = with_engines(config, device)
     inputs = Inputs(config, device)
     if not processes.is_main():
         while (asked := processes.receive()) is not None:
@@ -113,12 +134,16 @@ def run_recipe(config: RunConfig) -> dict[str, Any]:
             else:
                 _compute(inputs, Step(config.stages[asked[0]], *asked[1]), [], StageRun(None))
         return {}
-    report = _Run(inputs).go()
+    try:
+        report = _Run(inputs).go()
+    finally:
+        if keep and "fingerprints" in inputs.__dict__:  # otherwise it ended before it loaded anything
+            _kept[:] = [inputs]
     processes.send(None)
     return report
 
 
-def _with_engines(config: RunConfig, device: torch.device) -> RunConfig:
+def with_engines(config: RunConfig, device: torch.device) -> RunConfig:
     """The config with the engines that ``auto`` stands for here.
 
     Raises:
@@ -182,6 +207,9 @@ class _Run:
         """Runs all stages, with the store's entries reserved, and returns the report."""
         config = self.config
         self.inputs.fingerprints = (self.plan.teacher, self.plan.data)
+        for earlier in _kept:
+            self.inputs.take_over(earlier)
+        _kept.clear()
         steps = self.plan.steps
         to_run = sum(not step.cached for step in steps)
         if to_run:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
-from compress.system.files import file_hash, link
+from compress.system.files import file_hash, known_hash, link
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +180,7 @@ def verify_manifest(folder: Path) -> None:
     try:
         hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in hashes.items():
-            if file_hash(folder / name) != expected:
+            if known_hash(folder / name) != expected:
                 raise UserError(f"{folder / name} is damaged (its SHA-256 is not the one it was stored with): {remedy}")
     except (FileNotFoundError, ValueError, AttributeError) as error:
         name = getattr(error, "filename", None) or folder / MANIFEST

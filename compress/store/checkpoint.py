@@ -22,7 +22,7 @@ from compress.models.folder import MODEL_FILE, check_code
 from compress.models.quantized import plain_tensors, read_ranges, set_ranges, write_ranges
 from compress.models.quiet import hide_notices, no_progress_bars
 from compress.models.sampling import INFO, keep_sampling
-from compress.system.files import file_hash, flush, replace_folder_with, replace_with, sort_header
+from compress.system.files import file_hash, flush, known_hash, replace_folder_with, replace_with, sort_header
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +138,7 @@ def verify_checkpoint(folder: Path) -> None:
             raise _damaged(folder, folder / name, "is missing")
         if name not in manifest:
             raise _damaged(folder, folder / name, "does not belong there")
-        if file_hash(folder / name) != manifest[name]:
+        if known_hash(folder / name) != manifest[name]:
             raise _damaged(folder, folder / name, "is not what was saved: its SHA256 has changed")
 
 
@@ -284,7 +284,7 @@ def _link_equal(folder: Path, manifest: dict[str, str], store: Path) -> None:
             continue  # damaged: a run that needs that checkpoint reports it
         for name in [name for name, digest in missing.items() if digest in theirs]:
             try:
-                if file_hash(theirs[missing[name]]) == missing[name]:
+                if known_hash(theirs[missing[name]]) == missing[name]:
                     with replace_with(folder / name) as beside:
                         os.link(theirs[missing[name]], beside)
                     del missing[name]

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -130,3 +131,14 @@ def file_hash(file: Path) -> str:
     """SHA-256 of a file, 64 hexadecimal digits."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def known_hash(file: Path) -> str:
+    """:func:`file_hash`, computed once in this process as long as the file stays as it is."""
+    about = file.stat()
+    return _hash_once(file.absolute(), about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+
+
+@lru_cache(maxsize=100_000)
+def _hash_once(file: Path, *_: int) -> str:
+    return file_hash(file)

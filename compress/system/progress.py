@@ -33,12 +33,14 @@ class Part:
         doing: What it does, such as ``"evaluating"``.
         seconds: Expected time; 0 if nothing is computed, None if unknown.
         like: Parts with the same word take about the same time.
+        key: Of its result in the store; empty if it has none.
     """
 
     name: str
     doing: str
     seconds: float | None = None
     like: str = ""
+    key: str = ""
 
 
 class Overall:

@@ -1,4 +1,4 @@
-"""The jobs of a multirun: the overrides that each varies, and a folder named after them."""
+"""The points of a grid: the overrides that each varies, and a folder named after them."""
 
 import hashlib
 import re
@@ -7,34 +7,12 @@ from collections.abc import Iterable, Sequence
 LONGEST = 80  # characters of a folder name
 
 
-def swept(overrides: Iterable[str]) -> dict[str, int | None]:
-    """Each key with several values, and their number; None if only Hydra can count them.
-
-    Args:
-        overrides: As on the command line, such as ``stages.prune.ratio=0.2,0.4`` or ``seed=range(3)``.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep, RangeSweep
-    from hydra.errors import HydraException
-
-    parser, found = OverridesParser.create(), {}
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except HydraException:  # Hydra refuses it with a better message
-            continue
-        if override.is_sweep_override():
-            counted = isinstance(override.value(), ChoiceSweep | RangeSweep)
-            found[override.get_key_element()] = len(list(override.sweep_string_iterator())) if counted else None
-    return found
-
-
 def varied(overrides: Sequence[str], keys: Iterable[str]) -> list[str]:
-    """The overrides of a job that differ between the jobs.
+    """The overrides of a point that differ between the points.
 
     Args:
-        overrides: All overrides of the job.
-        keys: See :func:`swept`.
+        overrides: All overrides of the point.
+        keys: Those that have several values in the grid.
     """
     return [override for key in keys for override in overrides if override.partition("=")[0] == key]
 
@@ -43,7 +21,7 @@ def folder_name(overrides: Sequence[str]) -> str:
     """A short folder name: ``ratio=0.4,seed=1``; a shortened one ends with a hash.
 
     Args:
-        overrides: The overrides that differ between the jobs, at least one.
+        overrides: The overrides that differ between the points, at least one.
     """
     pairs = [override.partition("=")[::2] for override in overrides]
     # A choice is named by its group (prune@stages.prune=taylor), a key by its last name.

@@ -1,0 +1,1 @@
+"""Grids: a recipe run once for every combination of values."""

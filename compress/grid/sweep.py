@@ -1,0 +1,254 @@
+"""Runs a grid: every point is checked first, then run; one that fails is reported, and the others go on."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.config.compose import explain, quoted
+from compress.config.folders import default_out
+from compress.errors import UserError
+from compress.grid import job
+from compress.grid.points import folder_name, varied
+from compress.grid.progress import Progress
+from compress.system import processes
+from compress.system.progress import duration
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext
+    from omegaconf import DictConfig
+
+    from compress.run.config import RunConfig
+
+
+@dataclass
+class Point:
+    """One combination of values.
+
+    Attributes:
+        number: From 1.
+        overrides: All of its overrides, ``out`` among them once it is known.
+        varies: Those that differ between the points.
+        out: Its folder.
+        config: Of its stages; None if it has none.
+        message: Why it failed; empty if it did not.
+        code: Its exit code; None: not yet run.
+    """
+
+    number: int
+    overrides: list[str]
+    varies: list[str]
+    out: Path = Path()
+    config: "RunConfig | None" = None
+    message: str = ""
+    code: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What varies, as text."""
+        return " ".join(self.varies)
+
+
+def run_grid(
+    config: "DictConfig",
+    context: "HydraContext",
+    arguments: Sequence[str],
+    launcher: "Callable[[], Launcher]",
+) -> list[Point]:
+    """Runs all points and prints a summary; adds the exit codes to :data:`compress.grid.job.codes`.
+
+    Args:
+        config: The composed config without what varies; ``hydra.sweep.dir`` is set in it.
+        context: Of Hydra.
+        arguments: Overrides, some with several values.
+        launcher: Makes the launcher, once the folder of the grid is known.
+
+    Raises:
+        UserError: The points would overwrite each other's results.
+    """
+    begun = time.time()
+    points, folder = _points(config, context, arguments)
+    good = [point for point in points if point.code is None]
+    _refuse([point for point in points if point.code is not None], len(points))
+    _use_folder(config, folder)
+    if good:
+        progress = Progress([point.config for point in good if point.config is not None])
+        if str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher"):
+            _one_after_the_other(good, len(points), progress, launcher())
+        else:
+            _at_once(good, len(points), progress, launcher(), begun)
+    _summarize(points, folder, begun)
+    return points
+
+
+def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[str]) -> tuple[list[Point], Path]:
+    """The points, composed and checked as far as that is cheap, and the folder of the grid."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    loader, begun = context.config_loader, datetime.now()
+    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *arguments])
+    given = [override.value() for override in parsed if override.key_or_group == "out"]
+    varying = list(dict.fromkeys(o.get_key_element() for o in parsed if o.is_sweep_override()))
+    sent = next((o for o in parsed if o.key_or_group == "publish" and o.value()), None)
+    if varying and sent is not None and not sent.is_sweep_override():
+        raise UserError(f"{sent.input_line}: every point of the grid would replace what another has published")
+    rest = [override for override in parsed if override.key_or_group != "out" or override.is_sweep_override()]
+    points = [
+        Point(number, overrides, varied(overrides, varying))
+        for number, overrides in enumerate(BasicSweeper.split_arguments(rest, None)[0], 1)
+    ]
+    composed = {point.number: _composed(point, config, loader) for point in points}
+    recipes = {str(cfg.recipe_name) for cfg in composed.values() if cfg is not None}
+    folder = Path(str(given[-1])) if given and given[-1] else None
+    folder = folder or default_out(recipes.pop() if len(recipes) == 1 else "grid", begun)
+    checked: dict[str, str] = {}
+    for point in points:
+        cfg = composed[point.number]
+        point.out = folder / folder_name(point.varies) if point.varies else folder
+        if "out" in varying:
+            point.out = Path(str(cfg.out)) if cfg is not None else folder
+        else:
+            point.overrides += quoted([f"out={point.out}"])
+        if cfg is not None:
+            _check(point, cfg, checked)
+    return points, folder
+
+
+def _composed(point: Point, config: "DictConfig", loader: Any) -> "DictConfig | None":
+    from hydra.errors import HydraException
+    from omegaconf import open_dict
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        cfg: DictConfig = loader.load_sweep_config(config, list(point.overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        point.message, point.code = explain(error, point.overrides), 2
+        return None
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def _check(point: Point, cfg: "DictConfig", checked: dict[str, str]) -> None:
+    """Checks a point's values, and its stages against the model's config; ``checked`` has the results so far."""
+    from compress.run import preflight
+    from compress.run.config import to_run_config
+
+    if cfg.job != "run":
+        return
+    try:
+        cfg.out = str(point.out)
+        point.config = to_run_config(cfg)
+        found = repr((point.config.model, point.config.stages, point.config.evaluate))
+        if found not in checked:
+            checked[found] = ""
+            try:
+                preflight.check_stages(point.config)
+            except UserError as error:
+                checked[found] = str(error)
+        if checked[found]:
+            raise UserError(checked[found])
+    except UserError as error:
+        point.message, point.code = str(error), 2
+
+
+def _use_folder(config: "DictConfig", folder: Path) -> None:
+    """Tells Hydra and its launchers where the grid is; Hydra itself writes nothing there."""
+    from omegaconf import open_dict, read_write
+
+    with read_write(config), open_dict(config):
+        config.hydra.sweep.dir, config.hydra.sweep.subdir = str(folder), "."
+        config.hydra.overrides.hydra += quoted([f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."])
+
+
+def _refuse(bad: Sequence[Point], total: int) -> None:
+    """Reports the points that cannot run, each message once."""
+    for message in dict.fromkeys(point.message for point in bad):
+        same = [point for point in bad if point.message == message]
+        job.refuse(message if len(same) == total else f"{message} ({len(same)} of {total} points: {_names(same)})")
+        for point in same:
+            job.write_failure(point.out, point.overrides, message, 2)
+            job.codes.append(2)
+
+
+def _one_after_the_other(points: Sequence[Point], total: int, progress: Progress, launcher: "Launcher") -> None:
+    for point in points:
+        _say(f"\n[{point.number}/{total}] {point.name}", progress.line())
+        for returned in launcher.launch([point.overrides], initial_job_idx=point.number - 1):
+            _finish(point, returned)
+
+
+def _at_once(points: Sequence[Point], total: int, progress: Progress, launcher: "Launcher", begun: float) -> None:
+    _say(f"\n{len(points)} of {total} points are launched", progress.line())
+    try:
+        for point, returned in zip(points, launcher.launch([p.overrides for p in points], 0), strict=True):
+            _finish(point, returned)
+    except Exception as error:  # noqa: BLE001 - a launcher can raise anything, such as for a process that was killed
+        print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
+        for point in points:
+            _look(point, begun)
+
+
+def _finish(point: Point, returned: Any) -> None:
+    """Takes the outcome that a launcher returned."""
+    from hydra.core.utils import JobStatus
+
+    if returned.status == JobStatus.COMPLETED:
+        point.code = 0
+        return
+    error = returned._return_value  # the property of that name would print and raise it
+    known = isinstance(error, job.PointFailed)
+    point.message, point.code = (error.message, error.code) if known else (f"{type(error).__name__}: {error}", 1)
+    job.codes.append(point.code)
+
+
+def _look(point: Point, begun: float) -> None:
+    """Takes the outcome from the point's folder, where a launcher returned none."""
+    failure, report = point.out / job.FAILURE, point.out / "report.json"
+    if failure.is_file() and failure.stat().st_mtime >= begun:
+        found = json.loads(failure.read_text(encoding="utf-8"))
+        point.message, point.code = found["message"], found["exit_code"]
+    elif (point.out / "checkpoint").is_dir() and report.is_file() and report.stat().st_mtime >= begun:
+        point.code = 0
+    else:
+        point.message, point.code = "its process ended before it was done", 1
+        job.write_failure(point.out, point.overrides, point.message, 1)
+    job.codes.append(point.code)
+
+
+def _summarize(points: Sequence[Point], folder: Path, begun: float) -> None:
+    """Prints how many points are done, from the store, or failed, and why."""
+    failed = [point for point in points if point.code]
+    cached = sum(not point.code and _is_cached(point.out) for point in points)
+    done = len(points) - len(failed) - cached
+    took = duration(time.time() - begun)
+    _say(f"\ngrid        {len(points)} points: {done} computed, {cached} from the store, {len(failed)} failed; {took}")
+    _say(f"folder      {folder}")
+    for message in dict.fromkeys(point.message for point in failed):
+        _say(f"failed      {_names([point for point in failed if point.message == message])}: {message}")
+
+
+def _names(points: Sequence[Point]) -> str:
+    """The first points by name."""
+    return ", ".join(point.name or "the only point" for point in points[:3]) + (", ..." if len(points) > 3 else "")
+
+
+def _is_cached(out: Path) -> bool:
+    """Whether all stages of a point were in the store."""
+    try:
+        stages: Iterable[dict[str, Any]] = json.loads((out / "report.json").read_text(encoding="utf-8"))["stages"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all(stage["cached"] for stage in stages)
+
+
+def _say(*parts: str) -> None:
+    if processes.is_main():
+        print("; ".join(filter(None, parts)), flush=True)

@@ -1,0 +1,115 @@
+"""Grids: points that fail, what is counted, and what a second command finds."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compress.run.recipe
+from compress.__main__ import main
+from compress.config.compose import compose
+from compress.errors import UserError
+from compress.evaluate import Evaluation
+from compress.grid.progress import Progress
+from compress.run.config import to_run_config
+from compress.run.keys import Plan
+from compress.store import Store
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_overrides: list[str]) -> Any:
+    """A grid in this process, started in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["compress", "-m", *tiny_overrides, *arguments])
+        return main()
+
+    return call
+
+
+def test_a_point_that_fails_leaves_its_message_until_it_succeeds(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    errors: dict[int, Exception] = {0: UserError("data.path=x: expected y"), 1: ZeroDivisionError("ours")}
+
+    def run_recipe(config: Any, keep: bool) -> None:
+        assert keep
+        if config.seed in errors:
+            raise errors[config.seed]
+
+    monkeypatch.setattr(compress.run.recipe, "run_recipe", run_recipe)
+    arguments = ["recipe=prune", "seed=0,1,2", "out=grid"]
+    assert cli(*arguments) == 1, "the worst: a mistake of ours"
+    files = {path.parent.name: json.loads(path.read_text()) for path in Path("grid").glob("*/failure.json")}
+    assert {name: (found["message"], found["exit_code"]) for name, found in files.items()} == {
+        "seed=0": ("data.path=x: expected y", 2),
+        "seed=1": ("ZeroDivisionError: ours", 1),
+    }
+    assert "failed      seed=1: ZeroDivisionError: ours" in capsys.readouterr().out
+    errors.clear()
+    assert cli(*arguments) == 0
+    assert not list(Path("grid").rglob("failure.json"))
+
+
+def test_a_choice_that_is_unknown_costs_its_points_alone(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(compress.run.recipe, "run_recipe", lambda config, keep: seen.append(config.out))
+    assert cli("recipe=prune", "prune=magnitude,nonsense", "seed=0,1", "out=grid") == 2
+    assert [out.name for out in seen] == ["prune=magnitude,seed=0", "prune=magnitude,seed=1"]
+    errors = capsys.readouterr().err
+    assert errors.count("error: ") == 1
+    assert "prune=nonsense: no such prune" in errors and "(2 of 4 points: " in errors
+    assert len(list(Path("grid").glob("prune=nonsense*/failure.json"))) == 2
+
+
+def test_stages_that_points_share_run_once_and_the_second_command_takes_all_from_the_store(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+    compute = compress.run.recipe._compute
+
+    def counted(inputs: Any, step: Any, *rest: Any) -> Any:
+        made.append(step.stage.name)
+        return compute(inputs, step, *rest)
+
+    def measured(pipeline: Any, *_: Any, **__: Any) -> Evaluation:
+        return Evaluation({"params": sum(tensor.numel() for tensor in pipeline.unet.parameters())}, {}, {}, [])
+
+    loaded: list[Any] = []
+    load = compress.models.load_teacher
+    monkeypatch.setattr(compress.run.recipe, "evaluate", measured)
+    monkeypatch.setattr(compress.run.recipe, "_compute", counted)
+    monkeypatch.setattr(compress.models, "load_teacher", lambda *a: loaded.append(a) or load(*a))
+    grid = ["recipe=prune_distill_int8", "~stages.distill", "prune=magnitude", "quantize=int8,int4"]
+    grid += ["stages.prune.ratio=0.25,0.5"]
+    assert cli(*grid, "out=grid", "store=store") == 0
+    assert sorted(made) == ["prune"] * 2 + ["quantize"] * 4
+    assert len(loaded) == 2, "measured and pruned, and pruned once more"
+    shown = capsys.readouterr().out
+    assert "[1/4] quantize@stages.quantize=int8 stages.prune.ratio=0.25; grid: 0 of 6 stages" in shown
+    assert "[4/4] quantize@stages.quantize=int4 stages.prune.ratio=0.5; grid: 5 of 6 stages, about " in shown
+    assert "4 points: 4 computed, 0 from the store, 0 failed" in shown
+    made.clear()
+    assert cli(*grid, "out=grid", "store=store") == 0
+    assert made == []
+    assert "4 points: 0 computed, 4 from the store, 0 failed" in capsys.readouterr().out
+
+
+def test_progress_counts_a_shared_stage_once(tiny_overrides: list[str], tmp_path: Path) -> None:
+    def config(seed: int, quantize: str) -> Any:
+        own = [f"seed={seed}", f"quantize={quantize}", f"store={tmp_path}"]
+        return to_run_config(compose(["recipe=prune_distill_int8", *tiny_overrides, *own]))
+
+    import torch
+
+    points = [config(seed, quantize) for seed in (0, 1) for quantize in ("int8", "int4")]
+    progress = Progress(points)
+    assert progress.line() == "grid: 0 of 8 stages"
+    plan = Plan(points[0], Store(tmp_path), torch.device("cpu"))
+    (tmp_path / plan.steps[0].key).mkdir()
+    assert progress.line() == "grid: 1 of 8 stages"
