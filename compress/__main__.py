@@ -36,6 +36,7 @@ Examples
   python -m compress recipe=prune_distill_int8 stages.prune.ratio=0.25,0.5 --multirun    one run after the other
   accelerate launch --multi_gpu --num_processes 2 -m compress recipe=prune_distill_int8
   python -m compress recipe=score images=DIR reference=DIR out=DIR     scores existing images
+  python -m compress recipe=report runs='runs/prune/*'                 one page for many runs
   python -m compress recipe=benchmark limit.psnr_db=30                 finds the fastest way to run a pipeline
   python -m compress store                                             lists what the store holds; store --help
 

@@ -15,6 +15,7 @@ from compress.errors import UserError
 from compress.grid import job
 from compress.grid.points import folder_name, varied
 from compress.grid.progress import Progress
+from compress.jobs.report import report_grid
 from compress.system import processes
 from compress.system.progress import duration
 
@@ -83,6 +84,7 @@ def run_grid(
         else:
             _at_once(good, len(points), progress, launcher(), begun)
     _summarize(points, folder, begun)
+    report_grid([point.config for point in good if point.config is not None], [point.out for point in points], folder)
     return points
 
 

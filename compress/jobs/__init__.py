@@ -19,6 +19,7 @@ JOBS = {
     "compare": "compress.jobs.compare:run_job",
     "mixed_bits": "compress.jobs.mixed_bits:run_job",
     "prune_sensitivity": "compress.jobs.sensitivity:run_job",
+    "report": "compress.jobs.report:run_job",
 }
 
 
@@ -41,14 +42,20 @@ def run_job(cfg: "DictConfig") -> None:
 
 def run_stages(cfg: "DictConfig") -> None:
     """Runs a recipe of stages."""
-    from compress.run.config import to_run_config
-    from compress.system import processes
-
-    config = to_run_config(cfg)
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from compress.run.config import to_run_config
+    from compress.system import processes
+
+    of_grid = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+    if of_grid:
+        from compress.jobs.report import join_group
+
+        join_group(cfg, HydraConfig.get().sweep.dir)
+    config = to_run_config(cfg)
+
     from compress.run.recipe import run_recipe
 
-    run_recipe(config, keep=HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN)
+    run_recipe(config, keep=of_grid)
     processes.leave()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 LABELED = 8  # up to so many spots all have their names beside them; of more only those of the front
 DRAWN = 200  # points of a curve
 CURVES = 20  # curves in a chart
+PIXELS = (480, 285)  # of the plane of a chart, about
 Curve = Sequence[tuple[float, float]]
 
 
@@ -38,6 +39,7 @@ def front_chart(front: Front) -> "Figure":
 
     wide = _range([spot.x for spot in front.spots], 0.08, 0.3)  # room for names on the right
     high = _range([end for spot in front.spots for end in (spot.low, spot.high)], 0.1, 0.12)
+    labels, above = _labels(front.spots, wide, high)
     drawn = _figure(front.cost.title, front.quality.heading, x_range=wide, y_range=high)
     kept = [spot for spot in front.spots if not spot.dominated]
     if len(kept) > 1:
@@ -52,8 +54,8 @@ def front_chart(front: Front) -> "Figure":
             "color": colors,
             "marker": ["diamond" if spot.teacher else "circle" for spot in front.spots],
             "size": [14 if spot.teacher else 9 for spot in front.spots],
-            "below": _below(front.spots, wide, high),
-            "label": [s.name if not s.dominated or len(front.spots) <= LABELED else "" for s in front.spots],
+            "label": labels,
+            "above": above,
         }
     )
     whisker = Whisker(base="x", lower="low", upper="high", source=source, line_color="color", line_alpha=0.6)
@@ -62,7 +64,7 @@ def front_chart(front: Front) -> "Figure":
     drawn.add_layout(whisker)
     glyphs = drawn.scatter("x", "y", source=source, color="color", marker="marker", size="size")
     drawn.add_layout(
-        LabelSet(x="x", y="y", text="label", source=source, x_offset=7, y_offset="below", text_font_size="11px")
+        LabelSet(x="x", y="y", text="label", source=source, x_offset=7, y_offset="above", text_font_size="11px")
     )
     drawn.add_tools(
         HoverTool(
@@ -79,18 +81,25 @@ def _range(values: Sequence[float], before: float, after: float) -> tuple[float,
     return min(values) - before * length, max(values) + after * length
 
 
-def _below(spots: Sequence[Spot], wide: tuple[float, float], high: tuple[float, float]) -> list[int]:
-    """How many pixels each name stands above its spot; below it where the name of another would be covered."""
-    placed: list[Spot] = []
-    offsets: dict[Spot, int] = {}
-    for spot in sorted(spots, key=lambda spot: spot.x):
-        near = [
-            other for other in placed
-            if spot.x - other.x < 0.25 * (wide[1] - wide[0]) and abs(spot.y - other.y) < 0.06 * (high[1] - high[0])
-        ]  # fmt: skip
-        offsets[spot] = -18 if near and offsets[near[-1]] > 0 else 4
-        placed.append(spot)
-    return [offsets[spot] for spot in spots]
+def _labels(spots: Sequence[Spot], wide: tuple[float, float], high: tuple[float, float]) -> tuple[list[str], list[int]]:
+    """The names to write, and how many pixels above its spot each stands; one with no room is left to the pointer."""
+    to_pixels = [PIXELS[axis] / (end - begin) for axis, (begin, end) in enumerate((wide, high))]
+    placed: list[tuple[float, float, float]] = []  # left end, right end, bottom
+    names, above = [], []
+    named = [not spot.dominated or len(spots) <= LABELED for spot in spots]
+    for spot, is_named in zip(spots, named, strict=True):
+        left = (spot.x - wide[0]) * to_pixels[0]
+        right, y = left + 6.5 * len(spot.name) + 10, (spot.y - high[0]) * to_pixels[1]
+        free = [
+            offset
+            for offset in (4, -18)
+            if not any(left < r and right > b and abs(y + offset - bottom) < 14 for b, r, bottom in placed)
+        ]
+        names.append(spot.name if is_named and free else "")
+        above.append(free[0] if free else 0)
+        if names[-1]:
+            placed.append((left, right, y + above[-1]))
+    return names, above
 
 
 def curve_chart(curves: Mapping[str, Curve]) -> "Figure":

@@ -1,5 +1,6 @@
 """What the numbers of the table mean, in a few lines below it."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ MARKS = {
 PAIRED = ("fid_teacher", "psnr", "ssim", "ms_ssim", "lpips", "latent_psnr")
 UNBIASED_FROM = 10_000
 """Images from which FID's bias is small enough to compare with other tables."""
+
+NAMED = 8
+"""Rows whose number formats are named one by one; of more only how many have each."""
 
 Entry = Mapping[str, Any]
 
@@ -159,6 +163,9 @@ def _formats(rows: Sequence[tuple[str, Entry]]) -> str:
             found[name] = max(by_dtype, key=lambda dtype: by_dtype[dtype])
     if len(set(found.values())) < 2:
         return ""
+    if len(found) > NAMED:
+        counts = Counter(found.values())
+        return f"On disk, mostly: {', '.join(f'{dtype} in {count} rows' for dtype, count in counts.items())}."
     return f"On disk, mostly: {', '.join(f'{name} {dtype}' for name, dtype in found.items())}."
 
 

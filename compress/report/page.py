@@ -19,6 +19,7 @@ class Content:
         lead: What it says in a sentence or two.
         facts: Name and text of what one asks first.
         tables: Of numbers.
+        each: Of the numbers of every run, where the first tables are means; folded up.
         failures: Points that have no numbers, and why.
         fronts: Quality over cost.
         pictures: The same prompts for all rows; the first row is the teacher's.
@@ -33,6 +34,7 @@ class Content:
     lead: str = ""
     facts: Sequence[tuple[str, str]] = ()
     tables: Sequence[Table] = ()
+    each: Sequence[Table] = ()
     failures: Table | None = None
     fronts: Sequence[Front] = ()
     pictures: PictureGrid | None = None
@@ -44,7 +46,7 @@ class Content:
 
     def all_tables(self) -> list[Table]:
         """Every table, in the order of the page."""
-        return [*self.tables, *(table for table in (self.failures, self.stages, self.differences) if table)]
+        return [*self.tables, *self.each, *(table for table in (self.failures, self.stages, self.differences) if table)]
 
 
 def render(content: Content) -> str:

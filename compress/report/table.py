@@ -170,13 +170,18 @@ def number(entry: Mapping[str, Any], column: Column, part: str = "value") -> flo
 
 
 def plain_rows(result: Mapping[str, Any]) -> tuple[list[str], list[list[Any]]]:
+    """Headings and rows of bare numbers of a report; see :func:`plain_lines`."""
+    return plain_lines(lines(result))
+
+
+def plain_lines(found: Sequence[Line]) -> tuple[list[str], list[list[Any]]]:
     """Headings and rows of bare numbers in the stored units, each metric followed by its interval's ends."""
-    shown = columns(result)
+    shown = columns_of([line.entry for line in found])
     ranged = [c for c in shown if c.group == "metrics" and "." not in c.key or any(c.ends)]
     parts = [(c, part) for c in shown for part in (("value", "low", "high") if c in ranged else ("value",))]
     keys = {c: c.key.replace(".", "_") for c in shown}
     headings = ["stage"] + [keys[c] if part == "value" else f"{keys[c]}_{part}" for c, part in parts]
-    return headings, [[name] + [number(entry, c, part) for c, part in parts] for name, entry in rows(result)]
+    return headings, [[line.name] + [number(line.entry, c, part) for c, part in parts] for line in found]
 
 
 def cell(entry: Entry, column: Column, teacher: Entry, floor: Entry) -> Cell:
@@ -258,7 +263,7 @@ def tables(found: Sequence[Line], first: str = "stage") -> list[Table]:
     made = []
     for group, title in (("cost", "Cost"), ("metrics", "Quality")):
         shown = [column for column in columns_of([line.entry for line in found]) if column.group == group]
-        there = [line for line in found if line.entry.get(group)]
+        there = [line for line in found if any(number(line.entry, column) is not None for column in shown)]
         body = tuple((line.name, tuple(cell(line.entry, c, line.teacher, line.floor) for c in shown)) for line in there)
         if shown:
             made.append(Table(title, (first, *(column.heading for column in shown)), body))

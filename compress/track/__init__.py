@@ -28,6 +28,7 @@ class TrackConfig:
         entity: W&B user or team; None takes the account's default.
         artifact: Whether the last checkpoint is logged as an artifact.
         mode: ``"auto"`` is online if an account is configured, else offline, and obeys ``WANDB_MODE``.
+        group: Groups the W&B runs of several runs, such as a multirun; None: each run is a group of its own.
     """
 
     backend: str
@@ -35,6 +36,7 @@ class TrackConfig:
     entity: str | None = None
     mode: str = "auto"
     artifact: bool = False
+    group: str | None = None
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -47,6 +49,8 @@ class TrackConfig:
             raise bad_value("entity", repr(self.entity), "a W&B user or team, or null")
         if self.artifact and (self.backend != "wandb" or self.mode == "disabled"):
             raise bad_value("artifact", self.artifact, "false, or track=wandb and a mode other than disabled")
+        if self.group is not None and not self.group:
+            raise bad_value("group", repr(self.group), "a name, or null")
 
 
 def check(config: TrackConfig) -> None:
@@ -75,7 +79,8 @@ def start(config: TrackConfig, group: str, folder: Path, run_config: dict[str, A
 
     Args:
         config: Backend, project and mode.
-        group: Name of the run, shared by its W&B runs.
+        group: Name of the run, shared by its W&B runs, unless the config names a group; then it is the beginning of
+            their names.
         folder: The run's folder; W&B's files go to ``folder/wandb``.
         run_config: The resolved config, recorded with every W&B run.
 

@@ -45,7 +45,8 @@ class Session:
 
     def __init__(self, config: "TrackConfig", group: str, folder: Path, run_config: dict[str, Any]) -> None:
         self.where = ""  # where the W&B runs are, as text
-        self._config, self._group, self._run_config = config, group[:128], run_config
+        self._config, self._group, self._run_config = config, (config.group or group)[:128], run_config
+        self._prefix = f"{folder.name}: " if config.group else ""  # tells the runs of a group apart
         self._folder = folder.absolute()
         self._mode = "" if config.mode == "auto" else config.mode
         self._run: Any = None
@@ -151,7 +152,7 @@ class Session:
             project=self._config.project,
             entity=self._config.entity,
             group=self._group,
-            name=name,
+            name=(self._prefix + name)[:128],
             job_type=job_type,
             config={**self._run_config, "stage_name": name, "stage": config},
             dir=str(self._folder),

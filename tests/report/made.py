@@ -1,4 +1,10 @@
-"""Entries of a report: costs and metrics as a run measures them."""
+"""Entries of a report: costs and metrics as a run measures them; and the files of a run, without its plots."""
+
+import json
+
+from PIL import Image
+
+from compress.report import plain
 
 HASH = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 SETTINGS = {
@@ -31,3 +37,20 @@ def entry(params, size, latency, fid, psnr):
         "latent_psnr": metric(2 * psnr, 0.5, n=64) if psnr else None,
     }
     return {"cost": cost, "metrics": metrics}
+
+
+def write_run(folder, result, grids):
+    """What :func:`compress.report.write_report` writes that a page is made of; returns the report."""
+    found = plain(
+        {"checkpoint": folder / "checkpoint"}
+        | result
+        | {"grid": [{"prompt": prompt, "seed": i} for i, prompt in enumerate(PROMPTS)]}
+    )
+    for name, grid in grids.items():
+        (folder / "images" / name).mkdir(parents=True)
+        for index, cell in enumerate(grid):
+            pixels = cell["image"].permute(1, 2, 0).numpy()
+            Image.fromarray(pixels).save(folder / "images" / name / f"{index}.png")
+    folder.mkdir(exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(found))
+    return found

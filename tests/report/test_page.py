@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from browser import chromium
-from made import metric
+from made import metric, write_run
 
 from compress import report
 from compress.report.best import best
@@ -47,7 +47,7 @@ class Numbers(HTMLParser):
 
 @pytest.fixture
 def folder(result, grids, tmp_path) -> Path:
-    report.write_page(tmp_path, report.write_report(tmp_path, result, grids))
+    report.write_page(tmp_path, write_run(tmp_path, result, grids))
     return tmp_path
 
 
@@ -108,7 +108,7 @@ def test_the_page_of_costs_alone_has_no_charts(result, tmp_path):
         row["metrics"] = {}
         row["curves"] = {}
     del result["noise_floor"]
-    report.write_page(tmp_path, report.write_report(tmp_path, result, {}))
+    report.write_page(tmp_path, write_run(tmp_path, result, {}))
     page = (tmp_path / "report.html").read_text()
     assert "Bokeh" not in page and len(page) < 50_000 and "7.10" in page
 
@@ -165,7 +165,7 @@ def compiles(folder: Path) -> None:
 @pytest.mark.slow  # LaTeX takes its time
 def test_the_latex_compiles(result, grids, tmp_path):
     result["stages"][0]["name"] = "50 % & [x]_y#1 ~ ü ∑"
-    report.write_page(tmp_path, report.write_report(tmp_path, result, grids))
+    report.write_page(tmp_path, write_run(tmp_path, result, grids))
     compiles(tmp_path)
     text = (tmp_path / "report.tex").read_text()
     assert r"50 \% \& [x]\_y\#1" in text and r"155.1 {\scriptsize [150.1, 160.1]}" in text

@@ -1,0 +1,321 @@
+"""One report of many runs: every run, means over seeds, fronts, pictures, stages, and what differs."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from compress.report.best import beyond_noise, with_best
+from compress.report.figures import losses
+from compress.report.footer import NOISE_FLOOR
+from compress.report.formats import Cell, Table, csv_text, latex, markdown
+from compress.report.page import Content, render
+from compress.report.pareto import fronts
+from compress.report.pictures import gather
+from compress.report.runs import SEED, FailedRun, RunFolder, Student, differences, students
+from compress.report.seeds import Seeds, Series, all_series, difference_table, unmarked
+from compress.report.table import Entry, Line, notes_of, plain_lines, tables
+from compress.system.files import write_text
+from compress.system.progress import duration
+
+WIDE = 8  # differing keys that are columns; more are rows, unless the runs are even more
+
+
+def write_many(
+    out: Path, title: str, runs: Sequence[RunFolder], failed: Sequence[FailedRun]
+) -> tuple[list[str], list[list[Any]]]:
+    """Writes ``report.html``, ``report.md``, ``report.csv``, ``report.tex`` and ``points.json``.
+
+    Args:
+        out: The folder; made if absent.
+        title: Of the page.
+        runs: Those that finished.
+        failed: Those that did not.
+
+    Returns:
+        Headings and rows of the CSV.
+
+    Raises:
+        OSError: The disk is full or the folder cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    found = students(runs)
+    series = all_series(found)
+    content = many_content(title, runs, failed, found, series)
+    headings, rows = _plain(found)
+    write_text(out / "report.html", render(content))
+    write_text(out / "report.md", _markdown(content))
+    write_text(out / "report.csv", csv_text(headings, rows))
+    write_text(out / "report.tex", latex(content.all_tables(), f"{title}, {out}"))
+    write_text(out / "points.json", json.dumps(_points(content, runs, failed, found, series), indent=1) + "\n")
+    return headings, rows
+
+
+def many_content(
+    title: str,
+    runs: Sequence[RunFolder],
+    failed: Sequence[FailedRun],
+    found: Sequence[Student],
+    series: Sequence[Series],
+) -> Content:
+    """What the page of many runs shows."""
+    repeated = any(len(one.students) > 1 for one in series)
+    each, means = _of_each(found), _of_means(series)
+    beyond = Seeds(series).beyond if repeated else beyond_noise
+    shown = [with_best(table, means, beyond) for table in tables(means, "point")]
+    if repeated:
+        shown = [_renamed(unmarked(table), f"{table.title}, mean over seeds", MEANS) for table in shown]
+        shown += _paired(series)
+    first = _first_seeds(series)
+    return Content(
+        title=title,
+        lead=_lead(runs, failed, series, repeated),
+        facts=_facts(runs),
+        tables=[table for table in shown if len(table.headings) > 1],
+        each=[_renamed(table, f"{table.title} of every run") for table in tables(each, "run")] if repeated else (),
+        failures=_failures(failed),
+        fronts=fronts(means),
+        pictures=gather(*_pictures(first)),
+        curves=_curves(first),
+        stages=_stages(runs),
+        differences=_differences(runs),
+        notes=notes_of(means, runs[0].report.get("manifest")) if runs else (),
+    )
+
+
+MEANS = "[low, high] is the 95 % interval of the mean over seeds, by Student's t; of a single seed, its own."
+
+
+def _renamed(table: Table, title: str, note: str = "") -> Table:
+    return Table(title, table.headings, table.rows, table.text, note)
+
+
+def _with_teachers(found: Sequence[tuple[Line, RunFolder, Any]]) -> list[Line]:
+    """The lines below those of their teachers and noise floors.
+
+    Args:
+        found: Lines, the run that says how their teacher was measured, and its seed, or None for a mean over seeds.
+    """
+    above: dict[str, list[Line]] = {}
+    for line, run, seed in found:
+        key = _measured_as(run, seed)
+        if key in above or not line.teacher:
+            continue
+        again = _measured_as(run, None) in {_measured_as(other, None) for _, other, _ in found[:1]}
+        of = "" if not above else f", {SEED}={seed}" if again and seed is not None else f" of {line.name}"
+        above[key] = [Line(f"teacher{of}", line.teacher, line.teacher, line.floor)]
+        if any((line.floor.get("metrics") or {}).values()):
+            above[key].append(Line(f"{NOISE_FLOOR}{of}", line.floor, line.teacher, line.floor))
+    return [line for lines in above.values() for line in lines] + [line for line, *_ in found]
+
+
+def _measured_as(run: RunFolder, seed: Any) -> str:
+    """The same for runs whose teacher is the same model, measured in the same way with the same seed."""
+    settings = {key: value for key, value in (run.report.get("settings") or {}).items() if key != SEED}
+    return json.dumps([(run.report.get("teacher") or {}).get("fingerprint"), settings, seed], default=str)
+
+
+def _of_each(found: Sequence[Student]) -> list[Line]:
+    return _with_teachers([(student.line, student.run, student.run.seed) for student in found])
+
+
+def _of_means(series: Sequence[Series]) -> list[Line]:
+    most = max((len(one.students) for one in series), default=0)
+    runs = {id(one.line): next(iter(one.students.values())).run for one in series}
+    whole = sorted(series, key=lambda one: len(one.students) < most)  # their teacher is the mean over all seeds
+    lines = _with_teachers([(one.line, runs[id(one.line)], None) for one in whole])
+    return [line for line in lines if not line.is_student] + [one.line for one in series]
+
+
+def _paired(series: Sequence[Series]) -> list[Table]:
+    """Differences from the teacher and from the first row, paired by seed."""
+    teachers = [{seed: student.line.teacher for seed, student in one.students.items()} for one in series]
+    found = [difference_table("Difference from the teacher", series, teachers, "point")]
+    if len(series) > 1:
+        first = {seed: student.line.entry for seed, student in series[0].students.items()}
+        title = f"Difference from {series[0].line.name}"
+        found.append(difference_table(title, series[1:], [first] * (len(series) - 1), "point"))
+    return found
+
+
+def _first_seeds(series: Sequence[Series]) -> list[tuple[str, Student]]:
+    """One run of each series, with the name of the series."""
+    return [(one.line.name, next(iter(one.students.values()))) for one in series]
+
+
+def _pictures(found: Sequence[tuple[str, Student]]) -> tuple[list[tuple[str, Path, str]], list[str]]:
+    """Rows of the grid of pictures, the teacher first, and the prompts."""
+    if not found:
+        return [], []
+    first = found[0][1].run
+    rows = [("teacher", first.folder, "teacher"), *((name, s.run.folder, s.row) for name, s in found)]
+    return rows, [str(cell["prompt"]) for cell in first.report.get("grid") or []]
+
+
+def _aligned(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
+    """The stages of each report under the same titles: their names, or their kinds where the names differ."""
+    placed: list[dict[tuple[str, int], Mapping[str, Any]]] = []
+    for report in reports:
+        seen: Counter[str] = Counter()
+        placed.append({})
+        for stage in report.get("stages") or []:
+            seen[stage["kind"]] += 1
+            placed[-1][stage["kind"], seen[stage["kind"]]] = stage
+    names: dict[tuple[str, int], set[str]] = {}
+    for stages in placed:
+        for place, stage in stages.items():
+            names.setdefault(place, set()).add(stage["name"])
+    titles = {
+        place: next(iter(of)) if len(of) == 1 else f"{place[0]} {place[1]}" if place[1] > 1 else place[0]
+        for place, of in names.items()
+    }
+    return [{titles[place]: stage for place, stage in stages.items()} for stages in placed]
+
+
+def _curves(found: Sequence[tuple[str, Student]]) -> dict[str, dict[str, Any]]:
+    """Title to the loss of each run; of several losses the first, which is the whole one."""
+    made: dict[str, dict[str, Any]] = {}
+    for (name, student), stages in zip(found, _aligned([s.run.report for _, s in found]), strict=True):
+        for title, stage in stages.items():
+            curves = losses(stage)
+            if curves and student.part in ("0", stage["name"]):
+                key = "loss" if "loss" in curves else next(iter(curves))
+                made.setdefault(f"{title}: {key}", {})[name] = curves[key]
+    return made
+
+
+def _lead(runs: Sequence[RunFolder], failed: Sequence[FailedRun], series: Sequence[Series], repeated: bool) -> str:
+    seeds = {run.seed for run in runs}
+    parts = [f"{len(runs)} run{'s' * (len(runs) != 1)}"]
+    if repeated:
+        parts.append(f"{len(seeds)} seeds")
+        parts.append(f"{len(series)} point{'s' * (len(series) != 1)}")
+    return ", ".join([*parts, *[f"{len(failed)} failed"] * bool(failed)]) + "."
+
+
+def _facts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
+    """What was computed, each stage once, and what that took; what the machine was."""
+    stages = [stage for run in runs for stage in run.report.get("stages") or []]
+    once = {stage.get("key", id(stage)): stage for stage in stages}
+    total, unique = (sum(s.get("seconds") or 0 for s in of) for of in (stages, once.values()))
+    facts = [
+        ("Stages", f"{len(stages)}, {len(once)} of them distinct"),
+        ("Time of the distinct stages", f"{duration(unique)}; without sharing {duration(total)}"),
+    ]
+    machines = dict.fromkeys(
+        ", ".join(f"{k} {v}" for k, v in (run.report.get("environment") or {}).items() if v is not None) for run in runs
+    )
+    return facts * bool(stages) + [("Machine", machine) for machine in machines if machine]
+
+
+def _failures(failed: Sequence[FailedRun]) -> Table | None:
+    rows = tuple(
+        (
+            run.name.replace(",", ", "),
+            (Cell(run.message), Cell(str(run.exit_code), number=run.exit_code), Cell(" ".join(run.overrides))),
+        )
+        for run in failed
+    )
+    return Table("Failed", ("point", "why", "exit code", "overrides"), rows, text=True) if rows else None
+
+
+def _stages(runs: Sequence[RunFolder]) -> Table | None:
+    """Seconds of each stage by run, and whether it was computed there."""
+    aligned = _aligned([run.report for run in runs])
+    names = list(dict.fromkeys(title for stages in aligned for title in stages))
+    rows = []
+    for run, stages in zip(runs, aligned, strict=True):
+        seconds = run.report.get("seconds")
+        whole = Cell(duration(seconds), number=seconds) if seconds is not None else Cell()
+        rows.append((run.name, (*(_time(stages.get(name)) for name in names), whole)))
+    note = "how long a stage took where it was computed; the last column is the run itself, with its evaluations"
+    return Table("Stages", ("run", *names, "whole run"), tuple(rows), text=True, note=note) if names else None
+
+
+def _time(stage: Mapping[str, Any] | None) -> Cell:
+    if stage is None or stage.get("seconds") is None:
+        return Cell()
+    text = duration(stage["seconds"])
+    return Cell(f"{text}, from the store" if stage.get("cached") else text, number=stage["seconds"])
+
+
+def _differences(runs: Sequence[RunFolder]) -> Table | None:
+    """Runs by keys, or keys by runs where there are many."""
+    title, keys = "What differs between the configs", differences([run.config for run in runs])
+    values = {run.name: {key: Cell(_text(run.config.get(key, "–"))) for key in keys} for run in runs}
+    if not keys:
+        return None
+    if len(keys) <= max(WIDE, len(runs)):
+        rows = tuple((name, tuple(by_key.values())) for name, by_key in values.items())
+        return Table(title, ("run", *keys), rows, text=True)
+    return Table(title, ("key", *values), tuple((k, tuple(v[k] for v in values.values())) for k in keys), text=True)
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _markdown(content: Content) -> str:
+    parts = [f"# {content.title}\n", f"{content.lead}\n"]
+    parts += [f"{name}: {text}\n" for name, text in content.facts]
+    for table in content.all_tables():
+        parts += [f"## {table.title}\n", *([f"{table.note}\n"] if table.note else []), markdown(table)]
+    for front in content.fronts:
+        kept = [spot.name for spot in front.spots if not spot.dominated]
+        parts += [f"## Pareto front of {front.title}\n", f"{'; '.join(kept)}.\n"]
+    if content.notes:
+        parts += ["## What the numbers mean\n", "".join(f"- {note}\n" for note in content.notes)]
+    return "\n".join(parts)
+
+
+def _plain(found: Sequence[Student]) -> tuple[list[str], list[list[Any]]]:
+    """Headings and rows of bare numbers: every run's row and its teacher's, with folder and seed."""
+    headings, rows = plain_lines(_of_each(found))
+    runs = {student.line.name: student.run for student in found}
+    first = ["point", "folder", SEED]
+    body = []
+    for name, *numbers in rows:
+        run = runs.get(name)
+        body.append([name, str(run.folder) if run else None, run.seed if run else None, *numbers])
+    return [*first, *headings[1:]], body
+
+
+def _points(
+    content: Content,
+    runs: Sequence[RunFolder],
+    failed: Sequence[FailedRun],
+    found: Sequence[Student],
+    series: Sequence[Series],
+) -> dict[str, Any]:
+    """What stands in ``points.json``: runs, means over seeds, fronts and failures."""
+
+    def numbers(entry: Entry) -> dict[str, Any]:
+        cost = {key: value for key, value in (entry.get("cost") or {}).items() if isinstance(value, int | float)}
+        metrics = {
+            key: {part: value[part] for part in ("value", "low", "high", "n") if part in value}
+            for key, value in (entry.get("metrics") or {}).items()
+            if isinstance(value, Mapping)
+        }
+        return {"cost": cost, "metrics": metrics}
+
+    varying = differences([run.config for run in runs])
+    return {
+        "title": content.title,
+        "runs": [
+            {
+                "name": student.line.name,
+                "folder": str(student.run.folder),
+                "seed": student.run.seed,
+                "config": {key: student.run.config.get(key) for key in varying},
+                **numbers(student.line.entry),
+            }
+            for student in found
+        ],
+        "points": [{"name": one.line.name, "seeds": list(one.students), **numbers(one.line.entry)} for one in series],
+        "fronts": {f.title: [spot.name for spot in f.spots if not spot.dominated] for f in content.fronts},
+        "failed": [
+            {"name": run.name, "overrides": run.overrides, "message": run.message, "exit_code": run.exit_code}
+            for run in failed
+        ],
+    }

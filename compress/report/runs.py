@@ -1,0 +1,189 @@
+"""The folders of runs: their reports, what differs between their configs, and the runs that failed."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from compress.errors import UserError, bad_value
+from compress.report.table import Entry, Line
+
+REPORT, FAILURE = "report.json", "failure.json"
+NOT_COMPARED = ("out", "store", "track")  # keys of a config that change no result
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run that has finished.
+
+    Attributes:
+        name: What tells it from the others.
+        folder: Where it is.
+        report: What stands in its ``report.json``.
+        config: Its config by full keys, without what changes no result; empty if unknown.
+    """
+
+    name: str
+    folder: Path
+    report: Mapping[str, Any]
+    config: Mapping[str, Any]
+
+    @property
+    def seed(self) -> Any:
+        """Its seed; None if unknown."""
+        return self.report.get(SEED)
+
+    @property
+    def series(self) -> str:
+        """The same for all runs that differ in nothing but ``seed``."""
+        kept = {key: value for key, value in self.config.items() if key != SEED}
+        return json.dumps(kept, sort_keys=True, default=str) if kept else str(self.folder)
+
+
+@dataclass(frozen=True)
+class FailedRun:
+    """A run that failed.
+
+    Attributes:
+        name: Of its folder.
+        overrides: Of its command line.
+        message: Why it failed.
+        exit_code: 2 for a user's mistake, else 1.
+    """
+
+    name: str
+    overrides: tuple[str, ...]
+    message: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class Student:
+    """One row of a run: what came of it.
+
+    Attributes:
+        line: The row, named after the run.
+        run: The run.
+        row: The row's name in the run.
+        part: The same for the rows of one series that belong together.
+    """
+
+    line: Line
+    run: RunFolder
+    row: str
+    part: str
+
+
+def find_runs(pattern: str) -> list[Path]:
+    """The folders of runs that a glob names: themselves, by their ``report.json``, or by the folder that holds them.
+
+    Raises:
+        UserError: There is none.
+    """
+    found: dict[Path, None] = {}
+    for match in map(Path, sorted(glob(str(Path(pattern).expanduser()), recursive=True))):
+        folder = match.parent if match.name in (REPORT, FAILURE) else match
+        inside = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.iterdir())) if folder.is_dir() else []
+        found |= dict.fromkeys(inside)
+    if not found:
+        raise bad_value("runs", pattern, f"a glob of folders that hold a {REPORT}, or of folders of such folders")
+    return list(found)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / REPORT).is_file() or (folder / FAILURE).is_file()
+
+
+def read_runs(folders: Iterable[Path]) -> tuple[list[RunFolder], list[FailedRun]]:
+    """Reads what runs left; folders without a file of either kind are left out.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    done: list[tuple[Path, dict[str, Any], dict[str, Any]]] = []
+    failed = []
+    for folder in folders:
+        if (folder / FAILURE).is_file():
+            about = _json(folder / FAILURE)
+            words = tuple(map(str, about.get("overrides") or ()))
+            failed.append(FailedRun(folder.name, words, str(about.get("message")), int(about.get("exit_code", 1))))
+        elif (folder / REPORT).is_file():
+            report = _json(folder / REPORT)
+            if report.get("checkpoint") or "refused" in report:
+                done.append((folder, report, _config(folder / "config.yaml")))
+            else:
+                failed.append(FailedRun(folder.name, (), "it has not finished", 1))
+    names = _names([folder for folder, *_ in done], [config for *_, config in done])
+    return [RunFolder(name, *found) for name, found in zip(names, done, strict=True)], failed
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file}: it is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file}: it does not hold what a run writes")
+    return found
+
+
+def _config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.to_container(OmegaConf.load(file))
+    return {key: value for key, value in _flat(tree).items() if key.partition(".")[0] not in NOT_COMPARED}
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found
+
+
+def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys whose values are not the same in all configs."""
+    keys = dict.fromkeys(key for config in configs for key in config)
+    return [key for key in keys if len({json.dumps(c.get(key, "-"), default=str) for c in configs}) > 1]
+
+
+def _names(folders: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What tells the runs apart: their folders' names, their values where those are time stamps, else their paths."""
+    names = [folder.name.replace(",", ", ") for folder in folders]
+    if any(re.match(r"\d{4}-\d\d-\d\d_", name) for name in names):
+        keys = differences(configs)
+        last = [key.rpartition(".")[2] for key in keys]
+        short = [end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)]
+        if 0 < len(keys) <= 4:
+            names = [
+                ", ".join(f"{name}={c.get(key, '–')}" for name, key in zip(short, keys, strict=True)) for c in configs
+            ]
+    return [name if names.count(name) == 1 else str(folder) for name, folder in zip(names, folders, strict=True)]
+
+
+def students(runs: Sequence[RunFolder]) -> list[Student]:
+    """The rows that runs came to: each run's last stage and its engine; of alternatives, every stage."""
+    found = []
+    for run in runs:
+        report = run.report
+        teacher, floor = report.get("teacher") or {}, report.get("noise_floor") or {}
+        stages = list(report.get("stages") or [])
+        alternatives = "refused" in report
+        rows: list[tuple[str, str, Entry]] = [
+            (stage["name"], f"{run.name}: {stage['name']}" if alternatives else run.name, stage)
+            for stage in (stages if alternatives else stages[-1:])
+        ]
+        if engine := report.get("accelerated"):
+            rows.append((engine["name"], f"{run.name}, {engine.get('engine')}", engine))
+        parts = [row if alternatives else str(place) for place, (row, *_) in enumerate(rows)]
+        found += [
+            Student(Line(name, entry, teacher, floor), run, row, part)
+            for (row, name, entry), part in zip(rows, parts, strict=True)
+        ]
+    return found

@@ -1,0 +1,159 @@
+"""One report of many runs: means over seeds, paired differences, what failed and what differs."""
+
+import copy
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from browser import chromium
+from made import metric, write_run
+from scipy.stats import t
+from test_page import Numbers, compiles
+
+from compress.errors import UserError
+from compress.report.many import write_many
+from compress.report.runs import find_runs, read_runs, students
+from compress.report.seeds import all_series, difference, student, without_seed
+from compress.report.table import columns_of
+
+FIDS = {0.25: (150.0, 153.0, 156.0), 0.5: (160.0, 162.0, 167.0)}  # by ratio and seed
+TEACHER = (117.0, 119.0, 124.0)
+
+
+@pytest.fixture
+def grid(result, grids, tmp_path) -> Path:
+    """Two ratios with three seeds each, and a point that failed."""
+    few = {name: grids[name] for name in ("teacher", "quantize")}
+    for ratio, fids in FIDS.items():
+        for seed, fid in enumerate(fids):
+            folder = tmp_path / "grid" / f"ratio={ratio},seed={seed}"
+            one = copy.deepcopy(result) | {"seed": seed}
+            one["teacher"]["fingerprint"] = "f"
+            one["teacher"]["metrics"]["fid"] = metric(TEACHER[seed], 5.0, "inception-2015-12-05", n_reference=1000)
+            one["stages"][-1]["metrics"]["fid"] = metric(fid, 5.0, "inception-2015-12-05", n_reference=1000)
+            one["stages"][-1]["cost"]["bytes"] = 1_000_000 * int(10 - 10 * ratio)
+            one["stages"][0] |= {"key": "shared", "cached": ratio == 0.5}
+            for stage in one["stages"][1:]:
+                stage["key"] = f"{stage['name']}{ratio}{seed}"
+            write_run(folder, one, few)
+            config = {"stages": {"prune": {"ratio": ratio, "heads": "auto"}}, "seed": seed, "out": str(folder)}
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    failed = tmp_path / "grid" / "ratio=1.5,seed=0"
+    failed.mkdir()
+    about = {"overrides": ["stages.prune.ratio=1.5", "seed=0"], "message": "ratio=1.5: expected < 1", "exit_code": 2}
+    (failed / "failure.json").write_text(json.dumps(about))
+    return tmp_path / "grid"
+
+
+def test_the_mean_over_seeds_has_an_interval_by_students_t():
+    value, half = student([150.0, 153.0, 156.0])
+    assert value == 153.0 and half == pytest.approx(t.ppf(0.975, 2) * 3.0 / math.sqrt(3))
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_point(grid):
+    runs, failed = read_runs(find_runs(str(grid)))
+    series = all_series(students(runs))
+    assert [one.line.name for one in series] == ["ratio=0.25", "ratio=0.5"]
+    assert [list(one.students) for one in series] == [[0, 1, 2]] * 2
+    fid = series[0].line.entry["metrics"]["fid"]
+    half = t.ppf(0.975, 2) * 3.0 / math.sqrt(3)
+    assert (fid["value"], fid["low"], fid["high"]) == pytest.approx((153.0, 153.0 - half, 153.0 + half))
+    assert fid["network"] == "inception-2015-12-05" and series[0].line.teacher["metrics"]["fid"]["value"] == 120.0
+    assert [run.message for run in failed] == ["ratio=1.5: expected < 1"]
+
+
+def test_differences_are_paired_by_seed(grid):
+    series = all_series(students(read_runs(find_runs(str(grid)))[0]))
+    entries = [{seed: s.line.entry for seed, s in one.students.items()} for one in series]
+    column = next(column for column in columns_of(list(entries[0].values())) if column.key == "fid")
+    found = difference(column, entries[1], entries[0])
+    assert found == pytest.approx(student([10.0, 9.0, 11.0]))  # 10 with a half width of 2.5; unpaired it is 10 +- 11
+    assert found[0] > found[1]
+    alone = difference(column, {0: entries[1][0]}, {0: entries[0][0]})
+    assert alone == pytest.approx((10.0, math.hypot(5.0, 5.0)))  # two draws of one seed
+    assert difference(column, {0: entries[1][0]}, {1: entries[0][1]}) is None
+
+
+def test_the_files_hold_the_same_numbers(grid, tmp_path):
+    runs, failed = read_runs(find_runs(str(grid)))
+    out = tmp_path / "report"
+    write_many(out, "Ratios", runs, failed)
+    page = Numbers((out / "report.html").read_text())
+    headings, body = page.tables[1]
+    place = [text for text, *_ in headings].index("FID ↓")
+    means = {row[0][0]: row[place] for row in body}
+    assert {name: float(cell[1]) for name, cell in means.items() if "ratio" in name} == {
+        "ratio=0.25": 153.0, "ratio=0.5": 163.0,
+    }  # fmt: skip
+    assert means["teacher"][0].split()[0] == "120.0" and means["ratio=0.25"][2] == "best", "apart beyond the noise"
+    rows = list(csv.DictReader(io.StringIO((out / "report.csv").read_text())))
+    assert {row["point"]: row["fid"] for row in rows if row["folder"]} == {
+        f"ratio={ratio}, seed={seed}": str(fid) for ratio, fids in FIDS.items() for seed, fid in enumerate(fids)
+    }
+    assert {row["point"]: row["fid"] for row in rows if row["point"].startswith("teacher")} == {
+        "teacher": "117.0", "teacher, seed=1": "119.0", "teacher, seed=2": "124.0",
+    }  # fmt: skip
+    found = json.loads((out / "points.json").read_text())
+    assert [(p["name"], p["seeds"], p["metrics"]["fid"]["value"]) for p in found["points"]] == [
+        ("ratio=0.25", [0, 1, 2], 153.0), ("ratio=0.5", [0, 1, 2], 163.0),
+    ]  # fmt: skip
+    assert found["runs"][3]["config"] == {"stages.prune.ratio": 0.5, "seed": 0}
+    assert set(found["fronts"]["FID and size"]) == {"teacher", "ratio=0.25", "ratio=0.5"}
+    text = (out / "report.md").read_text()
+    assert "6 runs, 3 seeds, 2 points, 1 failed." in text
+    assert "| ratio=1.5, seed=0 | ratio=1.5: expected < 1 | 2 | stages.prune.ratio=1.5 seed=0 |" in text
+    assert "## Difference from ratio=0.25" in text and "+10.0 [+7.5, +12.5]" in text
+    assert "18, 13 of them distinct" in text, "the shared stage counts once"
+    assert "heads" not in text, "the same in all configs"
+
+
+@pytest.mark.slow  # the page of one run is opened in the usual suite
+def test_the_page_in_a_browser(grid, tmp_path):
+    write_many(tmp_path / "report", "Ratios", *read_runs(find_runs(str(grid))))
+    with chromium() as browser:
+        browser.get((tmp_path / "report" / "report.html").as_uri())
+        assert len(browser.find_elements("css selector", "table.pictures tbody tr")) == 3
+        images = browser.find_elements("css selector", "table.pictures img")
+        assert images and all(image.get_property("naturalWidth") for image in images)
+        assert [h.text for h in browser.find_elements("tag name", "h2")][:3] == [
+            "Cost and quality", "Failed", "Pareto fronts",
+        ]  # fmt: skip
+        assert not [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")]
+
+
+@pytest.mark.slow  # LaTeX takes its time
+def test_the_latex_compiles(grid, tmp_path):
+    write_many(tmp_path / "report", "Ratios", *read_runs(find_runs(str(grid))))
+    compiles(tmp_path / "report")
+
+
+def test_alternatives_of_one_run_are_points(result, tmp_path):
+    write_run(tmp_path / "a", result | {"refused": {}}, {})
+    write_run(tmp_path / "b", result, {})
+    names = [s.line.name for s in students(read_runs(find_runs(str(tmp_path / "*")))[0])]
+    assert names == ["a: prune", "a: distill", "a: quantize", "b"]
+
+
+def test_names_of_runs(result, tmp_path):
+    for place, ratio in enumerate((0.25, 0.5)):
+        folder = tmp_path / f"2026-01-01_00-00-0{place}_000000"
+        write_run(folder, result, {})
+        (folder / "config.yaml").write_text(yaml.safe_dump({"stages": {"prune": {"ratio": ratio}}}))
+    assert [run.name for run in read_runs(find_runs(str(tmp_path)))[0]] == ["ratio=0.25", "ratio=0.5"]
+    assert without_seed("ratio=0.5, seed=1") == "ratio=0.5" and without_seed("seed=3, bits=4, openvino") == (
+        "bits=4, openvino"
+    )
+    assert without_seed("seed=1") == "all" and without_seed("my run") == "my run"
+
+
+def test_a_mistake_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"runs=.*/nothing"):
+        find_runs(str(tmp_path / "nothing"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").write_text("{")
+    with pytest.raises(UserError, match=r"run/report.json"):
+        read_runs([tmp_path / "run"])
