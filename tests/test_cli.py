@@ -180,7 +180,8 @@ def test_multirun_gives_every_run_a_folder_and_goes_on_after_a_mistake(
     headers = [line.partition(";")[0] for line in captured.out.split("\n") if line.startswith("[")]
     assert headers == ["[1/3] stages.prune.ratio=0.25", "[3/3] stages.prune.ratio=0.5"]
     assert "3 points: 2 computed, 0 from the store, 1 failed" in captured.out
-    assert [str(path) for path in Path("sweep").rglob("*.*") if path.is_file()] == ["sweep/ratio=1.5/failure.json"]
+    assert [str(path) for path in Path("sweep").glob("*/*.*")] == ["sweep/ratio=1.5/failure.json"]
+    assert "stages.prune.ratio=1.5" in Path("sweep/report.html").read_text()
     failure = json.loads(Path("sweep/ratio=1.5/failure.json").read_text())
     assert failure["exit_code"] == 2 and "stages.prune.ratio=1.5: expected" in failure["message"]
     assert "stages.prune.ratio=1.5" in failure["overrides"]
