@@ -18,6 +18,9 @@ Makes a text-to-image diffusion model smaller and faster, and measures what that
 Recipes
 {recipes}
 
+Ablations: recipes that are grids
+{ablations}
+
 Choices, as GROUP=OPTION
 {groups}
 
@@ -55,14 +58,20 @@ A run that was interrupted continues when the same command is given again.
 
 def usage() -> str:
     """The help text, with the recipes and config groups that are there."""
-    recipes = recipe_files()
-    width = max(map(len, recipes), default=0)
+    width = max(map(len, recipe_files()), default=0)
+    recipes, ablations = (
+        "\n".join(
+            f"  {name:{width}}  {sentence(file)}" for name, file in recipe_files().items() if ("/" in name) is grid
+        )
+        for grid in (False, True)
+    )
     choices = {name: options(name) for name in groups()}
     # A stage's options are chosen under the name the recipe gives the stage.
     names = {name: name if name in NOT_STAGES else f"{name}@stages.NAME" for name in choices}
     room = max(map(len, names.values()), default=0)
     return USAGE.format(
-        recipes="\n".join(f"  {name:{width}}  {sentence(file)}" for name, file in recipes.items()),
+        recipes=recipes,
+        ablations=ablations,
         groups="\n".join(f"  {names[name]:{room}}  {', '.join(found)}" for name, found in choices.items() if found),
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config import folders
-from compress.config.folders import conf_folder, groups, options, recipe_files, stage_groups
+from compress.config.folders import conf_folder, groups, options, recipe_files, recipe_folder, stage_groups
 from compress.config.values import nearest, unknown_key
 from compress.errors import UserError
 
@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+# Launchers by the name of Hydra's choice, with the packages that bring them.
+LAUNCHERS = {
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+}
 RECIPE = "recipe@_global_"  # Hydra's name for the choice of a recipe
 
 
@@ -24,10 +30,14 @@ def register_recipes() -> None:
 
     store = ConfigStore.instance()
     for name, file in recipe_files().items():
-        if file.parent.name == "recipes":
-            store.store(group="recipe", name=name, node=OmegaConf.load(file))
+        *above, stem = ["recipe", *name.split("/")]
+        if recipe_folder() in file.parents:
+            store.store(group="/".join(above), name=stem, node=OmegaConf.load(file))
         else:  # Hydra finds the user's recipe itself and would treat a registered one of that name as its schema
-            store.repo.get("recipe", {}).pop(f"{name}.yaml", None)
+            group: Any = store.repo
+            for part in above:
+                group = group.get(part, {})
+            group.pop(f"{stem}.yaml", None)
 
 
 def use_config_dir(folder: str | None) -> None:
@@ -146,7 +156,7 @@ def _placed(override: str) -> str:
 def _recipe(value: str) -> str:
     """The name of a recipe; a file is registered under its name."""
     text = value.strip("'\"")
-    if "/" not in text and not text.endswith((".yaml", ".yml")):
+    if ("/" not in text or text in recipe_files()) and not text.endswith((".yaml", ".yml")):
         return value
     from hydra.core.config_store import ConfigStore
     from omegaconf import DictConfig, OmegaConf
@@ -182,6 +192,11 @@ def explain(error: Exception, overrides: list[str]) -> str:
         return f"{error.override}: cannot be read as key=value ({reason})"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
+        if group.startswith("recipe"):
+            return _no_option("recipe", error.missing_cfg_file.removeprefix("recipe/"), list(recipe_files()))
+        if group == "hydra/launcher" and option in LAUNCHERS:
+            extra = option.partition("_")[0]
+            return f"{group}={option}: needs the package {LAUNCHERS[option]}: pip install 'compress[{extra}]'"
         return _no_option(group, option, list(error.options))
     if match := re.match(r"You must specify '(\w+)[@']", text):
         return f"{match[1]} is missing: give {match[1]}=NAME, one of {', '.join(recipe_files())}"

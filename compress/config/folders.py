@@ -51,9 +51,21 @@ def conf_folders() -> list[Path]:
 
 
 def recipe_files() -> dict[str, Path]:
-    """The recipes by name; a user's recipe takes precedence over the package's of that name."""
-    own = [file for folder in config_dirs for file in sorted((folder / "recipe").glob("*.yaml"))]
-    return {file.stem: file for file in [*sorted(_folder("recipes").glob("*.yaml")), *own]}
+    """The recipes by name, such as ``prune`` or ``ablations/importance_ratio``.
+
+    A user's recipe takes precedence over the package's of that name.
+    """
+    places = [recipe_folder(), *(folder / "recipe" for folder in config_dirs)]
+    return {
+        file.relative_to(place).with_suffix("").as_posix(): file
+        for place in places
+        for file in sorted(place.rglob("*.yaml"), key=lambda file: (len(file.parts), file))
+    }
+
+
+def recipe_folder() -> Path:
+    """The package's recipes."""
+    return _folder("recipes")
 
 
 def _folder(name: str) -> Path:

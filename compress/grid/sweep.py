@@ -97,7 +97,8 @@ def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[s
     params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
     parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *arguments])
     given = [override.value() for override in parsed if override.key_or_group == "out"]
-    varying = list(dict.fromkeys(o.get_key_element() for o in parsed if o.is_sweep_override()))
+    last = {override.get_key_element(): override for override in parsed}  # a later one replaces that of a recipe
+    varying = [key for key, override in last.items() if override.is_sweep_override()]
     sent = next((o for o in parsed if o.key_or_group == "publish" and o.value()), None)
     if varying and sent is not None and not sent.is_sweep_override():
         raise UserError(f"{sent.input_line}: every point of the grid would replace what another has published")

@@ -105,6 +105,7 @@ class Settings:
     out: str | None = None
     store: str = "runs/store"
     job: str = "run"
+    order: list[str] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -165,7 +166,7 @@ def to_run_config(cfg: "DictConfig", alternatives: bool = False) -> RunConfig:
     from compress.models import ModelConfig
     from compress.track import TrackConfig
 
-    stages = _stages(tree.get("stages"))
+    stages = _in_order(_stages(tree.get("stages")), settings.order)
     if not alternatives:
         check_order(stages)
     return RunConfig(
@@ -211,6 +212,16 @@ def _stages(tree: Any) -> tuple[StageConfig, ...]:
     if not tree:
         raise UserError("stages: a recipe needs at least one stage, and this one has none")
     return tuple(stage_config(str(name), values, f"stages.{name}") for name, values in tree.items())
+
+
+def _in_order(stages: tuple[StageConfig, ...], order: list[str] | None) -> tuple[StageConfig, ...]:
+    """The stages named in ``order``; all as they stand in the recipe if it is None."""
+    if order is None:
+        return stages
+    named = {stage.name: stage for stage in stages}
+    if not order or len(set(order)) < len(order) or not set(order) <= set(named):
+        raise bad_value("order", order, f"names of stages, each once: {', '.join(named)}")
+    return tuple(named[name] for name in order)
 
 
 def stage_config(name: str, values: Any, path: str) -> StageConfig:
