@@ -56,6 +56,11 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def usage() -> str:
+    """The help text."""
+    return _parser().format_help()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m compress store",
