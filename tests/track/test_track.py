@@ -204,6 +204,21 @@ def test_unreachable_server_falls_back_to_offline(tmp_path, monkeypatch):
     assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))) == 3
 
 
+def test_the_runs_of_a_grid_share_its_group_and_begin_with_their_point(tmp_path, monkeypatch):
+    import wandb
+
+    seen = {}
+
+    def init(**arguments):
+        seen.update(arguments)
+        raise ValueError("seen")
+
+    monkeypatch.setattr(wandb, "init", init)
+    tracker = track.start(TrackConfig("wandb", mode="offline", group="grid"), "own", tmp_path / "ratio=0.5", {})
+    assert len(run_all(tracker)) == 1
+    assert (seen["group"], seen["name"]) == ("grid", "ratio=0.5: prune")
+
+
 def test_unwritable_folder_warns_once(tmp_path):
     (tmp_path / "run").write_text("a file")
     caught = run_all(track.start(TrackConfig("wandb"), "g", tmp_path / "run", {}))
