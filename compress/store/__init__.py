@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 MANIFEST = "sha256.json"
+LEASE = 120.0  # seconds without a sign of life after which the process that computes an entry counts as dead
 
 
 class Store:
@@ -26,7 +27,8 @@ class Store:
     (:mod:`compress.store.uses`).
 
     Any number of runs may share one: entries are written to a temporary path and renamed, and the process that computes
-    an entry holds its lock, which the system releases when the process ends.
+    an entry holds its lock. It shows that it lives by touching the lock's file; another process takes the lock over as
+    soon as its holder has ended, or on another machine has not touched it for :data:`LEASE` seconds.
 
     Args:
         root: The folder; created on the first write.
@@ -83,7 +85,8 @@ class Store:
 
         folder = self.root / "locks"
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f"{key}.lock")
+        # Not a lock of the system: it must hold between machines, on file systems that have none.
+        lock = filelock.SoftFileLease(folder / f"{key}.lease", lease_duration=LEASE)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:

@@ -189,3 +189,23 @@ def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
     assert done.returncode == -9
     with Store(tmp_path).lock("k", lambda: pytest.fail("the lock is still held")):
         pass
+
+
+def test_the_lock_of_a_holder_that_shows_no_life_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on another machine, where nobody can see whether it has ended: here it is stopped, and exists."""
+    monkeypatch.setattr("compress.store.LEASE", 2.0)
+    code = (
+        "import os, signal, sys; from pathlib import Path; import compress.store\n"
+        "compress.store.LEASE = 2.0\n"
+        "with compress.store.Store(Path(sys.argv[1])).lock('k'): os.kill(os.getpid(), signal.SIGSTOP)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], env=environment)
+    try:
+        os.waitpid(holder.pid, os.WUNTRACED)
+        waited: list[bool] = []
+        with Store(tmp_path).lock("k", lambda: waited.append(True)):
+            assert waited == [True]
+    finally:
+        holder.kill()
+        holder.wait()
