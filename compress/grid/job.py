@@ -31,8 +31,11 @@ class PointFailed(Exception):
         self.message, self.code = message, code
 
 
-def run(cfg: "DictConfig") -> None:
+def run(cfg: "DictConfig") -> float | None:
     """Runs a composed config; its exit code is added to :data:`codes`.
+
+    Returns:
+        The objective that the config names, as measured; None without one.
 
     Raises:
         PointFailed: In a grid; its message is in the point's ``failure.json`` as well.
@@ -49,11 +52,24 @@ def run(cfg: "DictConfig") -> None:
     message, code = _guarded(cfg)
     codes.append(code)
     if settings.mode != RunMode.MULTIRUN:
-        return
+        return None
     if code:
         write_failure(Path(cfg.out), list(settings.overrides.task), message, code)
         raise PointFailed(message, code)
     (Path(cfg.out) / FAILURE).unlink(missing_ok=True)
+    return _objective(cfg)
+
+
+def _objective(cfg: "DictConfig") -> float | None:
+    from omegaconf import OmegaConf
+
+    from compress.config.values import build
+    from compress.grid.objective import SearchObjective, read_report
+
+    if cfg.get("objective") is None:
+        return None
+    objective = build(SearchObjective, OmegaConf.to_container(cfg.objective, resolve=True), "objective")
+    return objective.value(read_report(Path(cfg.out)))
 
 
 def write_failure(out: Path, overrides: list[str], message: str, code: int) -> None:

@@ -75,15 +75,15 @@ def run_grid(
     begun = time.time()
     points, folder = _points(config, context, arguments)
     good = [point for point in points if point.code is None]
-    _refuse([point for point in points if point.code is not None], len(points))
-    _use_folder(config, folder)
+    refuse_points([point for point in points if point.code is not None], len(points))
+    use_folder(config, folder)
     if good:
         progress = Progress([point.config for point in good if point.config is not None])
         if str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher"):
             _one_after_the_other(good, len(points), progress, launcher())
         else:
             _at_once(good, len(points), progress, launcher(), begun)
-    _summarize(points, folder, begun)
+    summarize(points, folder, begun)
     report_grid([point.config for point in good if point.config is not None], [point.out for point in points], folder)
     return points
 
@@ -107,7 +107,7 @@ def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[s
         Point(number, overrides, varied(overrides, varying))
         for number, overrides in enumerate(BasicSweeper.split_arguments(rest, None)[0], 1)
     ]
-    composed = {point.number: _composed(point, config, loader) for point in points}
+    composed = {point.number: compose_point(point, config, loader) for point in points}
     recipes = {str(cfg.recipe_name) for cfg in composed.values() if cfg is not None}
     folder = Path(str(given[-1])) if given and given[-1] else None
     folder = folder or default_out(recipes.pop() if len(recipes) == 1 else "grid", begun)
@@ -120,11 +120,12 @@ def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[s
         else:
             point.overrides += quoted([f"out={point.out}"])
         if cfg is not None:
-            _check(point, cfg, checked)
+            check_point(point, cfg, checked)
     return points, folder
 
 
-def _composed(point: Point, config: "DictConfig", loader: Any) -> "DictConfig | None":
+def compose_point(point: Point, config: "DictConfig", loader: Any) -> "DictConfig | None":
+    """A point's config without Hydra's part; None, with the message in the point, if there is none."""
     from hydra.errors import HydraException
     from omegaconf import open_dict
     from omegaconf.errors import OmegaConfBaseException
@@ -139,7 +140,7 @@ def _composed(point: Point, config: "DictConfig", loader: Any) -> "DictConfig | 
     return cfg
 
 
-def _check(point: Point, cfg: "DictConfig", checked: dict[str, str]) -> None:
+def check_point(point: Point, cfg: "DictConfig", checked: dict[str, str]) -> None:
     """Checks a point's values, and its stages against the model's config; ``checked`` has the results so far."""
     from compress.run import preflight
     from compress.run.config import to_run_config
@@ -162,7 +163,7 @@ def _check(point: Point, cfg: "DictConfig", checked: dict[str, str]) -> None:
         point.message, point.code = str(error), 2
 
 
-def _use_folder(config: "DictConfig", folder: Path) -> None:
+def use_folder(config: "DictConfig", folder: Path) -> None:
     """Tells Hydra and its launchers where the grid is; Hydra itself writes nothing there."""
     from omegaconf import open_dict, read_write
 
@@ -171,7 +172,7 @@ def _use_folder(config: "DictConfig", folder: Path) -> None:
         config.hydra.overrides.hydra += quoted([f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=."])
 
 
-def _refuse(bad: Sequence[Point], total: int) -> None:
+def refuse_points(bad: Sequence[Point], total: int) -> None:
     """Reports the points that cannot run, each message once."""
     for message in dict.fromkeys(point.message for point in bad):
         same = [point for point in bad if point.message == message]
@@ -183,23 +184,23 @@ def _refuse(bad: Sequence[Point], total: int) -> None:
 
 def _one_after_the_other(points: Sequence[Point], total: int, progress: Progress, launcher: "Launcher") -> None:
     for point in points:
-        _say(f"\n[{point.number}/{total}] {point.name}", progress.line())
+        say(f"\n[{point.number}/{total}] {point.name}", progress.line())
         for returned in launcher.launch([point.overrides], initial_job_idx=point.number - 1):
-            _finish(point, returned)
+            finish(point, returned)
 
 
 def _at_once(points: Sequence[Point], total: int, progress: Progress, launcher: "Launcher", begun: float) -> None:
-    _say(f"\n{len(points)} of {total} points are launched", progress.line())
+    say(f"\n{len(points)} of {total} points are launched", progress.line())
     try:
         for point, returned in zip(points, launcher.launch([p.overrides for p in points], 0), strict=True):
-            _finish(point, returned)
+            finish(point, returned)
     except Exception as error:  # noqa: BLE001 - a launcher can raise anything, such as for a process that was killed
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         for point in points:
             _look(point, begun)
 
 
-def _finish(point: Point, returned: Any) -> None:
+def finish(point: Point, returned: Any) -> None:
     """Takes the outcome that a launcher returned."""
     from hydra.core.utils import JobStatus
 
@@ -226,16 +227,16 @@ def _look(point: Point, begun: float) -> None:
     job.codes.append(point.code)
 
 
-def _summarize(points: Sequence[Point], folder: Path, begun: float) -> None:
+def summarize(points: Sequence[Point], folder: Path, begun: float) -> None:
     """Prints how many points are done, from the store, or failed, and why."""
     failed = [point for point in points if point.code]
     cached = sum(not point.code and _is_cached(point.out) for point in points)
     done = len(points) - len(failed) - cached
     took = duration(time.time() - begun)
-    _say(f"\ngrid        {len(points)} points: {done} computed, {cached} from the store, {len(failed)} failed; {took}")
-    _say(f"folder      {folder}")
+    say(f"\ngrid        {len(points)} points: {done} computed, {cached} from the store, {len(failed)} failed; {took}")
+    say(f"folder      {folder}")
     for message in dict.fromkeys(point.message for point in failed):
-        _say(f"failed      {_names([point for point in failed if point.message == message])}: {message}")
+        say(f"failed      {_names([point for point in failed if point.message == message])}: {message}")
 
 
 def _names(points: Sequence[Point]) -> str:
@@ -252,6 +253,7 @@ def _is_cached(out: Path) -> bool:
     return all(stage["cached"] for stage in stages)
 
 
-def _say(*parts: str) -> None:
+def say(*parts: str) -> None:
+    """Prints the parts that are not empty as one line, in the first process."""
     if processes.is_main():
         print("; ".join(filter(None, parts)), flush=True)

@@ -106,6 +106,7 @@ class Settings:
     store: str = "runs/store"
     job: str = "run"
     order: list[str] | None = None
+    objective: dict[str, Any] | None = None  # checked by compress.grid.objective, above this package
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:

@@ -1,0 +1,117 @@
+"""A search by Optuna's own interface (its plugin for Hydra is of an older Optuna)."""
+
+import time
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from compress.config.compose import quoted
+from compress.config.folders import default_out
+from compress.config.values import build
+from compress.errors import UserError
+from compress.grid.objective import SearchObjective, read_report
+from compress.grid.points import folder_name
+from compress.grid.sweep import Point, check_point, compose_point, finish, refuse_points, say, summarize, use_folder
+
+if TYPE_CHECKING:
+    import optuna
+    from hydra.plugins.launcher import Launcher
+    from hydra.types import HydraContext
+    from omegaconf import DictConfig
+
+VIOLATIONS = "violations"
+
+
+def run_search(
+    config: "DictConfig", context: "HydraContext", arguments: Sequence[str], launcher: "Callable[[], Launcher]"
+) -> list[Point]:
+    """Tries points, prints the best one and a summary; arguments as :func:`compress.grid.sweep.run_grid`.
+
+    A trial that fails or breaks a bound counts for the sampler as such. The store has what earlier trials computed.
+
+    Raises:
+        UserError: There is no objective or nothing varies, or Optuna is not installed.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
+
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError("hydra/sweeper=optuna: needs the package optuna: pip install 'compress[optuna]'") from error
+    if config.get("objective") is None:
+        raise UserError(
+            "objective=null: a search needs one, such as objective='{minimize: bytes, subject_to: {fid: 125}}'"
+        )
+    objective = build(SearchObjective, OmegaConf.to_container(config.objective, resolve=True), "objective")
+    settings, begun = config.hydra.sweeper, time.time()
+    params = [f"{key}={value}" for key, value in (settings.get("params") or {}).items()]
+    parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides([*params, *arguments])
+    last = {override.get_key_element(): override for override in parsed}
+    space = {key: _distribution(override) for key, override in last.items() if override.is_sweep_override()}
+    if not space:
+        raise UserError("hydra/sweeper=optuna: no key varies; give one values such as seed=0,1 or x=interval(0.1,0.5)")
+    fixed = [f"{k}={o.get_value_element_as_str()}" for k, o in last.items() if k not in space and k != "out"]
+    out = last["out"].value() if "out" in last else None
+    folder = Path(str(out)) if out else default_out(str(config.recipe_name), datetime.now())
+    use_folder(config, folder)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(
+        study_name=folder.name,
+        storage=settings.storage,
+        load_if_exists=True,
+        direction="minimize" if objective.minimize else "maximize",
+        sampler=optuna.samplers.TPESampler(
+            seed=settings.seed, constraints_func=lambda trial: trial.user_attrs.get(VIOLATIONS, [1.0])
+        ),
+    )
+    points, running = [], launcher()
+    for number in range(1, int(settings.n_trials) + 1):
+        trial = study.ask(space)
+        varies = [f"{key}={value}" for key, value in trial.params.items()]
+        point = Point(number, [*fixed, *varies], varies, folder / folder_name(varies))
+        point.overrides += quoted([f"out={point.out}"])
+        points.append(point)
+        say(f"\n[{number}/{settings.n_trials}] {point.name}", _best(study, objective))
+        if (cfg := compose_point(point, config, context.config_loader)) is not None:
+            check_point(point, cfg, {})
+        if point.code is None:
+            finish(point, running.launch([point.overrides], initial_job_idx=number - 1)[0])
+        else:
+            refuse_points([point], int(settings.n_trials))
+        if point.code:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            continue
+        report = read_report(point.out)
+        trial.set_user_attr(VIOLATIONS, objective.violations(report))
+        study.tell(trial, objective.value(report))
+    summarize(points, folder, begun)
+    say(f"best        {_best(study, objective) or 'no trial keeps to the bounds'}")
+    return points
+
+
+def _best(study: "optuna.Study", objective: SearchObjective) -> str:
+    """The best trial that keeps to all bounds, as text; empty if there is none."""
+    kept = [
+        trial for trial in study.trials if trial.value is not None and max(trial.user_attrs[VIOLATIONS], default=0) <= 0
+    ]
+    if not kept:
+        return ""
+    best = (min if objective.minimize else max)(kept, key=lambda trial: trial.value or 0.0)
+    values = " ".join(f"{key}={value}" for key, value in best.params.items())
+    return f"best so far: {objective.minimize or objective.maximize} {best.value:.6g} with {values}"
+
+
+def _distribution(override: Any) -> "optuna.distributions.BaseDistribution":
+    """Optuna's distribution of a sweep: choices, ranges and intervals."""
+    import optuna
+    from hydra.core.override_parser.types import IntervalSweep
+
+    value = override.value()
+    if not isinstance(value, IntervalSweep):
+        return optuna.distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
+    low, high, log = value.start or 0.0, value.end or 0.0, "log" in value.tags
+    if isinstance(low, int) and isinstance(high, int):
+        return optuna.distributions.IntDistribution(low, high, log=log)
+    return optuna.distributions.FloatDistribution(float(low), float(high), log=log)

@@ -1,0 +1,53 @@
+"""A search finds the best point that keeps to the bounds."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import compress.run.recipe
+from compress.__main__ import main
+
+pytest.importorskip("optuna")
+
+
+@pytest.mark.parametrize(("bound", "best"), [("", "0.5"), (", subject_to: {psnr: 12}", "0.25")])
+def test_the_best_point_within_the_bounds_is_named(
+    bound: str, best: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_overrides: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+
+    def run_recipe(config: Any, keep: bool) -> None:
+        ratio = config.stages[0].config.ratio
+        config.out.mkdir(parents=True, exist_ok=True)
+        row = {"cost": {"bytes": 1000 * (1 - ratio)}, "metrics": {"psnr": {"value": 20 * (1 - ratio)}}, "cached": False}
+        (config.out / "report.json").write_text(json.dumps({"stages": [row]}))
+
+    monkeypatch.setattr(compress.run.recipe, "run_recipe", run_recipe)
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", f"objective={{minimize: bytes{bound}}}", "out=search"]
+    given = ["compress", "-m", "recipe=prune", "stages.prune.ratio=0.25,0.5", *search, *tiny_overrides]
+    monkeypatch.setattr(sys, "argv", given)
+    assert main() == 0
+    assert f"with stages.prune.ratio={best}\n" in capsys.readouterr().out.split("best        ")[1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "part"),
+    [
+        ("null", "objective=null: a search needs one"),
+        ("{minimize: speed}", "objective.minimize=speed: expected one of"),
+        ("{subject_to: {fid: 1}}", "expected exactly one of them"),
+    ],
+)
+def test_an_objective_that_cannot_be_is_refused(
+    objective: str, part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_overrides: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    given = ["recipe=prune", "seed=0,1", "hydra/sweeper=optuna", f"objective={objective}", *tiny_overrides]
+    monkeypatch.setattr(sys, "argv", ["compress", "-m", *given])
+    assert main() == 2
+    assert part in capsys.readouterr().err
