@@ -1,7 +1,6 @@
 """One report of many runs: every run, means over seeds, fronts, pictures, stages, and what differs."""
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from compress.report.formats import Cell, Table, csv_text, latex, markdown
 from compress.report.page import Content, render
 from compress.report.pareto import fronts
 from compress.report.pictures import gather
-from compress.report.runs import SEED, FailedRun, RunFolder, Student, differences, students
+from compress.report.runs import SEED, FailedRun, RunFolder, Student, aligned, differences, students
 from compress.report.seeds import Seeds, Series, all_series, difference_table, unmarked
 from compress.report.table import Entry, Line, notes_of, plain_lines, tables
 from compress.system.files import write_text
@@ -153,30 +152,10 @@ def _pictures(found: Sequence[tuple[str, Student]]) -> tuple[list[tuple[str, Pat
     return rows, [str(cell["prompt"]) for cell in first.report.get("grid") or []]
 
 
-def _aligned(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
-    """The stages of each report under the same titles: their names, or their kinds where the names differ."""
-    placed: list[dict[tuple[str, int], Mapping[str, Any]]] = []
-    for report in reports:
-        seen: Counter[str] = Counter()
-        placed.append({})
-        for stage in report.get("stages") or []:
-            seen[stage["kind"]] += 1
-            placed[-1][stage["kind"], seen[stage["kind"]]] = stage
-    names: dict[tuple[str, int], set[str]] = {}
-    for stages in placed:
-        for place, stage in stages.items():
-            names.setdefault(place, set()).add(stage["name"])
-    titles = {
-        place: next(iter(of)) if len(of) == 1 else f"{place[0]} {place[1]}" if place[1] > 1 else place[0]
-        for place, of in names.items()
-    }
-    return [{titles[place]: stage for place, stage in stages.items()} for stages in placed]
-
-
 def _curves(found: Sequence[tuple[str, Student]]) -> dict[str, dict[str, Any]]:
     """Title to the loss of each run; of several losses the first, which is the whole one."""
     made: dict[str, dict[str, Any]] = {}
-    for (name, student), stages in zip(found, _aligned([s.run.report for _, s in found]), strict=True):
+    for (name, student), stages in zip(found, aligned([s.run.report for _, s in found]), strict=True):
         for title, stage in stages.items():
             curves = losses(stage)
             if curves and student.part in ("0", stage["name"]):
@@ -222,10 +201,10 @@ def _failures(failed: Sequence[FailedRun]) -> Table | None:
 
 def _stages(runs: Sequence[RunFolder]) -> Table | None:
     """Seconds of each stage by run, and whether it was computed there."""
-    aligned = _aligned([run.report for run in runs])
-    names = list(dict.fromkeys(title for stages in aligned for title in stages))
+    found = aligned([run.report for run in runs])
+    names = list(dict.fromkeys(title for stages in found for title in stages))
     rows = []
-    for run, stages in zip(runs, aligned, strict=True):
+    for run, stages in zip(runs, found, strict=True):
         seconds = run.report.get("seconds")
         whole = Cell(duration(seconds), number=seconds) if seconds is not None else Cell()
         rows.append((run.name, (*(_time(stages.get(name)) for name in names), whole)))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import glob
@@ -117,8 +118,21 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[RunFolder], list[FailedRun]
                 done.append((folder, report, _config(folder / "config.yaml")))
             else:
                 failed.append(FailedRun(folder.name, (), "it has not finished", 1))
-    names = _names([folder for folder, *_ in done], [config for *_, config in done])
-    return [RunFolder(name, *found) for name, found in zip(names, done, strict=True)], failed
+    titles = [{stage["name"]: title for title, stage in of.items()} for of in aligned([r for _, r, _ in done])]
+    configs = [_retitled(config, of) for (*_, config), of in zip(done, titles, strict=True)]
+    names = _names([folder for folder, *_ in done], configs)
+    found = zip(names, done, configs, strict=True)
+    return [RunFolder(name, folder, report, config) for name, (folder, report, _), config in found], failed
+
+
+def _retitled(config: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str, Any]:
+    """The config with the stages' keys under other names."""
+    found = {}
+    for key, value in config.items():
+        top, _, rest = key.partition(".")
+        name, dot, last = rest.partition(".")
+        found[f"stages.{titles.get(name, name)}{dot}{last}" if top == "stages" else key] = value
+    return found
 
 
 def _json(file: Path) -> dict[str, Any]:
@@ -145,6 +159,26 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return found
+
+
+def aligned(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:
+    """The stages of each report under the same titles: their names, or their kinds where the names differ."""
+    placed: list[dict[tuple[str, int], Mapping[str, Any]]] = []
+    for report in reports:
+        seen: Counter[str] = Counter()
+        placed.append({})
+        for stage in report.get("stages") or []:
+            seen[stage["kind"]] += 1
+            placed[-1][stage["kind"], seen[stage["kind"]]] = stage
+    names: dict[tuple[str, int], set[str]] = {}
+    for stages in placed:
+        for place, stage in stages.items():
+            names.setdefault(place, set()).add(stage["name"])
+    titles = {
+        place: next(iter(of)) if len(of) == 1 else f"{place[0]} {place[1]}" if place[1] > 1 else place[0]
+        for place, of in names.items()
+    }
+    return [{titles[place]: stage for place, stage in stages.items()} for stages in placed]
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,9 +31,12 @@ class Series:
 
 def all_series(found: Sequence[Student]) -> list[Series]:
     """The rows grouped into series, in the order of their first run."""
-    grouped: dict[tuple[str, str], list[Student]] = {}
+    grouped: dict[tuple[str, str, int], list[Student]] = {}
+    seen: Counter[tuple[str, str, str]] = Counter()
     for student in found:
-        grouped.setdefault((student.run.series, student.part), []).append(student)
+        key = (student.run.series, student.part, str(student.run.seed))
+        grouped.setdefault((*key[:2], seen[key]), []).append(student)  # the same run once more is another point
+        seen[key] += 1
     made = []
     shown = columns_of([student.line.entry for student in found])
     several = columns_of([entry for s in found for entry in (s.line.entry, s.line.teacher, s.line.floor)])

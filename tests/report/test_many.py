@@ -150,6 +150,21 @@ def test_names_of_runs(result, tmp_path):
     assert without_seed("seed=1") == "all" and without_seed("my run") == "my run"
 
 
+def test_the_same_run_twice_is_two_points_and_stages_are_compared_whatever_their_names(result, tmp_path):
+    for name, bits in (("a", 8), ("b", 8), ("c", 4)):
+        one = copy.deepcopy(result)
+        one["stages"] = one["stages"][-1:]
+        one["stages"][0]["name"] = f"int{bits}"
+        write_run(tmp_path / name, one, {})
+        config = {"stages": {f"int{bits}": {"kind": "quantize", "bits": bits}}, "seed": 0}
+        (tmp_path / name / "config.yaml").write_text(yaml.safe_dump(config))
+    runs = read_runs(find_runs(str(tmp_path)))[0]
+    assert [one.line.name for one in all_series(students(runs))] == ["a", "b", "c"]
+    assert [dict(run.config) for run in runs][1:] == [
+        {"stages.quantize.kind": "quantize", "stages.quantize.bits": bits, "seed": 0} for bits in (8, 4)
+    ]
+
+
 def test_a_mistake_is_named(tmp_path):
     with pytest.raises(UserError, match=r"runs=.*/nothing"):
         find_runs(str(tmp_path / "nothing"))
