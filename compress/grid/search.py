@@ -13,6 +13,7 @@ from compress.errors import UserError
 from compress.grid.objective import SearchObjective, read_report
 from compress.grid.points import folder_name
 from compress.grid.sweep import Point, check_point, compose_point, finish, refuse_points, say, summarize, use_folder
+from compress.jobs.report import report_grid
 
 if TYPE_CHECKING:
     import optuna
@@ -87,6 +88,8 @@ def run_search(
         trial.set_user_attr(VIOLATIONS, objective.violations(report))
         study.tell(trial, objective.value(report))
     summarize(points, folder, begun)
+    tried = {point.out: point.config for point in points if point.config is not None and not point.code}
+    report_grid(list(tried.values()), list(dict.fromkeys(point.out for point in points)), folder)
     say(f"best        {_best(study, objective) or 'no trial keeps to the bounds'}")
     return points
 
