@@ -74,7 +74,8 @@ def run_search(
         point = Point(number, [*fixed, *varies], varies, folder / folder_name(varies))
         point.overrides += quoted([f"out={point.out}"])
         points.append(point)
-        say(f"\n[{number}/{settings.n_trials}] {point.name}", _best(study, objective))
+        best = _best(study, objective)
+        say(f"\n[{number}/{settings.n_trials}] {point.name}", best and f"best so far: {best}")
         if (cfg := compose_point(point, config, context.config_loader)) is not None:
             check_point(point, cfg, {})
         if point.code is None:
@@ -103,7 +104,7 @@ def _best(study: "optuna.Study", objective: SearchObjective) -> str:
         return ""
     best = (min if objective.minimize else max)(kept, key=lambda trial: trial.value or 0.0)
     values = " ".join(f"{key}={value}" for key, value in best.params.items())
-    return f"best so far: {objective.minimize or objective.maximize} {best.value:.6g} with {values}"
+    return f"{objective.minimize or objective.maximize} {best.value:.6g} with {values}"
 
 
 def _distribution(override: Any) -> "optuna.distributions.BaseDistribution":
