@@ -1,9 +1,11 @@
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from omegaconf import OmegaConf
 
 from compress.config.compose import compose, option, place_choices, sentence
 from compress.config.folders import conf_folder, default_out, known_kinds, known_methods, recipe_files
@@ -46,11 +48,14 @@ def test_two_default_folders_in_one_second_differ() -> None:
 
 @pytest.mark.parametrize("name", sorted(recipe_files()))
 def test_every_recipe_composes_and_says_what_it_does(name: str) -> None:
-    config = compose([f"recipe={name}"])
-    assert config.recipe_name == name.rpartition("/")[2]
-    assert sentence(recipe_files()[name])[-1] in ".?"
-    if config.job == "run":
-        assert to_run_config(config).stages
+    file = recipe_files()[name]
+    orders = re.findall(r"\[[^]]*\]", str(OmegaConf.select(OmegaConf.load(file), "hydra.sweeper.params.order")))
+    for order in orders or ["null"]:
+        config = compose([f"recipe={name}", f"order={order}"])
+        assert config.recipe_name == name.rpartition("/")[2]
+        if config.job == "run":
+            assert to_run_config(config).stages
+    assert sentence(file)[-1] in ".?"
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,11 @@ def stage_parts(*overrides: str) -> list[Any]:
 
 
 def test_the_default_run_hashes_hardly_anything() -> None:
-    assert stage_parts("prune=magnitude") == [{}, {"steps": 500, "mixed_precision": "auto"}, {}]
+    prune, distill, quantize = stage_parts("prune=magnitude")
+    assert prune == quantize == {}
+    assert set(distill) == {"steps", "batch_size", "learning_rate", "losses", "ema_decay", "mixed_precision"}
     changes = ["prune=magnitude", "stages.prune.ratio=0.5", "stages.distill.steps=5"]
-    assert stage_parts(*changes)[:2] == [{"ratio": 0.5}, {"steps": 5, "mixed_precision": "auto"}]
+    assert stage_parts(*changes)[:2] == [{"ratio": 0.5}, {**distill, "steps": 5}]
     importances = [json.dumps(stage_parts(f"prune={name}")[0]) for name in ("magnitude", "taylor", "hessian", "random")]
     assert len(set(importances)) == 4
 
