@@ -46,7 +46,7 @@ def rows(run: Path, first: bool) -> dict[str, tuple[Callable[[], Any], Mapping[s
         found[f"teacher, eager, {name} 50 steps"] = drawing(teacher, slow), {}
         how, metrics = f"{config.scheduler} {config.steps} steps", report["teacher"]["metrics"]
         found[f"teacher, eager, {how}"] = drawing(teacher, config), metrics
-        found[f"teacher, engine, {how}"] = drawing(compress.accelerate(teacher), config), metrics
+        found[f"teacher, engine, {how}"] = drawing(compress.accelerate(teacher, text_encoder="auto"), config), metrics
     for stage in report["stages"]:
         student = compress.load(stage["checkpoint"])
         own = sampling_of(student)
@@ -54,7 +54,7 @@ def rows(run: Path, first: bool) -> dict[str, tuple[Callable[[], Any], Mapping[s
             continue  # the same as in the first run
         settings = own_settings(config, own)
         name = f"{stage['name']}, engine, {settings.steps} step{'s' if settings.steps > 1 else ''}"
-        found[name] = drawing(compress.accelerate(student), settings), stage["metrics"]
+        found[name] = drawing(compress.accelerate(student, text_encoder="auto"), settings), stage["metrics"]
     return found
 
 
