@@ -110,3 +110,11 @@ def _describe(hint: Any) -> str:
     if origin is dict or dataclasses.is_dataclass(hint):
         return "keys and values"
     return EXPECTED.get(hint, str(getattr(hint, "__name__", hint)))
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested dictionaries by their full keys, such as ``stages.prune.ratio``; an empty one is a value."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return found

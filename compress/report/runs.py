@@ -9,6 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from compress.config.values import flat
 from compress.errors import UserError, bad_value
 from compress.report.table import Entry, Line
 
@@ -150,15 +151,8 @@ def _config(file: Path) -> dict[str, Any]:
         return {}
     from omegaconf import OmegaConf
 
-    tree = OmegaConf.to_container(OmegaConf.load(file))
-    return {key: value for key, value in _flat(tree).items() if key.partition(".")[0] not in NOT_COMPARED}
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return found
+    tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+    return {key: value for key, value in flat(tree).items() if key.partition(".")[0] not in NOT_COMPARED}
 
 
 def aligned(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Mapping[str, Any]]]:

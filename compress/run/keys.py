@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import compress.data
 import compress.models
 from compress.assets import resolve
+from compress.config.values import flat
 from compress.errors import UserError
 from compress.evaluate import IMAGES_VERSION, VERSION, EvaluateConfig
 from compress.run.config import RunConfig, StageConfig
@@ -185,21 +186,14 @@ def _check_same(stage: StageConfig, folder: Path) -> None:
     Raises:
         UserError: With the key and both values.
     """
-    made = _flat(checkpoint.read_info(folder)["stages"][-1]["config"])
-    now = _flat(json.loads(json.dumps(asdict(stage.config))))
+    made = flat(checkpoint.read_info(folder)["stages"][-1]["config"])
+    now = flat(json.loads(json.dumps(asdict(stage.config))))
     for key in made.keys() & now.keys():
         if made[key] != now[key]:
             raise UserError(
                 f"stages.{stage.name}.{key}={now[key]}: the checkpoint {folder} of that key was made with {made[key]}: "
                 f"where a default of {stage.kind}={stage.method} changes, raise the version in its STAGE"
             )
-
-
-def _flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= _flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-    return found
 
 
 def _of_evaluation(config: EvaluateConfig) -> dict[str, Any]:

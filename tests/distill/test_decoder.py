@@ -22,6 +22,7 @@ from compress.models.latents import encode_images, unpacked
 from compress.stage import StageContext
 from tests.distill.worker import data, images
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = Config(steps=10, batch_size=4, width=8, blocks=1, save_every=3, log_every=5, ema_decay=0.9)
 
 
@@ -34,14 +35,6 @@ def latents(count: int = 40) -> torch.Tensor:
 def trained(config: Config = CONFIG, **options):
     rows = latents()
     return distill_decoder(tiny_vae(), lambda index: rows[index], len(rows), config, **options)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_decoder_follows_its_teacher_on_held_out_pictures():

@@ -14,6 +14,7 @@ from tests.distill.worker import images
 from tests.tiny import tiny_pipeline
 
 KEYS = {"steps": 60, "batch_size": 4, "save_every": 2, "log_every": 10}
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 METHODS = {
     "features": {},
     "guidance": {},
@@ -21,14 +22,6 @@ METHODS = {
     "dmd": {"inference_steps": 2},
     "decoder": {"width": 8, "blocks": 1, "held_out": 1},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def weights(method: str, folder: Path) -> dict[str, torch.Tensor]:
@@ -61,7 +54,6 @@ def killed(method: str, folder: Path, seconds: float) -> None:
     assert os.WIFSIGNALED(status), "it was done before it was killed"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_five_kills_change_no_bit(method, tmp_path):
     expected = weights(method, tmp_path / "undisturbed")

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,20 +16,12 @@ from compress.errors import UserError
 from tests.distill.worker import CONFIG, distilled
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")  # as the worker
 WORKER = [str(Path(__file__).with_name("worker.py"))]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The worker uses one thread, and another number of threads gives other last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def undisturbed(tmp_path_factory, one_thread):
     """Weights and report of a training that nothing stopped."""
     pipeline, report = distilled(tmp_path_factory.mktemp("undisturbed"))
     return pipeline.unet.state_dict(), report
