@@ -48,7 +48,8 @@ class Teacher:
         """Has an engine run the denoiser from now on.
 
         Args:
-            engine: ``eager``; or ``openvino`` on a CPU, in bfloat16 where ``autocast`` is, else in float32.
+            engine: ``eager``; ``openvino`` on a CPU, in bfloat16 where ``autocast`` is, else in float32; or ``auto``:
+                OpenVINO where it can.
             graphs: Folder for OpenVINO's graphs; None: every process makes its own.
 
         Raises:
@@ -58,6 +59,8 @@ class Teacher:
             return
         device = next(self.model.parameters()).device
         if why := openvino.missing() if device.type == "cpu" else f"runs on CPUs, and the teacher is on {device}":
+            if engine == "auto":
+                return
             raise bad_value("teacher_engine", engine, f"eager: OpenVINO {why}")
         precision = "f32" if self._autocast is nullcontext else "bf16"
         model = _WithFeatures(self.model, self._pairs.values())

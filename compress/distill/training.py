@@ -17,7 +17,7 @@ SCHEDULES = (
 )  # fmt: skip
 """The first three have formulas here; the others are those of :func:`diffusers.optimization.get_scheduler`."""
 SCHEDULE_OPTIONS = ("num_cycles", "power", "step_rules")
-TEACHER_ENGINES = ("eager", "openvino")
+TEACHER_ENGINES = ("eager", "openvino", "auto")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -83,8 +83,8 @@ class TrainingConfig:
         ema_decay: Largest decay of the averaged weights, which the student ends with, in [0, 1).
         mixed_precision: ``no``, ``bf16`` (autocast), or ``auto``: bf16 where the device computes it natively. In a
             bf16 or fp16 run ``no`` means ``auto``, since the trained weights are float32.
-        teacher_engine: What runs the frozen teacher: ``eager``, or ``openvino`` on CPUs, in float32 or, where
-            ``mixed_precision`` says so, bfloat16.
+        teacher_engine: What runs the frozen teacher: ``eager``; ``openvino`` on CPUs, in float32 or, where
+            ``mixed_precision`` says so, bfloat16; or ``auto``: OpenVINO where it can.
         gradient_checkpointing: Whether the backward pass computes activations again: less memory, a third more time.
         plateau: The training ends early when the mean loss of this many steps is not below that of as many before,
             at least twice ``log_every``; 0: never.

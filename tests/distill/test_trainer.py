@@ -92,7 +92,7 @@ def test_schedule_follows_the_budget_where_that_ends_first():
         ({"schedule": "piecewise_constant"}, "schedule_options.step_rules"),
         ({"schedule_options": {"cycles": 2}}, "schedule_options.cycles: no such option"),
         ({"optimizer": "adam"}, "optimizer=adam: expected one of adamw"),
-        ({"teacher_engine": "tensorrt"}, "teacher_engine=tensorrt: expected one of eager, openvino"),
+        ({"teacher_engine": "tensorrt"}, "teacher_engine=tensorrt: expected one of eager, openvino, auto"),
         ({"plateau": 5}, "plateau=5: expected 0, or at least twice log_every"),
         ({"keep_states": 0}, "keep_states=0"),
     ],

@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 
 from compress.distill.training import Validation
+from compress.errors import UserError
+from compress.runtime import openvino
 from tests.distill.worker import CONFIG, distilled
 from tests.tiny import tiny_pipeline
 
@@ -29,6 +31,13 @@ def test_teacher_in_openvino_gives_the_same_losses(tmp_path, plain):
     found = curves(tmp_path, teacher_engine="openvino")
     for name, values in plain.items():
         assert found[name] == pytest.approx(values, abs=1e-5)
+
+
+def test_teacher_stays_eager_where_auto_finds_no_openvino(tmp_path, plain, monkeypatch):
+    monkeypatch.setattr(openvino, "missing", lambda: "is not installed")
+    assert curves(tmp_path, teacher_engine="auto") == plain
+    with pytest.raises(UserError, match="teacher_engine=openvino: expected eager: OpenVINO is not installed"):
+        curves(tmp_path, teacher_engine="openvino")
 
 
 def test_gradient_checkpointing_gives_the_same_losses(tmp_path, plain):
