@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,16 @@ def same_threads() -> Iterator[None]:
     yield
     if torch and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Runs code in a Python without compress, see :class:`stranger.Stranger`."""
+    from stranger import Stranger
+
+    found = Stranger(tmp_path_factory.mktemp("stranger"), dict(os.environ))
+    yield found
+    found.leave()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """A small distillation that tests run in this process, in one that gets killed, or in two at once.
 
-``python worker.py FOLDER OUT [--kill-at STEP] [--kill-second-at STEP] [--sparse]`` writes the student's weights and
+``python worker.py FOLDER OUT [--kill-second-at STEP] [--sparse]`` writes the student's weights and
 curves to OUT.
 """
 
@@ -84,15 +84,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--kill-at", type=int, default=-1)
     parser.add_argument("--kill-second-at", type=int, default=-1)
     parser.add_argument("--sparse", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-
-    def log(metrics: dict[str, float], step: int) -> None:
-        if step == arguments.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
 
     draw = Batches.__call__
 
@@ -103,7 +98,7 @@ def main() -> None:
 
     Batches.__call__ = batches  # type: ignore[method-assign]
     changes = {"sparse": True, "history": [{"kind": "prune", "method": "sparse"}]} if arguments.sparse else {}
-    student, report = distilled(arguments.folder, log=log, **changes)
+    student, report = distilled(arguments.folder, **changes)
     assert PartialState().num_processes == int(os.environ.get("WORLD_SIZE", "1"))
     rank = os.environ.get("RANK", "0")
     save_file(student.unet.state_dict(), arguments.out.with_suffix(f".{rank}.safetensors"))

@@ -1,6 +1,7 @@
 """Parameters, MACs, bytes and memory against what can be worked out by hand."""
 
 import json
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -220,7 +221,9 @@ def test_cost_of_a_checkpoint(tmp_path):
     assert cost["settings"]["dtype"] == "float32"
 
 
-def test_failure_in_the_process_is_told(tmp_path):
+def test_failure_in_the_process_is_told(tmp_path, monkeypatch):
+    failed = CompletedProcess([], returncode=1, stdout="", stderr="OSError: No such file")
+    monkeypatch.setattr("compress.evaluate.cost.memory.subprocess.run", lambda *_, **__: failed)
     with pytest.raises(RuntimeError, match="No such file"):
         peak_memory(tmp_path, "unet", {}, CPU, torch.float32)
 

@@ -1,4 +1,4 @@
-"""A whole evaluation: teacher, noise floor and student, in one process and in two, interrupted and not."""
+"""A whole evaluation: teacher, noise floor and student, interrupted and not."""
 
 import json
 import math
@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from compress.errors import UserError
-from compress.evaluate import EvaluateConfig, evaluate
+from compress.evaluate import evaluate
 from compress.evaluate.images import ImageFiles
 from compress.evaluate.networks.inception_file import INCEPTION_SHA256
 from compress.evaluate.sample import image_paths
+from tests.evaluate import worker
 from tests.evaluate.parts import tiny_clip, tiny_data
-from tests.evaluate.worker import TinyNetwork
+from tests.evaluate.worker import HOW, TinyNetwork, numbers
 from tests.tiny import tiny_pipeline
 
 ROOT = Path(__file__).parents[2]
-HOW = {"device": torch.device("cpu"), "dtype": torch.float32, "seed": 5}
 PAIRED = {"fid_teacher", "psnr", "ssim", "ms_ssim", "latent_psnr"}
 
 
@@ -32,20 +32,8 @@ def tiny_networks(monkeypatch):
 
 
 def settings(tmp_path, **changes):
-    clip = tiny_clip(tmp_path / "clip")
-    values = {"images": 12, "batch_size": 4, "steps": 2, "grid": 2, "clip": clip, "clip_name": "tiny-clip"}
-    values |= {"reference_images": 10, "bootstrap": 20, "set_bootstrap": 10, "latency_repeats": 1}
-    return EvaluateConfig(**{**values, **changes})
-
-
-def numbers(metrics):
-    return {
-        f"{name}.{part}": metric[part]
-        for name, metric in metrics.items()
-        if metric
-        for part in ("value", "low", "high")
-        if metric[part] is not None  # recall has no interval
-    }
+    tiny_clip(tmp_path / "clip")
+    return worker.settings(tmp_path, **changes)
 
 
 def test_teacher_noise_floor_and_student(tmp_path, tiny_networks, monkeypatch):
@@ -104,45 +92,20 @@ def test_an_interrupted_evaluation_gives_the_same_numbers(tmp_path, tiny_network
     assert numbers(evaluate(pipeline, data, config, folder, **HOW).metrics) == numbers(whole.metrics)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(5, marks=pytest.mark.slow)])
-def test_the_number_of_processes_changes_no_number(tmp_path, tiny_networks, processes):
+@pytest.mark.slow
+def test_five_processes_change_no_number(tmp_path, monkeypatch):
     """Five processes for three batches: two have no images."""
-    pipeline, data = tiny_pipeline(), tiny_data()
-    config = settings(tmp_path)
-    alone = evaluate(pipeline, data, config, tmp_path / "alone", **HOW)
-    student = evaluate(tiny_pipeline(1), data, config, tmp_path / "student", teacher=tmp_path / "alone", **HOW)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes), "--standalone"]
-    command += [str(Path(__file__).with_name("worker.py")), str(tmp_path)]
+    alone = worker.evaluated_alone(tmp_path, monkeypatch)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "5", "--standalone"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    done = subprocess.run(
+        [*command, worker.__file__, str(tmp_path)],
+        env=environment, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     every = json.loads((tmp_path / "metrics.json").read_text())
-    assert len(every) == processes
-    for found in every:
-        for metrics, expected in zip(found, (alone.metrics, student.metrics), strict=True):
-            assert numbers(metrics) == pytest.approx(numbers(expected), rel=1e-4, abs=1e-9)
-    for name in ("alone", "student"):
-        images = [ImageFiles(image_paths(tmp_path / where / "images", range(12)))[0:12]
-                    for where in (name, f"{name}-together")]  # fmt: skip
-        assert torch.equal(*images)
-
-
-def test_what_fails_in_one_process_ends_all(tmp_path):
-    code = (
-        "import sys; from compress.system import processes\n"
-        "processes.join('cpu')\n"
-        "try:\n    with processes.together():\n"
-        "        if processes.index() == 1: raise FloatingPointError('NaN in process 1')\n"
-        "except FloatingPointError as error: print(f'heard: {error}', flush=True)\n"
-        "processes.leave()"
-    )
-    (tmp_path / "fail.py").write_text(code)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, str(tmp_path / "fail.py")], env=environment, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.stdout.count("heard: NaN in process 1") == 2, done.stderr[-2000:]
+    assert len(every) == 5
+    worker.check_alike(tmp_path, alone, every)
 
 
 def test_cost_only(tmp_path, monkeypatch):

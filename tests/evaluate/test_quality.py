@@ -1,9 +1,6 @@
 """All metrics of a set of images: what they look through, how often, and what they do not depend on."""
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -141,23 +138,6 @@ def test_batch_size_and_order_change_nothing(clip):
     alike(first, scored(clip, score_batch_size=11))
     mixed = torch.randperm(11, generator=torch.Generator().manual_seed(1))
     alike(first, scored(clip, order=mixed), parts=("value",))
-
-
-def test_two_processes_find_what_one_finds(clip, tmp_path):
-    import shutil
-
-    shutil.copytree(clip, tmp_path / "clip")
-    root = Path(__file__).parents[2]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launch, str(Path(__file__).with_name("score_worker.py")), str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr
-    found, expected = json.loads((tmp_path / "scores.json").read_text()), scored(clip)
-    assert {name: metric["n"] for name, metric in found.items()} == {
-        name: metric["n"] for name, metric in expected.items()
-    }
-    alike(expected, found)
 
 
 def test_only_what_is_wanted_is_computed(clip):

@@ -1,9 +1,8 @@
 """Sampling: the same noise for a prompt whatever the batch, no batch twice, and the pipeline left as it was."""
 
-import subprocess
-import sys
+import os
+import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,36 +75,27 @@ def test_only_batches_that_are_not_whole_are_sampled_again(tmp_path, monkeypatch
     assert [files[index].stat().st_mtime_ns for index in (0, 1, 4)] == before
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from compress.evaluate import EvaluateConfig
-from compress.evaluate.sample import sample
-from compress.models.schedulers import SCHEDULERS
-from tests.tiny import tiny_pipeline
-settings = EvaluateConfig(steps=40, batch_size=2)
-sample(tiny_pipeline(), ["a cat"] * 40, range(40), settings, Path(sys.argv[1]), latents=True)
-"""
-
-
 def test_a_killed_sampling_goes_on_where_it_was(tmp_path):
-    root = str(Path(__file__).parents[2])
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path / "killed")], env={"PYTHONPATH": root})
+    pipeline, killed = tiny_pipeline(), tmp_path / "killed"
+    arguments = (["a cat"] * 16, range(16), config(steps=20))
+    expected = sample(pipeline, *arguments)
+    child = os.fork()
+    if child == 0:
+        sample(pipeline, *arguments, killed, latents=True)
+        os._exit(0)
     deadline = time.monotonic() + 600
-    while len(list((tmp_path / "killed").glob("sample-*.png"))) < 4 and time.monotonic() < deadline:
+    while len(list(killed.glob("sample-*.png"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.kill()
-    process.wait()
-    done = {file: file.stat().st_mtime_ns for file in (tmp_path / "killed").glob("sample-*.png")}
-    assert 4 <= len(done) < 40
-    pipeline, settings = tiny_pipeline(), config(steps=40)
-    arguments = (["a cat"] * 40, range(40), settings)
-    found = sample(pipeline, *arguments, tmp_path / "killed", latents=True)
+    os.kill(child, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    done = {file: file.stat().st_mtime_ns for file in killed.glob("sample-*.png")}
+    assert 4 <= len(done) < 16
+    found = sample(pipeline, *arguments, killed, latents=True)
     whole = {file for file in done if file.with_name(f"sample-{int(file.stem[-6:]) ^ 1:06d}.png") in done}
     assert len(whole) >= 4
     assert all(file.stat().st_mtime_ns == done[file] for file in whole)
-    assert torch.equal(found[0:40], sample(pipeline, *arguments))
-    assert all(len(read_latents(tmp_path / "killed", start)) == 2 for start in range(0, 40, 2))
+    assert torch.equal(found[0:16], expected)
+    assert all(len(read_latents(killed, start)) == 2 for start in range(0, 16, 2))
 
 
 def test_images_are_reduced_and_may_have_another_size():

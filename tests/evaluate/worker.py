@@ -3,13 +3,19 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
 from compress.evaluate import EvaluateConfig, evaluate
+from compress.evaluate.images import ImageFiles
+from compress.evaluate.sample import image_paths
 from compress.system import processes
-from tests.evaluate.parts import tiny_data
+from tests.evaluate.parts import tiny_clip, tiny_data
 from tests.tiny import seeded, tiny_pipeline
+
+HOW = {"device": torch.device("cpu"), "dtype": torch.float32, "seed": 5}
 
 
 class TinyNetwork:
@@ -26,27 +32,57 @@ class TinyNetwork:
         return self.layer(torch.nn.functional.adaptive_avg_pool2d(images / 255, 4).flatten(1)).relu()
 
 
-def main(folder: Path) -> None:
-    """Evaluates both and writes the metrics that each process has."""
+def settings(folder: Path, **changes: Any) -> EvaluateConfig:
+    """Few images of all metrics, with the CLIP model in ``folder/clip``."""
+    values = {"images": 12, "batch_size": 4, "steps": 2, "grid": 2, "clip": str(folder / "clip")}
+    values |= {"clip_name": "tiny-clip", "reference_images": 10, "bootstrap": 20, "set_bootstrap": 10}
+    return EvaluateConfig(**{**values, "latency_repeats": 1, **changes})
+
+
+def evaluated(folder: Path, name: str = "together") -> list[dict[str, Any]]:
+    """The metrics of a teacher and of a student, in this process."""
     import compress.evaluate.networks.inception
 
     compress.evaluate.networks.inception.Inception = TinyNetwork  # type: ignore[assignment,misc]
-    device = processes.join("cpu")
-    how = {"device": device, "dtype": torch.float32, "seed": 5}
-    values = {
-        "images": 12,
-        "batch_size": 4,
-        "steps": 2,
-        "grid": 2,
-        "clip": str(folder / "clip"),
-        "clip_name": "tiny-clip",
+    config, teacher = settings(folder), folder / f"teacher-{name}"
+    found = [evaluate(tiny_pipeline(0), tiny_data(), config, teacher, **HOW).metrics]
+    student = evaluate(tiny_pipeline(1), tiny_data(), config, folder / f"student-{name}", teacher=teacher, **HOW)
+    return [*found, student.metrics]
+
+
+def evaluated_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What several processes must find, from this one."""
+    monkeypatch.setattr("compress.evaluate.networks.inception.Inception", TinyNetwork)
+    tiny_clip(folder / "clip")
+    return evaluated(folder, "alone")
+
+
+def numbers(metrics: dict[str, Any]) -> dict[str, float]:
+    """Values and intervals by metric."""
+    return {
+        f"{name}.{part}": metric[part]
+        for name, metric in metrics.items()
+        if metric
+        for part in ("value", "low", "high")
+        if metric[part] is not None  # recall has no interval
     }
-    values |= {"reference_images": 10, "bootstrap": 20, "set_bootstrap": 10, "latency_repeats": 1}
-    config, teacher = EvaluateConfig(**values), folder / "alone-together"  # type: ignore[arg-type]
-    found = [evaluate(tiny_pipeline(0), tiny_data(), config, teacher, **how).metrics]
-    student = evaluate(tiny_pipeline(1), tiny_data(), config, folder / "student-together", teacher=teacher, **how)
-    found.append(student.metrics)
-    every = processes.gather(found)
+
+
+def check_alike(folder: Path, alone: list[dict[str, Any]], every: list[list[dict[str, Any]]]) -> None:
+    """Fails if a process found other numbers, or all together other images, than one alone."""
+    for found in every:
+        for metrics, expected in zip(found, alone, strict=True):
+            assert numbers(metrics) == pytest.approx(numbers(expected), rel=1e-4, abs=1e-9)
+    for name in ("teacher", "student"):
+        images = [ImageFiles(image_paths(folder / f"{name}-{where}" / "images", range(12)))[0:12]
+                  for where in ("alone", "together")]  # fmt: skip
+        assert torch.equal(*images)
+
+
+def main(folder: Path) -> None:
+    """Writes the metrics that each process has."""
+    processes.join("cpu")
+    every = processes.gather(evaluated(folder))
     if processes.is_main():
         (folder / "metrics.json").write_text(json.dumps(every))
     processes.leave()

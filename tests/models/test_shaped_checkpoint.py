@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from tests.tiny import tiny_pipeline
 
 ROOT = Path(__file__).parents[2]
 COMMON = """
-import json, sys
+import json
 import torch
 
 def compare(unet, folder):
@@ -47,13 +48,12 @@ def train(unet):
         losses.append(loss.item())
     return losses
 
-folder, found = sys.argv[1], {}
+folder, found = arguments[0], {}
 """
 # A user who has diffusers and no compress.
 STRANGER = (
     COMMON
     + """
-sys.modules["compress"] = None
 from diffusers import AutoModel, DiffusionPipeline
 try:
     DiffusionPipeline.from_pretrained(folder + "/float")
@@ -95,12 +95,10 @@ print(json.dumps(found))
 )
 
 
-def in_fresh_process(code: str, folder: Path, scratch: Path, **environment: str) -> dict[str, Any]:
-    clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    clean |= {"HF_MODULES_CACHE": str(scratch / "modules"), **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)], cwd=scratch, env=clean, capture_output=True, text=True, check=False
-    )
+def in_fresh_process(code: str, folder: Path, scratch: Path) -> dict[str, Any]:
+    clean = os.environ | {"HF_MODULES_CACHE": str(scratch / "modules"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", "import sys; arguments = sys.argv[1:]" + code, str(folder)]
+    done = subprocess.run(command, cwd=scratch, env=clean, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -123,8 +121,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_diffusers_alone_loads_trains_and_saves_it_with_the_flag(saved: Path, tmp_path: Path) -> None:
-    found = in_fresh_process(STRANGER, saved, tmp_path)
+def test_diffusers_alone_loads_trains_and_saves_it_with_the_flag(saved: Path, stranger: Callable[..., str]) -> None:
+    found = json.loads(stranger(STRANGER, saved).splitlines()[-1])
     assert "custom code in compressed_model.py" in found["refused"] and "trust_remote_code=True" in found["refused"]
     assert found["float"] <= 1e-5 and found["alone"] <= 1e-5 and found["int8"] == 0
     assert found["losses"][1] < found["losses"][0]
@@ -137,7 +135,7 @@ def test_with_compress_no_flag_is_needed_and_no_file_is_run(saved: Path, tmp_pat
     file = saved / "float" / "unet" / "compressed_model.py"
     file.write_text("raise SystemExit('the model file was run')")
     try:
-        found = in_fresh_process(FRIEND, saved, tmp_path, PYTHONPATH=str(ROOT))
+        found = in_fresh_process(FRIEND, saved, tmp_path)
     finally:
         file.write_bytes(MODEL_FILE.read_bytes())
     assert found["before"] <= 1e-5 and found["after"] <= 1e-5 and found["alone"] <= 1e-5

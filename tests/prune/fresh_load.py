@@ -1,53 +1,55 @@
-"""Loads denoisers as stock diffusers does, in a process that never imports compress, and compares their outputs.
+"""Denoisers that are loaded as stock diffusers does, in a process without compress, and compute the same there."""
 
-Usage in that process: python fresh_load.py FOLDER, with one folder a model in it, each with ``wanted.pt``: its class,
-the inputs and the output that is wanted. A model that comes with its own file is loaded with that.
-"""
-
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+# A model that comes with its own file is loaded with that.
+LOAD = """
+from pathlib import Path
+import diffusers, torch
+for folder in sorted(Path(arguments[0]).iterdir()):
+    wanted = torch.load(folder / "wanted.pt", weights_only=True)
+    if (folder / "compressed_model.py").exists():
+        model = diffusers.AutoModel.from_pretrained(str(folder), trust_remote_code=True)
+    else:
+        model = getattr(diffusers, wanted["class"]).from_pretrained(folder)
+    with torch.no_grad():
+        error = (model.eval()(**wanted["inputs"])[0] - wanted["output"]).abs().max() / wanted["output"].abs().max()
+    assert error <= 1e-5, f"{folder.name}: {error}"
+    print(folder.name)
+"""
+
 
 @torch.no_grad()
-def load_in_fresh_process(models: Mapping[str, tuple[Any, Any]], folder: Path) -> None:
+def load_in_fresh_process(models: Mapping[str, tuple[Any, Any]], folder: Path, stranger: Callable[..., str]) -> None:
     """Saves models and loads them elsewhere; fails if an output differs by more than 1e-5 of the largest.
 
     Args:
         models: By name the model, in evaluation mode, and its keyword arguments.
         folder: An empty one.
+        stranger: The fixture.
     """
     for name, (model, inputs) in models.items():
         model.save_pretrained(folder / name)
         wanted = {"class": type(model).__name__, "inputs": inputs, "output": model(**inputs)[0]}
         torch.save(wanted, folder / name / "wanted.pt")
-    cache = os.environ | {"HF_HOME": str(folder.parent / "cache")}
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, check=False, cwd="/", capture_output=True, text=True, env=cache)
-    assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == sorted(models)
+    assert sorted(stranger(LOAD, folder).splitlines()) == sorted(models)
 
 
-@torch.no_grad()
-def _main() -> None:
-    import diffusers
+class Lazily(dict[str, Any]):
+    """Values that are made when they are first asked for: each process of a test run needs only some.
 
-    for folder in sorted(Path(sys.argv[1]).iterdir()):
-        wanted = torch.load(folder / "wanted.pt", weights_only=True)
-        if (folder / "compressed_model.py").exists():
-            model: Any = diffusers.AutoModel.from_pretrained(str(folder), trust_remote_code=True)
-        else:
-            model = getattr(diffusers, wanted["class"]).from_pretrained(folder)
-        error = (model.eval()(**wanted["inputs"])[0] - wanted["output"]).abs().max() / wanted["output"].abs().max()
-        assert error <= 1e-5, f"{folder.name}: {error}"
-        print(folder.name)
-    assert not any(name.split(".")[0] == "compress" for name in sys.modules)
+    Args:
+        make: From a key to its value.
+    """
 
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._make = make
 
-if __name__ == "__main__":
-    _main()
+    def __missing__(self, key: str) -> Any:
+        self[key] = self._make(key)
+        return self[key]

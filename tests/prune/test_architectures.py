@@ -1,5 +1,6 @@
 """Every architecture: pruning finds planted twins; what it leaves is a stock model that loads, trains and quantizes."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from compress.models.inputs import predict, small_inputs
 from compress.prune.width import Config, prune_width
 from compress.quantize.int8 import quantize_weights
 from tests.prune.architectures import ARCHITECTURES, UNet, random_unet
-from tests.prune.fresh_load import load_in_fresh_process
+from tests.prune.fresh_load import Lazily, load_in_fresh_process
 from tests.prune.widen import widen
 
 
@@ -47,17 +48,22 @@ def test_twins_go_and_the_function_stays(name: str, heads: str) -> None:
 @pytest.fixture(scope="module")
 def pruned() -> dict[str, UNet]:
     """Every architecture with half of the channels of its deeper levels."""
-    found = {}
-    for name in ARCHITECTURES:
+
+    def make(name: str) -> UNet:
         unet = random_unet(name, width=2)
         levels = len(unet.config.block_out_channels)
-        found[name] = prune_width(unet, Config([0, *[0.5] * (levels - 1)])).unet
-        assert found[name].num_parameters() < unet.num_parameters()
-    return found
+        found = prune_width(unet, Config([0, *[0.5] * (levels - 1)])).unet
+        assert found.num_parameters() < unet.num_parameters()
+        return found
+
+    return Lazily(make)
 
 
-def test_a_fresh_process_loads_them_by_stock_diffusers(pruned: dict[str, UNet], tmp_path: Path) -> None:
-    load_in_fresh_process({name: (unet, small_inputs(unet)) for name, unet in pruned.items()}, tmp_path)
+def test_a_fresh_process_loads_them_by_stock_diffusers(
+    pruned: dict[str, UNet], tmp_path: Path, stranger: Callable[..., str]
+) -> None:
+    models = {name: (pruned[name], small_inputs(pruned[name])) for name in ARCHITECTURES}
+    load_in_fresh_process(models, tmp_path, stranger)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -34,7 +34,7 @@ from compress.prune.blocks.subject import DepthReport
 from compress.prune.depth import Config, DepthTarget, prune_depth
 from compress.quantize.int8 import quantize_weights
 from tests.prune.blocks_models import calls_of, flux, pixart, sd3, sdxl_like, transformer_inputs, unet_inputs, unet_of
-from tests.prune.fresh_load import load_in_fresh_process
+from tests.prune.fresh_load import Lazily, load_in_fresh_process
 from tests.tiny import tiny_pipeline, tiny_unet
 
 RESULTS: dict[str, tuple[Callable[[], nn.Module], float]] = {
@@ -71,13 +71,14 @@ class Pruned:
 
 @pytest.fixture(scope="module")
 def pruned() -> dict[str, Pruned]:
-    found = {}
-    for case, (make, ratio) in RESULTS.items():
+    def made(case: str) -> Pruned:
+        make, ratio = RESULTS[case]
         model = make()
         inputs = inputs_of(model)
         calls = calls_of(model, inputs)
-        found[case] = Pruned(model, inputs, calls, prune_depth(model, calls, Config(ratio=ratio)))
-    return found
+        return Pruned(model, inputs, calls, prune_depth(model, calls, Config(ratio=ratio)))
+
+    return Lazily(made)
 
 
 @pytest.mark.parametrize("case", RESULTS)
@@ -97,8 +98,11 @@ def test_the_report_is_what_was_done(case: str, pruned: dict[str, Pruned]) -> No
     assert report.config_after.keys() == report.config_before.keys() != set()
 
 
-def test_results_load_in_a_fresh_process(pruned: dict[str, Pruned], tmp_path: Path) -> None:
-    load_in_fresh_process({case: (one.report.denoiser, one.inputs) for case, one in pruned.items()}, tmp_path)
+def test_results_load_in_a_fresh_process(
+    pruned: dict[str, Pruned], tmp_path: Path, stranger: Callable[..., str]
+) -> None:
+    models = {case: (pruned[case].report.denoiser, pruned[case].inputs) for case in RESULTS}
+    load_in_fresh_process(models, tmp_path, stranger)
 
 
 @pytest.mark.parametrize("case", RESULTS)

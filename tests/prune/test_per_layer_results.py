@@ -1,6 +1,7 @@
 """What per-layer-width pruning leaves loads, trains, quantizes and compiles, whatever the config and the ratio."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from compress.prune.layers.remove import PerLayerPruner
 from compress.prune.per_layer import KINDS, Config, prune_per_layer
 from compress.quantize.int8 import quantize_weights
 from tests.prune.architectures import ARCHITECTURES, random_unet
-from tests.prune.fresh_load import load_in_fresh_process
+from tests.prune.fresh_load import Lazily, load_in_fresh_process
 from tests.prune.test_any_config import COMMON, configs
 
 L2 = make_scorer(parse("l2"), None, 0)
@@ -28,14 +29,14 @@ L2 = make_scorer(parse("l2"), None, 0)
 @pytest.fixture(scope="module")
 def pruned() -> dict[str, Any]:
     """Every architecture, 40 % of its parameters gone."""
-    return {
-        name: prune_per_layer(random_unet(name, width=2), Config(0.4, importance="random")).unet
-        for name in ARCHITECTURES
-    }
+    return Lazily(lambda name: prune_per_layer(random_unet(name, width=2), Config(0.4, importance="random")).unet)
 
 
-def test_a_fresh_process_loads_them_without_compress(pruned: dict[str, Any], tmp_path: Path) -> None:
-    load_in_fresh_process({name: (unet, small_inputs(unet)) for name, unet in pruned.items()}, tmp_path)
+def test_a_fresh_process_loads_them_without_compress(
+    pruned: dict[str, Any], tmp_path: Path, stranger: Callable[..., str]
+) -> None:
+    models = {name: (pruned[name], small_inputs(pruned[name])) for name in ARCHITECTURES}
+    load_in_fresh_process(models, tmp_path, stranger)
 
 
 @pytest.mark.parametrize("name", ["sd 1.x", "sdxl", "ddpm"])

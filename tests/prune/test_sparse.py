@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from compress.prune.sparse import Config, prune_sparse
 from compress.quantize.int8 import quantize_weights
 from tests.prune.architectures import ARCHITECTURES, random_unet
 from tests.prune.blocks_models import flux, pixart, sd3
-from tests.prune.fresh_load import load_in_fresh_process
+from tests.prune.fresh_load import Lazily, load_in_fresh_process
 from tests.tiny import tiny_pipeline, tiny_unet
 
 
@@ -102,23 +103,25 @@ CONFIGS = {"layer": Config(), "global": Config(sparsity=0.7, scope="global"), "2
 @pytest.fixture(scope="module")
 def pruned() -> dict[str, nn.Module]:
     """Every architecture, in turn by one of the ways."""
-    found = {}
-    for index, (name, make) in enumerate(ALL.items()):
-        how = list(CONFIGS)[index % 3]
-        model = found[name] = make()
+
+    def make(name: str) -> nn.Module:
+        how = list(CONFIGS)[list(ALL).index(name) % 3]
+        model = ALL[name]()
         report = prune_sparse(model, CONFIGS[how])
         assert set(report.layers) <= {name for name in layers(model) if "block" in name}
         assert report.sparsity == pytest.approx(CONFIGS[how].asked, abs=2e-3)
         assert report.macs is not None and 0 < report.macs < 1
         if how == "2:4":
             assert all(holds(model.get_submodule(name).weight, 2, 4) for name in report.layers)
-    return found
+        return model
+
+    return Lazily(make)
 
 
-def test_a_fresh_process_loads_them_by_stock_diffusers(pruned: dict[str, nn.Module], tmp_path: Path) -> None:
-    inputs = {name: small_inputs(model) for name, model in pruned.items()}
-    models = {name: (model, inputs[name]) for name, model in pruned.items()}
-    load_in_fresh_process(models, tmp_path)
+def test_a_fresh_process_loads_them_by_stock_diffusers(
+    pruned: dict[str, nn.Module], tmp_path: Path, stranger: Callable[..., str]
+) -> None:
+    load_in_fresh_process({name: (pruned[name], small_inputs(pruned[name])) for name in ALL}, tmp_path, stranger)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "ddpm", "inpainting"])

@@ -44,7 +44,9 @@ def test_zeros_outlast_the_run_that_made_them(
     assert "zeros (%)" in (tmp_path / "first" / "report.md").read_text()
     assert first["teacher"]["cost"]["sparse_bytes"] is None
 
-    narrowed = go("second", f"model.path={tmp_path / 'first' / 'checkpoint'}", "stages.prune.ratio=[0,0.25]")
+    narrowed = go(
+        "second", f"model.path={tmp_path / 'first' / 'checkpoint'}", "prune=magnitude", "stages.prune.ratio=[0,0.25]"
+    )
     prune, distill = (stage["cost"] for stage in narrowed["stages"])
     assert distill["sparsity"] == prune["sparsity"] > 0.4
     info = read_info(tmp_path / "second" / "checkpoint")

@@ -1,8 +1,7 @@
 """Packed weights of whole models: what is stored, how it loads, what is refused."""
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,13 @@ from compress.quantize.packed import Config, check, choose_schemes, pack_weights
 from compress.runtime.fake import FakeQuantized, float_model
 from tests.tiny import tiny_pipeline, tiny_unet
 
+# In a process without compress: from each checkpoint and the inputs beside it to an output; the last one draws.
 LOAD = """
-import sys, torch
+import torch
 from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32, trust_remote_code=True)
-assert "compress" not in sys.modules
-torch.save(pipeline.unet(**torch.load(sys.argv[2])).sample, sys.argv[3])
-"""
-
-
-LOAD_ALL = """
-import sys, torch
-from diffusers import DiffusionPipeline
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], torch_dtype=torch.float32, trust_remote_code=True)
-assert "compress" not in sys.modules
+for folder in arguments:
+    pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, trust_remote_code=True)
+    torch.save(pipeline.unet(**torch.load(folder + ".pt")).sample, folder + ".out.pt")
 pipeline.set_progress_bar_config(disable=True)
 image = pipeline("a cat", num_inference_steps=1, height=16, width=16, output_type="pt").images
 assert image.isfinite().all()
@@ -43,16 +35,23 @@ for name in ("vae", "text_encoder", "unet"):
 """
 
 
-@pytest.mark.parametrize("choice", ["int4", "nf4", "fp8", "palette4"])
-def test_stock_diffusers_reads_back_the_same_bits(choice: str, tmp_path: Path) -> None:
-    student, _ = compress.quantize(tiny_pipeline(), choice)
-    folder = compress.save(student, tmp_path / "checkpoint")
-    inputs = example_inputs(student.unet, batch=1, seed=0)
-    torch.save(inputs, tmp_path / "inputs.pt")
-    (tmp_path / "load.py").write_text(LOAD)
-    arguments = [tmp_path / "load.py", folder, tmp_path / "inputs.pt", tmp_path / "output.pt"]
-    subprocess.run([sys.executable, *map(str, arguments)], check=True, cwd=tmp_path)
-    assert torch.equal(torch.load(tmp_path / "output.pt"), predict(student.unet, inputs))
+def test_stock_diffusers_reads_back_the_same_bits(tmp_path: Path, stranger: Callable[..., str]) -> None:
+    """Every scheme, and one checkpoint whose other components have schemes of their own."""
+    others: dict[str, Any] = {"components": {"vae": {"bits": 8}, "text_encoder": {"granularity": "channel"}}}
+    pipeline = tiny_pipeline()
+    students = {choice: compress.quantize(pipeline, choice) for choice in ("int4", "nf4", "fp8", "palette4")}
+    students["others"] = compress.quantize(pipeline, "int4", **others)
+    inputs = example_inputs(pipeline.unet, batch=1, seed=0)
+    for name, (student, _) in students.items():
+        compress.save(student, tmp_path / name)
+        torch.save(inputs, tmp_path / f"{name}.pt")
+    stranger(LOAD, *(tmp_path / name for name in students))
+    for name, (student, _) in students.items():
+        assert torch.equal(torch.load(tmp_path / f"{name}.out.pt"), predict(student.unet, inputs)), name
+    small, report = students["others"]
+    assert set(report.details["components"]) == {"vae", "text_encoder"}
+    for name in ("vae", "text_encoder"):
+        assert memory_bytes(getattr(small, name)) < 0.6 * memory_bytes(getattr(pipeline, name))
 
 
 @pytest.mark.parametrize(("choice", "bits"), [("int4", 4.5), ("nf4", 4.25), ("fp8", 8), ("palette4", 4)])
@@ -107,17 +106,7 @@ def test_an_engine_computes_with_the_packed_weights_and_the_ranges(tiny_parquet:
         assert levels.round().abs().max() <= 7 and torch.allclose(levels, levels.round(), atol=1e-4)
 
 
-def test_other_components_have_schemes_of_their_own(tmp_path: Path) -> None:
-    pipeline = tiny_pipeline()
-    keys: dict[str, Any] = {"components": {"vae": {"bits": 8}, "text_encoder": {"granularity": "channel"}}}
-    student, report = compress.quantize(pipeline, "int4", **keys)
-    assert set(report.details["components"]) == {"vae", "text_encoder"}
-    folder = compress.save(student, tmp_path / "checkpoint")
-    (tmp_path / "load.py").write_text(LOAD_ALL)
-    subprocess.run([sys.executable, str(tmp_path / "load.py"), str(folder)], check=True, cwd=tmp_path)
-    for name in ("vae", "text_encoder"):
-        small, large = (memory_bytes(getattr(p, name)) for p in (student, pipeline))
-        assert small < 0.6 * large
+def test_a_component_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="components=vaee: expected one of"):
         outline = Outline("StableDiffusionPipeline", {}, {"vae": {}, "unet": {}})
         check(Config(bits=4, components={"vaee": {}}), tiny_unet(), outline)

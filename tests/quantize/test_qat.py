@@ -59,8 +59,8 @@ def before_packing(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     [
         ("qat_int8", {}),
         ("qat_int4", {}),
-        ("qat_int4", {"bits": 3, "granularity": "channel"}),
-        ("qat_int4", {"bits": 6, "granularity": "tensor"}),
+        pytest.param("qat_int4", {"bits": 3, "granularity": "channel"}, marks=pytest.mark.slow),
+        pytest.param("qat_int4", {"bits": 6, "granularity": "tensor"}, marks=pytest.mark.slow),
         ("qat_int4", {"symmetric": False}),
         ("qat_int4", {"format": "nf4"}),
         ("qat_w4a8", {}),

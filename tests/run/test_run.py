@@ -16,12 +16,14 @@ from compress.config.compose import compose
 from compress.errors import UserError
 from compress.evaluate import Evaluation
 from compress.run.config import to_run_config
+from compress.run.keys import Plan
 from compress.run.recipe import run_recipe
 from compress.stage import StageReport
 from compress.store import Store
 from compress.store.checkpoint import read_info, verify_checkpoint
 
 Run = Callable[..., dict[str, Any]]
+RECIPE = ["recipe=prune_distill_int8", "~stages.distill", "prune=magnitude", "stages.prune.ratio=0.5"]
 SHORT = ["stages.quantize.calibration.examples=1", "stages.quantize.calibration.steps=2"]
 
 
@@ -58,7 +60,7 @@ def run(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def go(*overrides: str, store: Path | None = None, out: str = "out") -> dict[str, Any]:
         calls.clear()
         folders = [f"out={tmp_path / out}", f"store={store or tmp_path / 'store'}"]
-        recipe = ["recipe=prune_distill_int8", "~stages.distill", "stages.prune.ratio=0.5", *SHORT]
+        recipe = [*RECIPE, *SHORT]
         return run_recipe(to_run_config(compose([*recipe, *tiny_overrides, *folders, *overrides])))
 
     go.evaluations = calls  # type: ignore[attr-defined]
@@ -69,7 +71,7 @@ def run(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def first(tmp_path_factory: pytest.TempPathFactory, tiny_overrides: list[str]) -> tuple[Path, dict[str, Any]]:
     """A finished run's folder, with its store beside the report, and its report."""
     folder = tmp_path_factory.mktemp("first")
-    recipe = ["recipe=prune_distill_int8", "~stages.distill", "stages.prune.ratio=0.5", *SHORT, *tiny_overrides]
+    recipe = [*RECIPE, *SHORT, *tiny_overrides]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("compress.run.recipe.evaluate", quick_evaluate)
         config = to_run_config(compose([*recipe, f"out={folder / 'out'}", f"store={folder / 'store'}"]))
@@ -109,16 +111,16 @@ def test_the_first_run_writes_everything(first: tuple[Path, dict[str, Any]]) -> 
 
 
 def test_the_noise_floor_is_measured_once_and_reported(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run("evaluate.images=5")
+    result = run("evaluate.images=5", store=store)
     assert result["noise_floor"]["metrics"] == {"psnr": {"value": 1.0, "n": 4}}
     assert result["manifest"] == {"protocol": "quick", "version": 1}
     assert run.evaluations.count(None) == 1  # type: ignore[attr-defined]
     assert json.loads((tmp_path / "out" / "report.json").read_text())["noise_floor"] == result["noise_floor"]
     assert "| noise floor |" in (tmp_path / "out" / "report.md").read_text()
     assert "| noise floor |" in (tmp_path / "out" / "checkpoint" / "README.md").read_text()
-    again = run("evaluate.images=5", "evaluate.noise_floor=false")
+    again = run("evaluate.images=5", "evaluate.noise_floor=false", store=store)
     assert run.evaluations == []  # type: ignore[attr-defined]
     assert "noise_floor" not in again and numbers(again) == numbers(result)
 
@@ -175,18 +177,20 @@ def test_images_are_sampled_again_only_where_they_are_deleted_or_would_be_others
 
 def test_a_prefix_is_shared_and_names_do_not_matter(run: Run, store: Path) -> None:
     result = run(
-        "~stages.prune", "~stages.quantize", "+prune@stages.narrow=fitted", "stages.narrow.ratio=0.5", store=store
+        "~stages.prune", "~stages.quantize", "+prune@stages.narrow=magnitude", "stages.narrow.ratio=0.5", store=store
     )
     assert [(stage["name"], stage["cached"]) for stage in result["stages"]] == [("narrow", True)]
 
 
-def test_the_seed_and_the_precision_make_other_keys(run: Run, first: tuple[Path, dict[str, Any]], store: Path) -> None:
-    keys = {first[1]["stages"][0]["key"]}
-    for override in ("seed=1", "precision=bf16"):
-        result = run("~stages.quantize", override, store=store)
-        assert not result["stages"][0]["cached"]
-        keys.add(result["stages"][0]["key"])
-    assert len(keys) == 3
+def test_the_seed_and_the_precision_make_other_keys(
+    first: tuple[Path, dict[str, Any]], tiny_overrides: list[str]
+) -> None:
+    steps = []
+    for override in ("seed=0", "seed=1", "precision=bf16"):
+        config = to_run_config(compose([*RECIPE, *SHORT, *tiny_overrides, override]))
+        steps += Plan(config, Store(first[0] / "store"), torch.device("cpu")).steps[:1]
+    assert [step.cached for step in steps] == [True, False, False]
+    assert len({step.key for step in steps}) == 3
 
 
 def test_a_flipped_byte_is_found_before_anything_is_computed(

@@ -36,7 +36,7 @@ def test_a_pipeline_draws_the_same_at_every_batch_guidance_and_size(
     pipeline = tiny_pipeline()
     before = copy.deepcopy(pipeline.unet.state_dict())
     fast = accelerate(pipeline, OPENVINO, tmp_path)
-    for options in ({}, {"guidance": 1.0}, {"count": 3}, {"side": 32}):
+    for options in ({}, {"guidance": 1.0, "count": 3}, {"side": 32}):
         assert np.abs(draw(fast, **options) - draw(pipeline, **options)).max() < 1e-4
     assert type(fast.unet) is type(pipeline.unet) and fast.unet.config == pipeline.unet.config
     assert "forward" not in vars(pipeline.unet) and pipeline.vae.decoder is not fast.vae.decoder
@@ -80,24 +80,24 @@ def small() -> Small:
     return Small().eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "entry"])
-def test_a_damaged_graph_is_made_again(
-    damage: str, small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_graph_is_made_again(small: Small, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image = torch.randn(2, 3, 8, 8)
     expected = OpenVINOModule(small, "unet", "f32", cache=tmp_path)(image)[0]
     (file,) = tmp_path.glob("*/graph.bin")
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    if damage == "delete":
-        file.unlink()
-    elif damage == "entry":
-        (file.parent / "graph.json").write_text("{")
-    else:
-        file.write_bytes(content if damage == "flip" else content[:100])
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(OpenVINOModule(small, "unet", "f32", cache=tmp_path)(image)[0], expected)
-    assert "is damaged" in caplog.text and "made again" in caplog.text
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    for damage in (
+        lambda: file.write_bytes(flipped),
+        lambda: file.write_bytes(content[:100]),
+        file.unlink,
+        lambda: (file.parent / "graph.json").write_text("{"),
+    ):
+        damage()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert torch.equal(OpenVINOModule(small, "unet", "f32", cache=tmp_path)(image)[0], expected)
+        assert "is damaged" in caplog.text and "made again" in caplog.text
     caplog.clear()
     OpenVINOModule(small, "unet", "f32", cache=tmp_path)(image)
     assert "damaged" not in caplog.text

@@ -1,13 +1,6 @@
-"""What every metric gives for the same rows on one process or several: ``python worker.py OUT``.
+"""What every metric gives for the same rows on one process or two, split unevenly."""
 
-The rows are split by rank, unevenly; ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT`` say how.
-"""
-
-import json
-import os
-import sys
-from pathlib import Path
-
+import pytest
 import torch
 
 from compress.evaluate.metrics import (
@@ -63,15 +56,18 @@ def results(rank: int, world: int, batch: int, order: torch.Tensor, few: int) ->
     return found
 
 
-def main() -> None:
-    """The command line."""
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    found = [results(rank, world, 5, torch.arange(40), few) for few in (13, 0)]  # once with a process without any
-    Path(f"{sys.argv[1]}.{rank}").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()
+def flat(found: dict, path: str = "") -> dict:
+    """Nested results as one level."""
+    items = {}
+    for key, value in found.items():
+        items |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return items
 
 
-if __name__ == "__main__":
-    main()
+def same(found: dict, alone: dict) -> None:
+    """Fails where flat results differ by more than rounding."""
+    assert found.keys() == alone.keys()
+    for key, value in alone.items():
+        assert found[key] == (
+            value if value is None or isinstance(value, str) else pytest.approx(value, rel=1e-5, abs=1e-9)
+        ), key
