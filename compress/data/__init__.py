@@ -1,8 +1,8 @@
 """Images with captions to train on and to compare with."""
 
+from compress.data.config import DataConfig
 from compress.data.load import (
     Data,
-    DataConfig,
     Verified,
     check,
     content_hash,

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from compress.data.config import DataConfig
 from compress.errors import UserError, bad_value
-
-if TYPE_CHECKING:
-    from compress.data.load import DataConfig
 
 CAPTIONS = ("text", "caption", "prompt", "txt")  # names of columns that are taken before others, in this order
 SPLIT = "split"
@@ -30,7 +28,7 @@ def is_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) in ("string", "large_string", "string_view")
 
 
-def find_columns(config: "DataConfig", features: dict[str, Any]) -> "DataConfig":
+def find_columns(config: DataConfig, features: dict[str, Any]) -> DataConfig:
     """The config with its columns filled in: the named columns, or the only possible ones.
 
     Args:
@@ -65,7 +63,7 @@ def find_columns(config: "DataConfig", features: dict[str, Any]) -> "DataConfig"
     return replace(config, image_column=found["image_column"], text_column=found["text_column"], split_column=split)
 
 
-def find_split(config: "DataConfig", there: Iterable[str | None]) -> str | None:
+def find_split(config: DataConfig, there: Iterable[str | None]) -> str | None:
     """The split to train on: the one named, ``train`` where there is one, None for all rows.
 
     Args:
@@ -86,7 +84,7 @@ def find_split(config: "DataConfig", there: Iterable[str | None]) -> str | None:
     return wanted
 
 
-def named_split(parts: Sequence[str], config: "DataConfig") -> str | None:
+def named_split(parts: Sequence[str], config: DataConfig) -> str | None:
     """The split that the folders a file lies in, or the beginning of its name, stand for: as the hub names files.
 
     Args:

@@ -4,14 +4,12 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from compress.data.columns import find_columns, find_split, named_split
+from compress.data.config import DataConfig
 from compress.data.rows import dictionaries
 from compress.errors import UserError, bad_value
-
-if TYPE_CHECKING:
-    from compress.data.load import DataConfig
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -34,7 +32,7 @@ class Captioned:
     split: str | None
 
 
-def image_folder(root: Path, config: "DataConfig") -> list[Captioned]:
+def image_folder(root: Path, config: DataConfig) -> list[Captioned]:
     """The images to train on, in the order of their names.
 
     Raises:
@@ -66,7 +64,7 @@ def _visible(root: Path) -> list[Path]:
     return sorted(file for file in every if file.is_file())
 
 
-def _from_text_files(root: Path, files: list[Path], config: "DataConfig") -> list[Captioned]:
+def _from_text_files(root: Path, files: list[Path], config: DataConfig) -> list[Captioned]:
     found = []
     for file in files:
         beside = file.with_suffix(".txt")
@@ -78,7 +76,7 @@ def _from_text_files(root: Path, files: list[Path], config: "DataConfig") -> lis
     return found
 
 
-def _from_metadata(root: Path, tables: list[Path], config: "DataConfig") -> list[Captioned]:
+def _from_metadata(root: Path, tables: list[Path], config: DataConfig) -> list[Captioned]:
     found = []
     for table in tables:
         try:
@@ -96,7 +94,7 @@ def _from_metadata(root: Path, tables: list[Path], config: "DataConfig") -> list
     return found
 
 
-def _columns(rows: list[dict[str, Any]], config: "DataConfig") -> "DataConfig":
+def _columns(rows: list[dict[str, Any]], config: DataConfig) -> DataConfig:
     """The config with the columns of a metadata file filled in; its image column is none of the file's."""
     import datasets
 
@@ -121,5 +119,5 @@ def _name(root: Path, file: Path) -> str:
     return Path(os.path.relpath(file, root)).as_posix()  # a metadata file may name images elsewhere
 
 
-def _split(root: Path, file: Path, config: "DataConfig") -> str | None:
+def _split(root: Path, file: Path, config: DataConfig) -> str | None:
     return named_split(_name(root, file).split("/"), config)
