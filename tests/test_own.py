@@ -100,7 +100,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         images = arguments[2].images
         return Evaluation({}, {"psnr": {"value": 1.0, "n": images}} if images else {}, {}, [])
 
-    monkeypatch.setattr("compress.run.recipe.evaluate", evaluate)
+    monkeypatch.setattr("compress.run.work.evaluate", evaluate)
 
 
 def cli(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -2,10 +2,7 @@
 
 import gc
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,94 +13,27 @@ import compress.models
 import compress.report
 import compress.run.preflight
 import compress.track
-from compress.config.values import PRECISIONS
 from compress.errors import UserError
-from compress.evaluate import evaluate
 from compress.evaluate.cost.memory import watch_memory
 from compress.evaluate.sample import own_settings
 from compress.models.sampling import sampling_from, saved_sampling
 from compress.run import estimate, output
 from compress.run.config import RunConfig
 from compress.run.keys import Plan, Step
+from compress.run.work import Inputs, ToMeasure, artifact_folder, compute, measure
 from compress.runtime import resolve
-from compress.stage import StageContext, StageReport, declares
-from compress.store import Store, checkpoint
+from compress.stage import declares
+from compress.store import checkpoint
 from compress.store.uses import using
 from compress.system import processes
 from compress.system.progress import Overall, duration
 from compress.track import StageRun, Tracker
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline
-
-    from compress.data import Data, Verified
-    from compress.evaluate.networks import Networks
+    from compress.data import Verified
 
 KEPT = ("kind", "method", "key", "seconds", "peak_memory_bytes", "peak_memory_of", "coverage", "curves")
 MOST_TEXT = 1000  # characters of a detail in the report; longer ones are in the checkpoint's compress.json only
-
-
-class Inputs:
-    """Teacher, data and networks, loaded on first use by each process."""
-
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        """Loads nothing."""
-        self.config = config
-        self.device = device
-        self.dtype: torch.dtype = getattr(torch, PRECISIONS[config.precision])
-        self.store = Store(config.store)
-
-    @cached_property
-    def teacher(self) -> "DiffusionPipeline":
-        """The reference pipeline, frozen, on the device."""
-        return compress.models.load_teacher(self.config.model, self.device, self.dtype)
-
-    @cached_property
-    def data(self) -> "Data":
-        """Images and captions to train on."""
-        return compress.data.load_data(self.config.data, self.config.store / "data")
-
-    @cached_property
-    def networks(self) -> "Networks":
-        """The networks of the metrics."""
-        from compress.evaluate.networks import Networks
-
-        return Networks(self.config.evaluate, self.device)
-
-    @cached_property
-    def fingerprints(self) -> tuple[str, str]:
-        """Of teacher and data."""
-        return compress.models.fingerprint(self.config.model), compress.data.fingerprint(self.config.data)
-
-    def take_over(self, other: "Inputs") -> None:
-        """Takes what another run of this process has loaded, where it is the same."""
-        ours, theirs = self.config, other.config
-        same_device = (self.device, self.dtype) == (other.device, other.dtype)
-        model, data = (own == their for own, their in zip(self.fingerprints, other.fingerprints, strict=True))
-        same = {
-            "teacher": same_device and model and ours.model == theirs.model,
-            "data": data and (ours.data, ours.store) == (theirs.data, theirs.store),
-            "networks": same_device and ours.evaluate == theirs.evaluate,
-        }
-        for name, usable in same.items():
-            if usable and name in other.__dict__:
-                self.__dict__[name] = other.__dict__[name]
-
-    def examples(self) -> Path:
-        """The folder for encoded examples: of this teacher, data, precision and device."""
-        of = {"of": self.fingerprints, "precision": self.config.precision, "device": self.device.type}
-        return self.store.root / "examples" / self.store.key(of)
-
-    def student(self, parent: str | None) -> "DiffusionPipeline":
-        """A pipeline to change: the teacher, or a checkpoint of the store.
-
-        A teacher in memory is given away and loaded again when next needed: two large models may not fit.
-        """
-        if parent is None:
-            loaded = self.__dict__.pop("teacher", None)
-            return loaded or compress.models.load_teacher(self.config.model, self.device, self.dtype)
-        return checkpoint.load_checkpoint(self.store.path(parent), self.device, self.dtype)
-
 
 _kept: list[Inputs] = []  # of the last run that was asked to keep them
 
@@ -129,10 +59,10 @@ def run_recipe(config: RunConfig, keep: bool = False) -> dict[str, Any]:
     inputs = Inputs(config, device)
     if not processes.is_main():
         while (asked := processes.receive()) is not None:
-            if isinstance(asked, _Subject):
-                _measure(inputs, asked)
+            if isinstance(asked, ToMeasure):
+                measure(inputs, asked)
             else:
-                _compute(inputs, Step(config.stages[asked[0]], *asked[1]), [], StageRun(None))
+                compute(inputs, Step(config.stages[asked[0]], *asked[1]), [], StageRun(None))
         return {}
     try:
         report = _Run(inputs).go()
@@ -157,32 +87,6 @@ def with_engines(config: RunConfig, device: torch.device) -> RunConfig:
     if last == evaluated or config.stages[-1].declared.leaves == "artifact":
         last = None  # that row is there already, or there is nothing to run
     return replace(config, engine=last, evaluate=replace(config.evaluate, engine=evaluated))
-
-
-@dataclass(frozen=True)
-class _Subject:
-    """A checkpoint or teacher to measure.
-
-    Attributes:
-        key: Of the evaluation.
-        checkpoint: Key of the checkpoint; None is the teacher.
-        folder: Of its files.
-        teacher: Key of the teacher's evaluation; None for that evaluation itself.
-        sampled: Whether images are sampled from it, if the evaluation samples any.
-        engine: What runs it; None: what the evaluation says.
-    """
-
-    key: str
-    checkpoint: str | None
-    folder: Path
-    teacher: str | None
-    sampled: bool = True
-    engine: str | None = None
-
-    @property
-    def is_noise_floor(self) -> bool:
-        """Whether it is the teacher with other seeds."""
-        return self.checkpoint is None and self.teacher is not None
 
 
 class _Run:
@@ -272,12 +176,12 @@ class _Run:
         config, plan = self.config, self.plan
         folder = output.model_folder(config.model)
         with tracker.stage("teacher", "teacher", asdict(config.model)) as run:
-            evaluation, cached = self._evaluated("teacher", _Subject(plan.teacher_evaluation, None, folder, None))
+            evaluation, cached = self._evaluated("teacher", ToMeasure(plan.teacher_evaluation, None, folder, None))
             summary = _numbers(evaluation)
             found: dict[str, Any] = {"manifest": evaluation["manifest"]} if evaluation["manifest"] else {}
             if config.evaluate.noise_floor and config.evaluate.images:
                 floor, _ = self._evaluated(
-                    "noise floor", _Subject(plan.noise_floor, None, folder, plan.teacher_evaluation)
+                    "noise floor", ToMeasure(plan.noise_floor, None, folder, plan.teacher_evaluation)
                 )
                 found["noise_floor"] = {"metrics": floor["metrics"], "evaluation": plan.noise_floor}
                 summary["noise_floor"] = floor["metrics"]
@@ -307,7 +211,7 @@ class _Run:
                 _replay(entry["curves"], run)
             history.append(entry)
             key, teacher = self.plan.evaluation(step), self.plan.teacher_evaluation
-            subject = _Subject(key, step.key, folder, teacher, stage.declared.sampled)
+            subject = ToMeasure(key, step.key, folder, teacher, stage.declared.sampled)
             evaluation, _ = self._evaluated(stage.name, subject)
             run.finish(_numbers(evaluation), evaluation["grid"])
         kept = {name: entry[name] for name in KEPT if name in entry}
@@ -320,7 +224,7 @@ class _Run:
         name = f"{step.stage.name}, {self.config.engine}"
         key, teacher = self.plan.accelerated(step), self.plan.teacher_evaluation
         with tracker.stage(name, "engine", {"engine": self.config.engine}) as run:
-            subject = _Subject(key, step.key, self.store.path(step.key), teacher, engine=self.config.engine)
+            subject = ToMeasure(key, step.key, self.store.path(step.key), teacher, engine=self.config.engine)
             evaluation, _ = self._evaluated(name, subject)
             run.finish(_numbers(evaluation), evaluation["grid"])
         return {"name": name, "engine": self.config.engine, "evaluation": key, **_numbers(evaluation)}
@@ -331,8 +235,8 @@ class _Run:
         begun, memory = time.perf_counter(), watch_memory(self.inputs.device)
         if stage.declared.distributed:
             processes.send((self.config.stages.index(stage), (step.key, step.parent, step.cached)))
-        pipeline, report = _compute(self.inputs, step, history, run)
-        artifact = _artifact(self.inputs, step)
+        pipeline, report = compute(self.inputs, step, history, run)
+        artifact = artifact_folder(self.inputs, step)
         if artifact is not None and not any(artifact.iterdir()):
             raise UserError(f"stages.{stage.name} ({stage.kind}={stage.method}) wrote no files to context.artifact")
         if artifact is None and not report.coverage.get("modules"):
@@ -358,7 +262,7 @@ class _Run:
         del pipeline
         gc.collect()
 
-    def _evaluated(self, name: str, subject: _Subject) -> tuple[dict[str, Any], bool]:
+    def _evaluated(self, name: str, subject: ToMeasure) -> tuple[dict[str, Any], bool]:
         """The evaluation of a checkpoint as stock diffusers loads it, or of the teacher.
 
         Returns:
@@ -382,7 +286,7 @@ class _Run:
         )
         return found, cached
 
-    def _measured(self, name: str, subject: _Subject) -> dict[str, Any]:
+    def _measured(self, name: str, subject: ToMeasure) -> dict[str, Any]:
         """Measures a checkpoint and puts the evaluation into the store."""
         key, begun = subject.key, time.perf_counter()
         images = self.plan.images(subject.checkpoint, subject.is_noise_floor, subject.engine)
@@ -391,7 +295,7 @@ class _Run:
         fresh = not any((self.store.work(key) / "images").glob("*"))
         processes.send(subject)
         of = {"recipe": self.config.recipe_name, "checkpoint": subject.checkpoint, "teacher": subject.teacher}
-        content = {"images": images, "of": of | {"what": name}, **_measure(self.inputs, subject)}
+        content = {"images": images, "of": of | {"what": name}, **measure(self.inputs, subject)}
         if not subject.is_noise_floor and subject.engine is None:  # another takes another time
             content["like"] = self.plan.like
         if fresh:
@@ -418,82 +322,6 @@ class _Run:
 
     def _waiting(self, what: str) -> None:
         self.overall.say(f"another run is computing {what}: waiting for it")
-
-
-def _measure(inputs: Inputs, subject: _Subject) -> dict[str, Any]:
-    """Measures a checkpoint, in every process; images go to the work folder of the evaluation's key."""
-    store = inputs.store
-    pipeline = inputs.teacher if subject.checkpoint is None else inputs.student(subject.checkpoint)
-    folder = store.work(subject.key)
-    settings = inputs.config.evaluate
-    if subject.engine is not None:
-        settings = replace(settings, engine=subject.engine)
-    try:
-        found = evaluate(
-            pipeline,
-            inputs.data,
-            settings if subject.sampled else replace(settings, images=0),
-            folder,
-            device=inputs.device,
-            dtype=inputs.dtype,
-            seed=inputs.config.seed,
-            cost_of=None if subject.is_noise_floor else subject.folder,
-            teacher=None if subject.teacher is None else store.evaluation_folder(subject.teacher),
-            other_seeds=subject.is_noise_floor,
-            networks=inputs.networks,
-            cache=store.root / "features",
-            graphs=store.root / "graphs",
-            variant=inputs.config.model.variant if subject.checkpoint is None else None,
-        )
-    except FloatingPointError as error:
-        raise UserError(f"{subject.folder}: the pipeline cannot be measured ({error}); try precision=fp32") from error
-    return {"cost": found.cost, "metrics": found.metrics, "manifest": found.manifest, "grid": found.grid}
-
-
-def _compute(
-    inputs: Inputs, step: Step, history: list[dict[str, Any]], run: StageRun
-) -> tuple["DiffusionPipeline", StageReport]:
-    """Runs a stage's method, in every process that takes part."""
-    from accelerate.utils import set_seed
-
-    stage, config = step.stage, inputs.config
-    if not history and step.parent is not None:
-        history = checkpoint.read_info(inputs.store.path(step.parent))["stages"]
-    curves: dict[str, list[list[float]]] = {}
-
-    def log(metrics: dict[str, float], at: int) -> None:
-        for name, value in metrics.items():
-            curves.setdefault(name, []).append([at, float(value)])
-        run.log(metrics, at)
-
-    def show(images: torch.Tensor, prompts: Sequence[str], at: int) -> None:
-        from compress.distill.validation import write_row
-
-        write_row(config.out / "validation" / stage.name, images, prompts, at)
-        run.images("validation", images, prompts, at)
-
-    set_seed(config.seed)
-    context = StageContext(
-        load_teacher=lambda: inputs.teacher, data=inputs.data, folder=inputs.store.work(step.key), history=history,
-        seed=config.seed, device=inputs.device, dtype=inputs.dtype, log=log,
-        before=output.stages_before(config.model), artifact=_artifact(inputs, step), examples=inputs.examples,
-        graphs=inputs.store.root / "graphs", show=show,
-    )  # fmt: skip
-    pipeline = inputs.student(step.parent)
-    try:
-        report = stage.module.run(pipeline, stage.config, context)
-    except UserError as error:
-        raise stage.explain(error) from error
-    return pipeline, StageReport(report.coverage, report.details, report.curves or curves)
-
-
-def _artifact(inputs: Inputs, step: Step) -> Path | None:
-    """The folder for a stage's artifact, or None."""
-    if step.stage.declared.leaves != "artifact":
-        return None
-    folder = inputs.store.work(step.key) / "artifact"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _replay(curves: dict[str, list[list[float]]], run: StageRun) -> None:

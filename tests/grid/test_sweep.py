@@ -71,7 +71,7 @@ def test_stages_that_points_share_run_once_and_the_second_command_takes_all_from
     cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made: list[str] = []
-    compute = compress.run.recipe._compute
+    compute = compress.run.recipe.compute
 
     def counted(inputs: Any, step: Any, *rest: Any) -> Any:
         made.append(step.stage.name)
@@ -82,8 +82,8 @@ def test_stages_that_points_share_run_once_and_the_second_command_takes_all_from
 
     loaded: list[Any] = []
     load = compress.models.load_teacher
-    monkeypatch.setattr(compress.run.recipe, "evaluate", measured)
-    monkeypatch.setattr(compress.run.recipe, "_compute", counted)
+    monkeypatch.setattr("compress.run.work.evaluate", measured)
+    monkeypatch.setattr(compress.run.recipe, "compute", counted)
     monkeypatch.setattr(compress.models, "load_teacher", lambda *a: loaded.append(a) or load(*a))
     grid = ["recipe=prune_distill_int8", "~stages.distill", "prune=magnitude", "quantize=int8,int4"]
     grid += ["stages.prune.ratio=0.25,0.5"]

@@ -28,7 +28,7 @@ def measured(pipeline: Any, data: Any, config: Any, folder: Path, **more: Any) -
 def test_zeros_outlast_the_run_that_made_them(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("compress.run.recipe.evaluate", measured)
+    monkeypatch.setattr("compress.run.work.evaluate", measured)
 
     def go(out: str, *overrides: str) -> dict[str, Any]:
         folders = [f"out={tmp_path / out}", f"store={tmp_path / 'store'}"]

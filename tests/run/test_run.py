@@ -55,7 +55,7 @@ def run(tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         calls.append(more["cost_of"])
         return quick_evaluate(*arguments, **more)
 
-    monkeypatch.setattr("compress.run.recipe.evaluate", counted)
+    monkeypatch.setattr("compress.run.work.evaluate", counted)
 
     def go(*overrides: str, store: Path | None = None, out: str = "out") -> dict[str, Any]:
         calls.clear()
@@ -73,7 +73,7 @@ def first(tmp_path_factory: pytest.TempPathFactory, tiny_overrides: list[str]) -
     folder = tmp_path_factory.mktemp("first")
     recipe = [*RECIPE, *SHORT, *tiny_overrides]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("compress.run.recipe.evaluate", quick_evaluate)
+        patch.setattr("compress.run.work.evaluate", quick_evaluate)
         config = to_run_config(compose([*recipe, f"out={folder / 'out'}", f"store={folder / 'store'}"]))
         return folder, run_recipe(config)
 
@@ -167,7 +167,7 @@ def test_images_are_sampled_again_only_where_they_are_deleted_or_would_be_others
         before.append(len(list(arguments[3].glob("images/sample-*.png"))))
         return quick_evaluate(*arguments, **more)
 
-    monkeypatch.setattr("compress.run.recipe.evaluate", looked_at)
+    monkeypatch.setattr("compress.run.work.evaluate", looked_at)
     result = run(override, "evaluate.noise_floor=false", store=store)
     assert all(stage["cached"] for stage in result["stages"])
     students = there if keep else min(there, 1)  # the one that the grid shows
@@ -232,7 +232,7 @@ def test_an_engine_that_fails_costs_its_row_alone(
     def fail(*_: Any, **__: Any) -> Evaluation:
         raise UserError("engine=openvino: the unet cannot be run: a reason")
 
-    monkeypatch.setattr("compress.run.recipe.evaluate", fail)
+    monkeypatch.setattr("compress.run.work.evaluate", fail)
     result = run("engine=openvino", store=store)
     assert "accelerated" not in result and len(result["stages"]) == 2
     assert "cannot be run: a reason; the table has no row for it" in " ".join(capsys.readouterr().err.split())

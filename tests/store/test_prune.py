@@ -273,7 +273,7 @@ def test_the_command_is_light(store: Store) -> None:
 def test_a_run_keeps_what_it_uses(
     tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    store, compute = Store(tmp_path / "store"), compress.run.recipe._compute
+    store, compute = Store(tmp_path / "store"), compress.run.recipe.compute
     within: list[set[str]] = []
 
     def pruned_meanwhile(*arguments: Any) -> Any:
@@ -283,8 +283,8 @@ def test_a_run_keeps_what_it_uses(
     def evaluated(*_: Any, **__: Any) -> Evaluation:
         return Evaluation({"params": 1}, {}, {}, [])
 
-    monkeypatch.setattr(compress.run.recipe, "_compute", pruned_meanwhile)
-    monkeypatch.setattr(compress.run.recipe, "evaluate", evaluated)
+    monkeypatch.setattr(compress.run.recipe, "compute", pruned_meanwhile)
+    monkeypatch.setattr("compress.run.work.evaluate", evaluated)
     arguments = ["recipe=prune", "+quantize@stages.quantize=int8", f"store={store.root}"]
     arguments += ["prune=magnitude", "stages.prune.ratio=[0,0.5]"]
     monkeypatch.setattr(sys, "argv", ["compress", *arguments, *tiny_overrides, f"out={tmp_path / 'far' / 'run'}"])

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from tiny import tiny_pipeline
 
-import compress.run.recipe
 from compress import track
 from compress.__main__ import main
 from compress.config.compose import compose
@@ -72,7 +71,7 @@ def damaged(saved: Path, tmp_path: Path) -> Path:
 def test_a_run_publishes_its_checkpoint_with_its_card(
     api: type[FakeApi], tiny_overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(compress.run.recipe, "evaluate", lambda *_, **__: Evaluation({"params": 1}, {}, {}, []))
+    monkeypatch.setattr("compress.run.work.evaluate", lambda *_, **__: Evaluation({"params": 1}, {}, {}, []))
     arguments = ["recipe=int8", "publish=lab/small", f"out={tmp_path / 'out'}", f"store={tmp_path / 'store'}"]
     monkeypatch.setattr(sys, "argv", ["compress", *arguments, *tiny_overrides])
     assert main() == 0
