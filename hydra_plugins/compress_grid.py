@@ -16,6 +16,9 @@ class GridSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Keeps what a launcher needs; it is made once the folder of the grid is known."""
+        from compress.models.quiet import hide_notices
+
+        hide_notices()  # before the checks of the points load the libraries that say them
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def sweep(self, arguments: list[str]) -> Sequence[Any]:

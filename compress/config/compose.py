@@ -201,11 +201,13 @@ def explain(error: Exception, overrides: list[str]) -> str:
     if match := re.match(r"You must specify '(\w+)[@']", text):
         return f"{match[1]} is missing: give {match[1]}=NAME, one of {', '.join(recipe_files())}"
     if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
-        return _no_key(match[1], overrides)
+        return _no_hydra_key(match[1], overrides) if match[1].startswith("hydra.") else _no_key(match[1], overrides)
+    if match := re.match(r"Error merging override (.+)", text):
+        return f"{match[1]}: {str(error.__cause__ or 'not possible').splitlines()[0]}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def _compose(overrides: list[str]) -> "DictConfig":
+def _compose(overrides: list[str], with_hydra: bool = False) -> "DictConfig":
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -215,7 +217,7 @@ def _compose(overrides: list[str]) -> "DictConfig":
     own = ",".join(f"'file://{folder}'" for folder in folders.config_dirs)
     search = [f"hydra.searchpath=[{own}]"] if own else []
     with initialize_config_dir(str(conf_folder().resolve()), version_base="1.3", job_name="compress"):
-        return hydra_compose("config", overrides=[*overrides, *search])
+        return hydra_compose("config", overrides=[*overrides, *search], return_hydra_config=with_hydra)
 
 
 def _no_option(group: str, option: str, options: list[str]) -> str:
@@ -254,6 +256,26 @@ def _no_key(key: str, overrides: list[str]) -> str:
     else:
         return f"{key}: keys are added to it with a plus: '+{key}={{name: value}}', or '+{key}.name=value'"
     return f"{key}: cannot be set like this; {'.'.join(above)} is a value"
+
+
+def _no_hydra_key(key: str, overrides: list[str]) -> str:
+    """The message for an unknown key of Hydra's own config, with the known keys at its place."""
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    choices = [override for override in overrides if re.match(r"hydra/|recipe\b", override)]
+    try:
+        tree = _compose(choices, with_hydra=True)
+    except (HydraException, OmegaConfBaseException):
+        return f"{key}: no such key"
+    path, _, last = key.rpartition(".")
+    while not isinstance(node := OmegaConf.select(tree, path), DictConfig):
+        path, _, last = path.rpartition(".")
+    known = [str(name) for name in node if not str(name).startswith("_")]
+    chosen = tree.hydra.runtime.choices.get(path.replace(".", "/"))
+    of = f" of {path.replace('.', '/')}={chosen}" if chosen else ""
+    return f"{key}: no such key{of}{nearest(last, known)}; known: {', '.join(known) or 'none'}"
 
 
 def _no_stage(key: str, place: str, overrides: list[str]) -> str:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config import folders
+from compress.config.folders import FAILURE
 from compress.errors import UserError
 from compress.system.files import write_text
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-FAILURE = "failure.json"
 arguments: list[str] = []  # of the command line, in the process that it started
 codes: list[int] = []  # exit codes of what this process ran
 

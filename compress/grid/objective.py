@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from compress.config.folders import REPORT
 from compress.errors import UserError, bad_value
 from compress.report.table import COST, METRICS
 
@@ -51,7 +52,7 @@ class SearchObjective:
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The ``report.json`` of a run."""
-    report: dict[str, Any] = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report: dict[str, Any] = json.loads((folder / REPORT).read_text(encoding="utf-8"))
     return report
 
 

@@ -12,8 +12,19 @@ from compress.config.values import build
 from compress.errors import UserError
 from compress.grid.objective import SearchObjective, read_report
 from compress.grid.points import folder_name
-from compress.grid.sweep import Point, check_point, compose_point, finish, refuse_points, say, summarize, use_folder
-from compress.jobs.report import report_grid
+from compress.grid.sweep import (
+    Point,
+    check_point,
+    compose_point,
+    finish,
+    refuse_points,
+    refuse_processes,
+    report,
+    say,
+    say_times,
+    summarize,
+    use_folder,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -32,11 +43,13 @@ def run_search(
     A trial that fails or breaks a bound counts for the sampler as such. The store has what earlier trials computed.
 
     Raises:
-        UserError: There is no objective or nothing varies, or Optuna is not installed.
+        UserError: There is no objective, nothing varies, something would be published, Optuna is not installed, or
+            there are several processes.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from omegaconf import OmegaConf
 
+    refuse_processes()
     try:
         import optuna
     except ImportError as error:
@@ -53,6 +66,8 @@ def run_search(
     space = {key: _distribution(override) for key, override in last.items() if override.is_sweep_override()}
     if not space:
         raise UserError("hydra/sweeper=optuna: no key varies; give one values such as seed=0,1 or x=interval(0.1,0.5)")
+    if "publish" in space or config.get("publish"):
+        raise UserError("publish: every trial of a search would be published: publish the best one by a run of its own")
     fixed = [f"{k}={o.get_value_element_as_str()}" for k, o in last.items() if k not in space and k != "out"]
     out = last["out"].value() if "out" in last else None
     folder = Path(str(out)) if out else default_out(str(config.recipe_name), datetime.now())
@@ -67,30 +82,37 @@ def run_search(
             seed=settings.seed, constraints_func=lambda trial: trial.user_attrs.get(VIOLATIONS, [1.0])
         ),
     )
-    points, running = [], launcher()
-    for number in range(1, int(settings.n_trials) + 1):
+    tried: dict[Path, Point] = {}
+    trials, running = int(settings.n_trials), launcher()
+    for number in range(1, trials + 1):
         trial = study.ask(space)
         varies = [f"{key}={value}" for key, value in trial.params.items()]
         point = Point(number, [*fixed, *varies], varies, folder / folder_name(varies))
-        point.overrides += quoted([f"out={point.out}"])
-        points.append(point)
-        best = _best(study, objective)
-        say(f"\n[{number}/{settings.n_trials}] {point.name}", best and f"best so far: {best}")
-        if (cfg := compose_point(point, config, context.config_loader)) is not None:
-            check_point(point, cfg, {})
-        if point.code is None:
-            finish(point, running.launch([point.overrides], initial_job_idx=number - 1)[0])
+        best, again = _best(study, objective), point.out in tried
+        say(f"\n[{number}/{trials}] {point.name}", "tried before" * again, best and f"best so far: {best}")
+        if again:
+            point = tried[point.out]
         else:
-            refuse_points([point], int(settings.n_trials))
+            tried[point.out] = point
+            point.overrides += quoted([f"out={point.out}"])
+            if (cfg := compose_point(point, config, context.config_loader)) is not None:
+                check_point(point, cfg, {})
+            if point.code is None:
+                finish(point, running.launch([point.overrides], initial_job_idx=number - 1)[0])
+            else:
+                refuse_points([point], trials)
         if point.code:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
             continue
-        report = read_report(point.out)
-        trial.set_user_attr(VIOLATIONS, objective.violations(report))
-        study.tell(trial, objective.value(report))
-    summarize(points, folder, begun)
-    tried = {point.out: point.config for point in points if point.config is not None and not point.code}
-    report_grid(list(tried.values()), list(dict.fromkeys(point.out for point in points)), folder)
+        measured = read_report(point.out)
+        trial.set_user_attr(VIOLATIONS, objective.violations(measured))
+        study.tell(trial, objective.value(measured))
+    points = list(tried.values())
+    summarize(points, folder)
+    if trials > len(points):
+        say(f"trials      {trials}, of {len(points)} different points")
+    report([point.config for point in points if point.config and not point.code], points, folder)
+    say_times(points, begun, one_by_one=True)
     say(f"best        {_best(study, objective) or 'no trial keeps to the bounds'}")
     return points
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.config.compose import explain, quoted
-from compress.config.folders import default_out
+from compress.config.folders import FAILURE, REPORT, default_out
 from compress.errors import UserError
 from compress.grid import job
 from compress.grid.points import folder_name, varied
@@ -70,21 +71,24 @@ def run_grid(
         launcher: Makes the launcher, once the folder of the grid is known.
 
     Raises:
-        UserError: The points would overwrite each other's results.
+        UserError: The points would overwrite each other's results, or there are several processes.
     """
     begun = time.time()
+    refuse_processes()
     points, folder = _points(config, context, arguments)
     good = [point for point in points if point.code is None]
     refuse_points([point for point in points if point.code is not None], len(points))
     use_folder(config, folder)
+    one_by_one = str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher")
     if good:
         progress = Progress([point.config for point in good if point.config is not None])
-        if str(config.hydra.launcher.get("_target_")).endswith(".BasicLauncher"):
+        if one_by_one:
             _one_after_the_other(good, len(points), progress, launcher())
         else:
             _at_once(good, len(points), progress, launcher(), begun)
-    summarize(points, folder, begun)
-    report_grid([point.config for point in good if point.config is not None], [point.out for point in points], folder)
+    summarize(points, folder)
+    report([point.config for point in good if point.config is not None], points, folder)
+    say_times(points, begun, one_by_one)
     return points
 
 
@@ -99,15 +103,13 @@ def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[s
     given = [override.value() for override in parsed if override.key_or_group == "out"]
     last = {override.get_key_element(): override for override in parsed}  # a later one replaces that of a recipe
     varying = [key for key, override in last.items() if override.is_sweep_override()]
-    sent = next((o for o in parsed if o.key_or_group == "publish" and o.value()), None)
-    if varying and sent is not None and not sent.is_sweep_override():
-        raise UserError(f"{sent.input_line}: every point of the grid would replace what another has published")
     rest = [override for override in parsed if override.key_or_group != "out" or override.is_sweep_override()]
     points = [
         Point(number, overrides, varied(overrides, varying))
         for number, overrides in enumerate(BasicSweeper.split_arguments(rest, None)[0], 1)
     ]
     composed = {point.number: compose_point(point, config, loader) for point in points}
+    _refuse_shared_repositories(cfg for cfg in composed.values() if cfg is not None)
     recipes = {str(cfg.recipe_name) for cfg in composed.values() if cfg is not None}
     folder = Path(str(given[-1])) if given and given[-1] else None
     folder = folder or default_out(recipes.pop() if len(recipes) == 1 else "grid", begun)
@@ -122,6 +124,20 @@ def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[s
         if cfg is not None:
             check_point(point, cfg, checked)
     return points, folder
+
+
+def _refuse_shared_repositories(composed: "Iterable[DictConfig]") -> None:
+    """Refuses a grid that would publish several checkpoints under one name.
+
+    Raises:
+        UserError: With the repository.
+    """
+    for name, points in Counter(str(cfg.publish) for cfg in composed if cfg.get("publish")).items():
+        if points > 1:
+            raise UserError(
+                f"publish={name}: {points} points of the grid would replace each other's checkpoint there: name what "
+                "varies, such as publish='owner/name-${seed}', or take publish=null"
+            )
 
 
 def compose_point(point: Point, config: "DictConfig", loader: Any) -> "DictConfig | None":
@@ -163,6 +179,19 @@ def check_point(point: Point, cfg: "DictConfig", checked: dict[str, str]) -> Non
         point.message, point.code = str(error), 2
 
 
+def refuse_processes() -> None:
+    """Refuses a grid under ``accelerate launch``: where a point fails in one process, the others would wait forever.
+
+    Raises:
+        UserError: There are several processes.
+    """
+    if processes.count() > 1:
+        raise UserError(
+            "--multirun: each point of a grid runs in one process: take a launcher, such as hydra/launcher=joblib, or "
+            "give accelerate launch one point after the other, and recipe=report runs=... at the end"
+        )
+
+
 def use_folder(config: "DictConfig", folder: Path) -> None:
     """Tells Hydra and its launchers where the grid is; Hydra itself writes nothing there."""
     from omegaconf import open_dict, read_write
@@ -194,6 +223,8 @@ def _at_once(points: Sequence[Point], total: int, progress: Progress, launcher: 
     try:
         for point, returned in zip(points, launcher.launch([p.overrides for p in points], 0), strict=True):
             finish(point, returned)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 - a launcher can raise anything, such as for a process that was killed
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         for point in points:
@@ -215,7 +246,7 @@ def finish(point: Point, returned: Any) -> None:
 
 def _look(point: Point, begun: float) -> None:
     """Takes the outcome from the point's folder, where a launcher returned none."""
-    failure, report = point.out / job.FAILURE, point.out / "report.json"
+    failure, report = point.out / FAILURE, point.out / REPORT
     if failure.is_file() and failure.stat().st_mtime >= begun:
         found = json.loads(failure.read_text(encoding="utf-8"))
         point.message, point.code = found["message"], found["exit_code"]
@@ -227,16 +258,41 @@ def _look(point: Point, begun: float) -> None:
     job.codes.append(point.code)
 
 
-def summarize(points: Sequence[Point], folder: Path, begun: float) -> None:
+def summarize(points: Sequence[Point], folder: Path) -> None:
     """Prints how many points are done, from the store, or failed, and why."""
     failed = [point for point in points if point.code]
     cached = sum(not point.code and _is_cached(point.out) for point in points)
     done = len(points) - len(failed) - cached
-    took = duration(time.time() - begun)
-    say(f"\ngrid        {len(points)} points: {done} computed, {cached} from the store, {len(failed)} failed; {took}")
+    say(f"\ngrid        {len(points)} points: {done} computed, {cached} from the store, {len(failed)} failed")
     say(f"folder      {folder}")
     for message in dict.fromkeys(point.message for point in failed):
         say(f"failed      {_names([point for point in failed if point.message == message])}: {message}")
+
+
+def report(configs: "Sequence[RunConfig]", points: Sequence[Point], folder: Path) -> None:
+    """Writes the report of the grid; a disk that is full costs that alone."""
+    try:
+        report_grid(configs, [point.out for point in points], folder)
+    except OSError as error:
+        message = f"{folder}: the report of the grid cannot be written ({error.strerror or error})"
+        job.codes.append(job.refuse(f"{message}: make room and give recipe=report 'runs={folder}/*'"))
+
+
+def say_times(points: Sequence[Point], begun: float, one_by_one: bool) -> None:
+    """Prints what the grid took, and what of that its stages and evaluations did.
+
+    Args:
+        points: That ran.
+        begun: When the grid began, as :func:`time.time` has it.
+        one_by_one: Whether no two points ran at the same time, so that the difference is what the grid itself costs.
+    """
+    took, computing = time.time() - begun, 0.0
+    for point in points:
+        file = point.out / REPORT
+        if file.is_file() and file.stat().st_mtime >= begun:
+            computing += json.loads(file.read_text(encoding="utf-8")).get("computed_seconds") or 0.0
+    rest = f"; the rest is {(took - computing) / took:.1%}" if one_by_one else ""
+    say(f"time        {duration(took)}; stages and evaluations, each once, {duration(computing)}{rest}")
 
 
 def _names(points: Sequence[Point]) -> str:
@@ -247,7 +303,7 @@ def _names(points: Sequence[Point]) -> str:
 def _is_cached(out: Path) -> bool:
     """Whether all stages of a point were in the store."""
     try:
-        stages: Iterable[dict[str, Any]] = json.loads((out / "report.json").read_text(encoding="utf-8"))["stages"]
+        stages: Iterable[dict[str, Any]] = json.loads((out / REPORT).read_text(encoding="utf-8"))["stages"]
     except (OSError, ValueError, KeyError):
         return False
     return all(stage["cached"] for stage in stages)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compress.config.folders import REPORT
 from compress.report.card import coverage_line, model_card, usage
 from compress.report.footer import MARKS, counted, how_to_load
 from compress.report.single import write_page
@@ -71,7 +72,7 @@ def write_report(
     report = plain(full)
     links = _write_images(folder / "images", report, grids)
     write_text(folder / "report.md", _markdown(report, links))
-    write_text(folder / "report.json", json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(folder / REPORT, json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     return report
 
 

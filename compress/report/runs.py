@@ -9,11 +9,11 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+from compress.config.folders import FAILURE, REPORT
 from compress.config.values import flat
 from compress.errors import UserError, bad_value
 from compress.report.table import Entry, Line
 
-REPORT, FAILURE = "report.json", "failure.json"
 NOT_COMPARED = ("out", "store", "track")  # keys of a config that change no result
 SEED = "seed"
 

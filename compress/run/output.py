@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import compress.models
 import compress.report
 import compress.track.hub
+from compress.config.folders import REPORT
 from compress.config.values import PRECISIONS
 from compress.run.config import RunConfig
 from compress.store import checkpoint
@@ -172,7 +173,7 @@ def publish(console: "Console", result: dict[str, Any], config: RunConfig) -> No
     if config.publish is None:
         return
     result["published"] = compress.track.hub.publish(config.out / "checkpoint", config.publish)
-    report = config.out / "report.json"
+    report = config.out / REPORT
     content = json.loads(report.read_text(encoding="utf-8")) | {"published": result["published"]}
     write_text(report, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     console.print(f"\npublished   {result['published']['url']}", markup=False, highlight=False, soft_wrap=True)

@@ -95,6 +95,7 @@ class _Run:
     def __init__(self, inputs: Inputs) -> None:
         self.inputs, self.config, self.store = inputs, inputs.config, inputs.store
         self.grids: dict[str, list[dict[str, Any]]] = {}
+        self.computing = 0.0  # seconds in stages and evaluations that were not in the store
 
     def go(self) -> dict[str, Any]:
         """Checks, runs all stages, and returns the report."""
@@ -148,7 +149,7 @@ class _Run:
         for step in steps:
             result["stages"].append(self._stage(tracker, step, history))
             if not step.cached:
-                result["seconds"] = time.perf_counter() - begun
+                result |= self._seconds(begun)
                 compress.report.write_report(config.out, result, self.grids)
         if config.engine is not None:
             try:
@@ -156,9 +157,12 @@ class _Run:
             except UserError as error:  # all stages are done: their results count without that row
                 self.overall.say(f"{error}; the table has no row for it")
         self._export(steps[-1], history, result)
-        result["seconds"] = time.perf_counter() - begun
+        result |= self._seconds(begun)
         compress.report.write_page(config.out, compress.report.write_report(config.out, result, self.grids))
         return result
+
+    def _seconds(self, begun: float) -> dict[str, float]:
+        return {"seconds": time.perf_counter() - begun, "computed_seconds": self.computing}
 
     def _data(self, verified: "Verified | None") -> dict[str, Any]:
         """The report's entry of the data: its path, and how many images are used and skipped."""
@@ -261,6 +265,7 @@ class _Run:
         )  # fmt: skip
         del pipeline
         gc.collect()
+        self.computing += time.perf_counter() - begun
 
     def _evaluated(self, name: str, subject: ToMeasure) -> tuple[dict[str, Any], bool]:
         """The evaluation of a checkpoint as stock diffusers loads it, or of the teacher.
@@ -305,6 +310,7 @@ class _Run:
         self.store.put_evaluation(key, content, keep_images=keep)
         found = self.store.evaluation(key)
         assert found is not None
+        self.computing += time.perf_counter() - begun
         return found
 
     def _export(self, step: Step, history: list[dict[str, Any]], result: dict[str, Any]) -> None:

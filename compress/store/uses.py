@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from compress.config.folders import REPORT
 from compress.store import Store
 from compress.system.files import write_text
 
 GATE = "uses"  # the lock under which runs enter their keys and entries are removed
-REPORTS = ("report.json", "benchmark.json")
+REPORTS = (REPORT, "benchmark.json")
 DEPTH = 4  # folders between the store's parent and a report
 KEY = re.compile(r"(?<![0-9a-f])[0-9a-f]{16}(?![0-9a-f])")
 

@@ -20,7 +20,10 @@ def test_the_best_point_within_the_bounds_is_named(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
 
+    tried: list[float] = []
+
     def run_recipe(config: Any, keep: bool) -> None:
+        tried.append(config.stages[0].config.ratio)
         ratio = config.stages[0].config.ratio
         config.out.mkdir(parents=True, exist_ok=True)
         row = {"cost": {"bytes": 1000 * (1 - ratio)}, "metrics": {"psnr": {"value": 20 * (1 - ratio)}}, "cached": False}
@@ -31,7 +34,10 @@ def test_the_best_point_within_the_bounds_is_named(
     given = ["compress", "-m", "recipe=prune", "stages.prune.ratio=0.25,0.5", *search, *tiny_overrides]
     monkeypatch.setattr(sys, "argv", given)
     assert main() == 0
-    assert f"with stages.prune.ratio={best}\n" in capsys.readouterr().out.split("best        ")[1]
+    shown = capsys.readouterr().out
+    assert f"with stages.prune.ratio={best}\n" in shown.split("best        ")[1]
+    assert sorted(tried) == [0.25, 0.5] and "trials      8, of 2 different points" in shown
+    assert "2 points: 2 computed, 0 from the store, 0 failed" in shown
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """Grids: points that fail, what is counted, and what a second command finds."""
 
+import errno
 import json
+import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import compress.grid.sweep
+import compress.run.preflight
 import compress.run.recipe
 from compress.__main__ import main
 from compress.config.compose import compose
@@ -67,6 +72,65 @@ def test_a_choice_that_is_unknown_costs_its_points_alone(
     assert len(list(Path("grid").glob("prune=nonsense*/failure.json"))) == 2
 
 
+def test_points_that_would_be_published_under_one_name_are_refused(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(compress.run.recipe, "run_recipe", lambda config, keep: seen.append(config.publish))
+    Path("mine.yaml").write_text("defaults: [/prune@stages.prune: magnitude]\nrecipe_name: mine\npublish: me/small\n")
+    assert cli("recipe=./mine.yaml", "seed=0,1") == 2
+    assert "publish=me/small: 2 points of the grid would replace" in capsys.readouterr().err and not seen
+    assert cli("recipe=./mine.yaml", "seed=0,1", "publish=me/small-${seed}") == 0
+    assert seen == ["me/small-0", "me/small-1"]
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        (["hydra.launcher.n_job=2"], "hydra.launcher.n_job: no such key of hydra/launcher=basic; known: none"),
+        (["hydra/launcher=ray", "hydra.launcher.init.num_cpu=2"], "num_cpu: no such key (did you mean num_cpus?)"),
+        (["hydra/launcher=ray"], "hydra/launcher=ray: needs the package ray: pip install 'compress[ray]'"),
+    ],
+)
+def test_a_launcher_that_cannot_be_gets_one_message(
+    given: list[str], part: str, cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setattr(compress.run.preflight, "check_stages", lambda config: None)
+    assert cli("recipe=prune", "seed=0,1", *given) == 2
+    errors = capsys.readouterr().err
+    assert part in errors and errors.count("error: ") == 1 and "Traceback" not in errors
+
+
+def test_a_grid_of_several_processes_is_refused(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli("recipe=prune", "seed=0,1") == 2
+    assert "each point of a grid runs in one process" in capsys.readouterr().err
+
+
+def test_a_disk_that_fills_up_costs_its_points_and_the_report(
+    cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def run_recipe(config: Any, keep: bool) -> None:
+        if config.seed == 0:
+            raise full
+
+    def report_grid(*_: Any) -> None:
+        raise full
+
+    monkeypatch.setattr(compress.run.recipe, "run_recipe", run_recipe)
+    monkeypatch.setattr(compress.grid.sweep, "report_grid", report_grid)
+    assert cli("recipe=prune", "seed=0,1", "out=grid") == 2
+    captured = capsys.readouterr()
+    assert "2 points: 1 computed, 0 from the store, 1 failed" in captured.out
+    first, second = (line for line in captured.err.splitlines() if line.startswith("error: "))
+    assert "the disk is full" in first and "grid: the report of the grid cannot be written (No space left" in second
+
+
 def test_stages_that_points_share_run_once_and_the_second_command_takes_all_from_the_store(
     cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,6 +158,7 @@ def test_stages_that_points_share_run_once_and_the_second_command_takes_all_from
     assert "[1/4] quantize@stages.quantize=int8 stages.prune.ratio=0.25; grid: 0 of 6 stages" in shown
     assert "[4/4] quantize@stages.quantize=int4 stages.prune.ratio=0.5; grid: 5 of 6 stages, about " in shown
     assert "4 points: 4 computed, 0 from the store, 0 failed" in shown
+    assert re.search(r"time        \d+ s; stages and evaluations, each once, \d+ s; the rest is \d+\.\d%", shown)
     made.clear()
     assert cli(*grid, "out=grid", "store=store") == 0
     assert made == []
