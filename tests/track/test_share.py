@@ -147,7 +147,7 @@ def test_the_token_is_checked_before_the_run(api: type[FakeApi], monkeypatch: py
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["recipe=int8", "seed=0,1", "-m", "publish=lab/small"], "would replace what another has published"),
+        (["recipe=int8", "seed=0,1", "-m", "publish=lab/small"], "would replace each other's checkpoint"),
         (["recipe=score", "images=x", "publish=lab/small"], "the recipe score makes no checkpoint"),
         (["recipe=int8", "track=none", "+track.artifact=true"], "track.artifact=True: expected false, or track=wandb"),
     ],
