@@ -62,13 +62,18 @@ def load(
     Raises:
         UserError: There is no pipeline, or it cannot be loaded.
     """
-    from compress.models import ModelConfig, load_teacher
+    from compress.models import ModelConfig, hub_info, load_teacher
     from compress.store.checkpoint import INFO, load_checkpoint, read_info
 
     config = ModelConfig(str(path), revision, variant)
-    if config.folder is not None and (config.folder / INFO).is_file():
-        pipeline = load_checkpoint(config.folder, device, dtype)
-        _done[pipeline] = list(read_info(config.folder).get("stages", []))
+    folder = config.folder
+    if folder is None and (found := hub_info(config)) is not None:
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(config.path, revision=found.name))  # named by the commit
+    if folder is not None and (folder / INFO).is_file():
+        pipeline = load_checkpoint(folder, device, dtype)
+        _done[pipeline] = list(read_info(folder).get("stages", []))
         return pipeline
     return load_teacher(config, device, dtype)
 

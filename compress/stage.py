@@ -35,6 +35,8 @@ class Stage:
         keeps_names: Whether every layer keeps its name, though weights or examples decide how wide it becomes.
         by_names: Whether ``check`` looks at the names and kinds of layers alone, so that it can be asked where their
             widths are not known yet.
+        few_steps: Whether the student draws in its own few steps afterwards.
+        any_steps: Whether it trains for any number of steps, which undoes a training for few.
         zeros: Whether weights that are zero afterwards are zero on purpose, so that training leaves them so.
         tag: For the model card, such as ``"pruned"``.
         usage: A sentence for the model card on how to load the checkpoint.
@@ -52,6 +54,8 @@ class Stage:
     imports: tuple[str, ...] = ()
     keeps_names: bool = False
     by_names: bool = False
+    few_steps: bool = False
+    any_steps: bool = False
     zeros: bool = False
     tag: str = ""
     usage: str = ""

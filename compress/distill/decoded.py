@@ -9,6 +9,7 @@ from compress.distill.alignment import tapped
 from compress.models import denoiser
 from compress.models.families import family_of
 from compress.models.inputs import own_size
+from compress.models.latents import unscaled
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -30,13 +31,12 @@ def decoder_of(teacher: "DiffusionPipeline") -> Callable[[Tensor], list[Tensor]]
         return lambda latents: [latents]
     packed = getattr(family_of(denoiser(teacher)), "packed", False)
     blocks = [f"decoder.up_blocks.{i}" for i in range(len(getattr(vae.decoder, "up_blocks", ())))]
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
 
     def decode(latents: Tensor) -> list[Tensor]:
         if packed:
             latents = pipeline._unpack_latents(latents, *own_size(teacher), pipeline.vae_scale_factor)
         with tapped(vae, blocks) as features:
-            picture = vae.decode((latents / vae.config.scaling_factor + shift).to(vae.dtype), return_dict=False)[0]
+            picture = vae.decode(unscaled(vae, latents).to(vae.dtype), return_dict=False)[0]
         return [*features.values(), picture]
 
     return decode

@@ -241,8 +241,9 @@ def decoded(vae: Any, latents: "Tensor") -> "Tensor":
         vae: An autoencoder of diffusers.
         latents: ``(b, c, h, w)`` in the scale of the denoiser.
     """
-    raw = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-    return vae.decode(raw.to(vae.dtype), return_dict=False)[0].clamp(-1, 1).float()
+    from compress.models.latents import unscaled
+
+    return vae.decode(unscaled(vae, latents).to(vae.dtype), return_dict=False)[0].clamp(-1, 1).float()
 
 
 def l1(error: "Tensor") -> "Tensor":

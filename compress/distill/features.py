@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from compress.models.outline import Outline
     from compress.models.schedule import Schedule
 
-STAGE = Stage(version=1, distributed=True, by_names=True, tag="distillation")
+STAGE = Stage(version=1, distributed=True, by_names=True, any_steps=True, tag="distillation")
 
 
 LOSSES = {"noise": 1.0, "output": 1.0, "features": 0.1}
@@ -175,15 +175,21 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
 
 
 def check_teacher(config: Config, outline: "Outline") -> None:
-    """Refuses a teacher whose schedule is not known, or whose latents images cannot be encoded to.
+    """Refuses a teacher for few steps, whose schedule is not known, or whose latents images cannot be encoded to.
 
     Raises:
-        UserError: See :func:`compress.models.schedule.schedule_of` and
+        UserError: The first; or see :func:`compress.models.schedule.schedule_of` and
             :func:`compress.models.latents.check_latents`.
     """
-    from compress.models.latents import check_channels
+    from compress.models.latents import check_autoencoder, check_channels
     from compress.models.schedule import schedule_of
 
+    if outline.sampling.steps is not None:
+        raise UserError(
+            f"the model was trained for {outline.sampling.steps} steps, which training it further would undo: give "
+            "the model.path that it was made from, and train for few steps last"
+        )
+    check_autoencoder(outline.kind, outline.classes)
     teacher, scheduler = outline.denoiser(), outline.scheduler()
     if scheduler is not None:
         schedule_of(scheduler, teacher)

@@ -12,7 +12,7 @@ from compress.models.folder import DENOISERS, check_folder
 from compress.models.outline import PATTERNS, Outline, read_outline
 from compress.models.quantized import is_quantized
 from compress.models.quiet import hide_notices, no_progress_bars
-from compress.models.sampling import keep_sampling
+from compress.models.sampling import INFO, keep_sampling
 from compress.system.files import known_hash
 
 if TYPE_CHECKING:
@@ -112,6 +112,21 @@ def _hub_commit(config: ModelConfig) -> str:
     return Path(file).parent.name  # .../snapshots/<commit>/model_index.json
 
 
+def hub_info(config: ModelConfig) -> Path | None:
+    """The folder of the downloaded ``compress.json`` of a hub model; None if it is no checkpoint of ours.
+
+    Raises:
+        UserError: The hub cannot be reached and the model is not cached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(config.path, INFO, revision=_hub_commit(config))).parent
+    except EntryNotFoundError:
+        return None
+
+
 def _hub_error(config: ModelConfig, error: Exception) -> UserError:
     revision = f" at revision {config.revision}" if config.revision else ""
     return UserError(
@@ -187,7 +202,7 @@ def load_teacher(
         ) from error
     if is_quantized(denoiser(pipeline)):
         raise bad_value("model.path", config.path, "a model in float weights; this one is quantized already")
-    return keep_sampling(freeze(pipeline.to(device)), folder)
+    return keep_sampling(freeze(pipeline.to(device)), folder or hub_info(config))
 
 
 def freeze(pipeline: "DiffusionPipeline") -> "DiffusionPipeline":

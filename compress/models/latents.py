@@ -1,6 +1,6 @@
 """Encodes images as a model's latents."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,14 +14,33 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
+OTHER_AUTOENCODERS = ("vqvae", "vqgan", "movq")
+
+
 def check_latents(pipeline: Any) -> None:
     """Checks that the denoiser takes the autoencoder's latents.
 
     Raises:
-        UserError: It does not, as an inpainting model, which also takes a mask and an image.
+        UserError: It does not, as an inpainting model, which also takes a mask and an image; or the autoencoder is not
+            the pipeline's ``vae``.
     """
+    check_autoencoder(type(pipeline).__name__, pipeline.components)
     if getattr(pipeline, "vae", None) is not None:
         check_channels(type(pipeline).__name__, pipeline.vae.config, denoiser(pipeline))
+
+
+def check_autoencoder(kind: str, names: Collection[str]) -> None:
+    """What :func:`check_latents` checks, from the names of the components alone.
+
+    Args:
+        kind: Class of the pipeline, for the message.
+        names: Of its components.
+
+    Raises:
+        UserError: See :func:`check_latents`.
+    """
+    if found := [name for name in OTHER_AUTOENCODERS if name in names]:
+        raise UserError(f"{kind}: images cannot be encoded with its {found[0]}: expected a pipeline with a vae")
 
 
 def check_channels(kind: str, vae: Mapping[str, Any], model: Any) -> None:
@@ -66,11 +85,32 @@ def encode_images(pipeline: "DiffusionPipeline", images: "Sequence[Image]", heig
         found = encoded.latent_dist.mode()
     else:
         found = encoded.latents if hasattr(encoded, "latents") else encoded.latent
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    latents = ((found - shift) * vae.config.scaling_factor).cpu()
+    latents = scaled(vae, found).cpu()
     if getattr(family_of(denoiser(pipeline)), "packed", False):
         return any_pipeline._pack_latents(latents, *latents.shape)
     return latents
+
+
+def scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """What a VAE encodes, ``(b, c, h, w)``, in the scale of the denoiser."""
+    shift, scale = _scale(vae, latents)
+    return (latents - shift) * scale
+
+
+def unscaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents in the scale of the denoiser, ``(b, c, h, w)``, as a VAE decodes them."""
+    shift, scale = _scale(vae, latents)
+    return latents / scale + shift
+
+
+def _scale(vae: Any, latents: torch.Tensor) -> tuple[Any, Any]:
+    """Shift and factor from a VAE's latents to the denoiser's; for some models of SDXL's kind one for each channel."""
+    config = vae.config
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return config.get("shift_factor") or 0.0, config.scaling_factor
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1).to(latents) for values in (mean, std))
+    return mean, config.scaling_factor / std
 
 
 def unpacked(pipeline: "DiffusionPipeline", latents: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -2,17 +2,18 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.models.folder import DENOISERS
+from compress.models.sampling import INFO, Sampling, sampling_from
 
 if TYPE_CHECKING:
     from torch import nn
 
 CONFIGS = ("config.json", "scheduler_config.json")
-PATTERNS = ["model_index.json", *(f"*/{name}" for name in CONFIGS)]
+PATTERNS = ["model_index.json", INFO, *(f"*/{name}" for name in CONFIGS)]
 """Files of a hub repository that an outline is read from."""
 
 
@@ -24,11 +25,13 @@ class Outline:
         kind: Class of the pipeline.
         classes: Name of each component to its library and its class.
         configs: Name of each component with a config to that config.
+        sampling: How it has to be sampled, if it is a checkpoint that was trained for that.
     """
 
     kind: str
     classes: Mapping[str, tuple[str, str]]
     configs: Mapping[str, Mapping[str, Any]]
+    sampling: Sampling = field(default_factory=Sampling)
 
     def denoiser(self) -> "nn.Module | None":
         """The denoiser as a meta-device model; None if its class is unknown."""
@@ -87,4 +90,6 @@ def read_outline(folder: Path) -> Outline:
         if file is not None:
             configs[name] = json.loads(file.read_text(encoding="utf-8"))
     classes = {name: (str(library), str(kind)) for name, (library, kind) in entries.items() if library and kind}
-    return Outline(str(index.get("_class_name")), classes, configs)
+    file = folder / INFO
+    info = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return Outline(str(index.get("_class_name")), classes, configs, sampling_from(info))

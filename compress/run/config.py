@@ -188,13 +188,21 @@ def to_run_config(cfg: "DictConfig", alternatives: bool = False) -> RunConfig:
 
 
 def check_order(stages: tuple[StageConfig, ...]) -> None:
-    """Refuses a stage that needs float weights after one that leaves none, and any stage after an artifact.
+    """Refuses a stage that needs float weights after one that leaves none, any stage after an artifact, and a training
+    for any number of steps after one for few.
 
     Raises:
         UserError: Naming both stages.
     """
     last: StageConfig | None = None
+    few: StageConfig | None = None
     for stage in stages:
+        if few is not None and stage.declared.any_steps:
+            raise UserError(
+                f"stages.{stage.name} ({stage.kind}={stage.method}) would undo the few steps that stages.{few.name} "
+                f"({few.kind}={few.method}) before it trains for: move stages.{stage.name} before it"
+            )
+        few = stage if stage.declared.few_steps else few
         left = last.declared.leaves if last is not None else "float"
         if left == "artifact" or (left == "quantized" and stage.declared.needs == "float"):
             assert last is not None

@@ -1,5 +1,6 @@
 """Consistency distillation: its formulas, what trains, what the checkpoint does by itself."""
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from compress.distill.few import boundary_scalings
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig
 from compress.evaluate.sample import own_settings
+from compress.models.outline import read_outline
 from compress.models.sampling import Sampling, sampling_of
 from compress.models.schedule import schedule_of
 from tests.distill.test_features import SCHEDULER
@@ -117,5 +119,14 @@ def test_what_cannot_work_is_refused():
             replace(lcm.Config(), **{key: value})
     with pytest.raises(UserError, match="solver_steps=30: expected a divisor of the model's 1000 timesteps"):
         distilled(tiny_pipeline(), solver_steps=30)
+
+
+def test_a_training_for_any_number_of_steps_does_not_follow(tmp_path):
+    student, _ = distilled(tiny_pipeline(), steps=1)
     with pytest.raises(UserError, match="trained for 4 steps, which this would undo"):
-        distilled(distilled(tiny_pipeline(), steps=1)[0], method="features")
+        distilled(student, method="features")
+    outline = read_outline(compress.save(student, tmp_path / "few"))
+    for method in ("distill.features", "distill.lcm", "quantize.qat_int8", "quantize.qat"):
+        module = importlib.import_module(f"compress.{method}")
+        with pytest.raises(UserError, match="the model was trained for 4 steps, which training it further"):
+            module.check_teacher(module.Config(), outline)

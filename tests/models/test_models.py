@@ -8,10 +8,13 @@ import sys
 import pytest
 import torch
 
+import compress
 from compress.errors import UserError
 from compress.evaluate.cost.size import weight_bytes
 from compress.models import ModelConfig, check, denoiser, denoiser_name, fingerprint, load_teacher, set_denoiser
 from compress.models.folder import check_folder
+from compress.models.quantized import ranges_of
+from compress.models.sampling import Sampling, sampling_of, set_sampling
 from tests.tiny import tiny_pipeline, tiny_unet
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -152,17 +155,35 @@ def test_a_hub_id_that_cannot_be_had_is_one_message(monkeypatch):
         assert "\n" not in str(caught.value)
 
 
-def test_a_hub_model_loads_from_the_cache_at_its_commit(tmp_path, monkeypatch):
-    commit = "a" * 40
+@pytest.fixture
+def on_hub(tmp_path, monkeypatch):
+    """The folder of a model ``owner/name`` that was downloaded before; there is no connection."""
     repository = tmp_path / "models--owner--name"
-    tiny_pipeline(widths=(16, 32)).save_pretrained(repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return repository / "snapshots" / ("a" * 40)
+
+
+def test_a_hub_model_loads_from_the_cache_at_its_commit(on_hub):
+    tiny_pipeline(widths=(16, 32)).save_pretrained(on_hub)
     config = ModelConfig("owner/name")
     assert load_teacher(config).unet.config.block_out_channels == [16, 32]
-    assert fingerprint(config) == fingerprint(ModelConfig("owner/name", revision=commit))
+    assert fingerprint(config) == fingerprint(ModelConfig("owner/name", revision=on_hub.name))
+
+
+def test_a_published_checkpoint_loads_with_its_sampling_and_its_ranges(on_hub):
+    own = Sampling("LCMScheduler", 4, (4.0, 4.0))
+    pipeline = tiny_pipeline(widths=(16, 32))
+    set_sampling(pipeline, own)
+    compress.save(pipeline, on_hub)
+    assert sampling_of(load_teacher(ModelConfig("owner/name"))) == own
+    quantized, _ = compress.quantize(pipeline, "w8a8_dynamic")
+    compress.save(quantized, on_hub)
+    loaded = compress.load("owner/name")
+    assert sampling_of(loaded) == own
+    assert len(ranges_of(loaded.unet)) == len(ranges_of(quantized.unet)) > 0
 
 
 def test_the_fingerprint_follows_names_and_contents(folder, tmp_path):
