@@ -171,7 +171,7 @@ def load_teacher(
         The pipeline as stock diffusers loads it, from safetensors only.
 
     Raises:
-        UserError: If the model cannot be found or loaded, or its denoiser is quantized.
+        UserError: If the model cannot be found or loaded, its denoiser is quantized, or a weight is missing or not finite.
     """
     check(config)
     hide_notices()
@@ -202,7 +202,30 @@ def load_teacher(
         ) from error
     if is_quantized(denoiser(pipeline)):
         raise bad_value("model.path", config.path, "a model in float weights; this one is quantized already")
+    _check_weights(pipeline, config)
     return keep_sampling(freeze(pipeline.to(device)), folder or hub_info(config))
+
+
+def _check_weights(pipeline: "DiffusionPipeline", config: ModelConfig) -> None:
+    """Refuses weights that are missing, NaN or infinite, in the precision that they were loaded in.
+
+    Raises:
+        UserError: Naming the first.
+    """
+    import torch
+
+    from compress.models.meta import finite
+
+    for name, part in pipeline.components.items():
+        for key, tensor in part.state_dict().items() if isinstance(part, torch.nn.Module) else ():
+            if tensor.is_meta:
+                raise UserError(f"model.path={config.path}: {key} of its {name} is in no file: copy the model again")
+            if tensor.dtype in (torch.float32, torch.bfloat16, torch.float16) and not finite(tensor):
+                remedy = "use precision=fp32 or bf16, or" if tensor.dtype == torch.float16 else "it is damaged:"
+                raise UserError(
+                    f"model.path={config.path}: {key} of its {name} holds NaN or infinite values: {remedy} copy or "
+                    "download the model again"
+                )
 
 
 def freeze(pipeline: "DiffusionPipeline") -> "DiffusionPipeline":

@@ -53,11 +53,11 @@ def checked_weights(model: Any) -> dict[str, Tensor]:
         # The exact type: quantized tensors are subclasses with a float dtype.
         if type(tensor) is not Tensor or not tensor.is_floating_point():
             raise UserError(f"this denoiser cannot be pruned: {name} is not in float weights; prune before quantizing")
-        if not _finite(tensor):
+        if not finite(tensor):
             raise UserError(f"this denoiser cannot be pruned: {name} holds NaN or infinite values")
     return weights
 
 
-def _finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, in one pass without a mask."""
+def finite(tensor: Tensor) -> bool:
+    """Whether all values of a float tensor are finite, in one pass without a mask."""
     return all(bool(end.isfinite()) for end in tensor.detach().aminmax()) if tensor.numel() else True

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from compress.models.outline import Outline
 
-STAGE = replace(packed.STAGE, distributed=True)
+STAGE = replace(packed.STAGE, distributed=True, any_steps=True)
 
 
 @dataclass(frozen=True)

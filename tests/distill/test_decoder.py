@@ -16,7 +16,7 @@ from tiny import tiny_pipeline, tiny_vae
 import compress
 import compress.evaluate.cost
 from compress.__main__ import main
-from compress.distill.decoder import Config, distill_decoder, laplacian, run
+from compress.distill.decoder import Config, distill_decoder, laplacian, run, small_autoencoder
 from compress.errors import UserError
 from compress.models.latents import encode_images, unpacked
 from compress.stage import StageContext
@@ -138,3 +138,10 @@ def test_the_library_leaves_the_teacher_alone():
     )
     assert isinstance(student.vae, AutoencoderTiny) and not isinstance(teacher.vae, AutoencoderTiny)
     assert report.details["held_out"] == 1
+
+
+def test_loading_it_says_nothing(tmp_path, capfd):
+    pipeline = tiny_pipeline()
+    pipeline.register_modules(vae=small_autoencoder(pipeline.vae.config, Config()))
+    compress.load(compress.save(pipeline, tmp_path / "small"))
+    assert "AutoencoderTiny" not in capfd.readouterr().err

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import compress
 from compress.errors import UserError
@@ -145,6 +146,22 @@ def test_a_pipeline_that_diffusers_cannot_load_is_one_message(folder):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"block_out_channels": [16, 48]}))
     with pytest.raises(UserError, match="diffusers cannot load that pipeline"):
         load_teacher(ModelConfig(str(folder)))
+
+
+def test_weights_that_are_missing_or_not_finite_are_one_message(folder):
+    weights = load_file(folder / WEIGHTS)
+    (removed := dict(weights)).pop("conv_in.weight")
+    weights["conv_in.weight"][0, 0, 0, 0] = float("nan")
+    for found, words in ((weights, "holds NaN or infinite values: it is damaged"), (removed, "is in no file")):
+        save_file(found, folder / WEIGHTS, {"format": "pt"})
+        with pytest.raises(UserError, match=rf"model.path=.*: conv_in.weight of its unet {words}"):
+            load_teacher(ModelConfig(str(folder)))
+    tiny_pipeline(widths=(16, 32)).save_pretrained(folder)
+    weights = load_file(folder / WEIGHTS)
+    weights["conv_in.weight"][0, 0, 0, 0] = 1e6
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(UserError, match="use precision=fp32 or bf16"):
+        load_teacher(ModelConfig(str(folder)), dtype=torch.float16)
 
 
 def test_a_hub_id_that_cannot_be_had_is_one_message(monkeypatch):

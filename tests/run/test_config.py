@@ -115,6 +115,12 @@ def test_distilling_after_quantizing_is_refused_before_anything_runs() -> None:
     assert "before it" in text
 
 
+def test_a_training_for_any_number_of_steps_does_not_follow_one_for_few() -> None:
+    text = message("recipe=prune_distill_lcm_int8", "order=[few_steps,distill]")
+    assert "stages.distill (distill=features) would undo the few steps that stages.few_steps (distill=lcm)" in text
+    assert "few steps" in message("recipe=prune_distill_lcm_int8", "quantize=qat_int8")
+
+
 def test_a_choice_is_for_the_stage_of_its_kind() -> None:
     config = run_config("prune=taylor", "prune/importance=diff_pruning", "stages.prune.importance.threshold=0.1")
     assert (config.stages[0].name, config.stages[0].method) == ("prune", "width")

@@ -90,7 +90,7 @@ def measure_cost(
         task = progress.add_task("measuring cost", total=4 + config.compiled)
         try:
             counted = count(model, inputs)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{type(pipeline).__name__} does not give its denoiser all it needs: {error}") from error
         progress.advance(task)
         passes = latencies(denoiser(running), inputs, config.latency_repeats, device)

@@ -62,4 +62,6 @@ def check_finite(layers: "Mapping[str, nn.Module]") -> None:
 
     for name, layer in layers.items():
         if not torch.isfinite(layer.weight).all():
-            raise UserError(f"{name} has weights that are NaN or infinite: an earlier stage diverged; lower its rate")
+            raise UserError(
+                f"{name} has weights that are NaN or infinite, from the model or from a training that diverged"
+            )

@@ -74,7 +74,9 @@ def quantize_layers(
     chosen = {name: module for name, module in layers.items() if name not in skipped}
     for name, module in chosen.items():
         if not torch.isfinite(module.weight).all():
-            raise UserError(f"{name} has weights that are NaN or infinite: a stage before diverged; lower its rate")
+            raise UserError(
+                f"{name} has weights that are NaN or infinite, from the model or from a training that diverged"
+            )
 
     total, floats = _count_floats(model, layers)
     skipped |= {name: why for name, (_, why) in floats.items() if name not in ("bias", "norm")}
