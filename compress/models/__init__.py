@@ -171,7 +171,8 @@ def load_teacher(
         The pipeline as stock diffusers loads it, from safetensors only.
 
     Raises:
-        UserError: If the model cannot be found or loaded, its denoiser is quantized, or a weight is missing or not finite.
+        UserError: If the model cannot be found or loaded, its denoiser is quantized, or a weight is missing or not
+            finite.
     """
     check(config)
     hide_notices()
