@@ -1,5 +1,6 @@
 """The settings of an evaluation, and the checks that need no weights."""
 
+import importlib.util
 import json
 import math
 import re
@@ -29,6 +30,12 @@ METRICS = (
 SETS = ("fid", "kid", "precision", "recall", "cmmd")  # of them, those that compare with real images
 # Keys that the user has to set for a published protocol.
 GIVEN = {"coco30k": ("prompts", "reference", "clip")}
+# Config key to the module to look for, its package, and the extra that installs it.
+PACKAGES = {
+    "evaluate.lpips=true": ("torchvision", "torchvision", "lpips"),
+    "evaluate.preference=imagereward": ("ImageReward", "image-reward", "preference"),
+    "evaluate.preference=hpsv2": ("hpsv2", "hpsv2", "preference"),
+}
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,6 @@ def check(config: EvaluateConfig) -> None:
             f"evaluate={config.protocol}: this protocol needs {keys}; prompts is a csv or jsonl file with a column "
             "text, reference a folder of images, clip a folder or hub id of a CLIPModel (with evaluate.clip_name)"
         )
-    from compress.evaluate.networks.available import check_available
     from compress.evaluate.networks.inception_file import find_inception
 
     find_inception(config.inception)
@@ -201,6 +207,27 @@ def check(config: EvaluateConfig) -> None:
         raise bad_value("evaluate.reference", config.reference, "an existing folder of images, or null")
 
 
+def check_available(config: EvaluateConfig) -> None:
+    """Checks encoders and packages. Of a hub id only the form is checked.
+
+    Raises:
+        UserError: An encoder or a package is missing.
+    """
+    for name, path in config.encoders.items():
+        if _is_local(path) and not (Path(resolve(path)).expanduser() / "config.json").is_file():
+            expected = "a folder with an image encoder's config.json, or a hub id such as facebook/dinov2-large"
+            raise bad_value(f"evaluate.encoders.{name}", path, expected)
+    asked = ["evaluate.lpips=true"] if config.lpips else []
+    for key in [*asked, *(f"evaluate.preference={name}" for name in config.preference)]:
+        module, package, extra = PACKAGES.get(key, ("", "", ""))
+        if module and importlib.util.find_spec(module) is None:
+            raise UserError(f"{key}: needs the package {package}, which is not installed: pip install -e '.[{extra}]'")
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith(("embedded:", "/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", path)
+
+
 def _check_clip(clip: str) -> None:
     folder = Path(resolve(clip)).expanduser()
     if folder.exists():
@@ -210,5 +237,5 @@ def _check_clip(clip: str) -> None:
             raise bad_value("evaluate.clip", clip, f"a folder with a CLIPModel's config.json ({error})") from None
         if kind != "clip":
             raise bad_value("evaluate.clip", clip, f"a CLIPModel, not a model of type {kind}")
-    elif clip.startswith(("embedded:", "/", ".", "~")) or not re.fullmatch(r"[\w.-]+/[\w.-]+", clip):
+    elif _is_local(clip):
         raise bad_value("evaluate.clip", clip, "an existing folder or a hub id such as openai/clip-vit-large-patch14")

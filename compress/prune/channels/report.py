@@ -10,7 +10,46 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel, UNet2DModel
     from torch import Tensor
 
-    from compress.prune.sensitivity.plan import WidthPlan
+    from compress.prune.sensitivity.error import Error
+    from compress.prune.stopwatch import MeasuredLatency
+
+
+@dataclass(frozen=True)
+class NarrowedLevel:
+    """The result of narrowing one level.
+
+    Attributes:
+        level: Index, counted from the highest resolution.
+        width: Remaining channels.
+        ratio: Removed share; differs from the requested one if that is not possible.
+        error: Error of the prediction.
+    """
+
+    level: int
+    width: int
+    ratio: float
+    error: "Error"
+
+
+@dataclass(frozen=True)
+class WidthPlan:
+    """The chosen widths and the measurements behind them.
+
+    Attributes:
+        widths: Remaining channels of each level, the level of the highest resolution first.
+        ratios: Removed shares.
+        left: Remaining share in the target's unit.
+        predicted: Predicted relative error, see :func:`compress.prune.sensitivity.levels.predicted_error`.
+        measured: Results of narrowing one level at a time.
+        latency: What was measured for a target of latency; None for others.
+    """
+
+    widths: list[int]
+    ratios: list[float]
+    left: float
+    predicted: float
+    measured: list[NarrowedLevel]
+    latency: "MeasuredLatency | None" = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +104,7 @@ class PruneReport:
     skipped: dict[str, str]
     outputs: "dict[str, Tensor]"
     scales: dict[str, float]
-    plan: "WidthPlan | None" = None
+    plan: WidthPlan | None = None
     reconstructed: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __repr__(self) -> str:

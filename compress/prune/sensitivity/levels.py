@@ -1,37 +1,16 @@
 """Sensitivity of each resolution level to the removal of channels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from compress.errors import UserError
+from compress.prune.channels.report import NarrowedLevel, Pruner
 from compress.prune.channels.target import Widths
-from compress.prune.sensitivity.error import Error, UnchangedPrediction
+from compress.prune.sensitivity.error import UnchangedPrediction
 from compress.system.progress import track
-
-if TYPE_CHECKING:
-    from compress.prune.channels.report import Pruner
-
-
-@dataclass(frozen=True)
-class NarrowedLevel:
-    """The result of narrowing one level.
-
-    Attributes:
-        level: Index, counted from the highest resolution.
-        width: Remaining channels.
-        ratio: Removed share; differs from the requested one if that is not possible.
-        error: Error of the prediction.
-    """
-
-    level: int
-    width: int
-    ratio: float
-    error: Error
 
 
 def narrow_levels(
-    widths: Sequence[int], prune: "Pruner", reference: UnchangedPrediction, ratios: Sequence[float]
+    widths: Sequence[int], prune: Pruner, reference: UnchangedPrediction, ratios: Sequence[float]
 ) -> list[NarrowedLevel]:
     """Prune one level at a time and measure the error of the prediction.
 

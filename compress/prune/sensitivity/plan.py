@@ -1,39 +1,15 @@
 """The widths that meet a target with the least predicted error."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from compress.prune.channels.report import NarrowedLevel, Pruner, WidthPlan
 from compress.prune.channels.target import Target, WidthCosts, Widths, best, choices_of, meeting
 
 if TYPE_CHECKING:
     from compress.models.inputs import Inputs
     from compress.prune.channels.latency import WidthLatencies
-    from compress.prune.channels.report import Pruner
     from compress.prune.sensitivity.error import UnchangedPrediction
-    from compress.prune.sensitivity.levels import NarrowedLevel
-    from compress.prune.stopwatch import MeasuredLatency
-
-
-@dataclass(frozen=True)
-class WidthPlan:
-    """The chosen widths and the measurements behind them.
-
-    Attributes:
-        widths: Remaining channels of each level, the level of the highest resolution first.
-        ratios: Removed shares.
-        left: Remaining share in the target's unit.
-        predicted: Predicted relative error, see :func:`compress.prune.sensitivity.levels.predicted_error`.
-        measured: Results of narrowing one level at a time.
-        latency: What was measured for a target of latency; None for others.
-    """
-
-    widths: list[int]
-    ratios: list[float]
-    left: float
-    predicted: float
-    measured: "list[NarrowedLevel]"
-    latency: "MeasuredLatency | None" = None
 
 
 class Planner:
@@ -72,7 +48,7 @@ class Planner:
         self.costs = WidthCosts(unet, inputs or example_inputs(unet), target.goal[0], heads, multiple)
         self.choices = meeting(target, self.costs, choices_of(unet.config, heads, multiple))
 
-    def plan(self, prune: "Pruner", reference: "UnchangedPrediction", ratios: Sequence[float]) -> WidthPlan:
+    def plan(self, prune: Pruner, reference: "UnchangedPrediction", ratios: Sequence[float]) -> WidthPlan:
         """Measure every level and choose the widths.
 
         Args:
@@ -87,7 +63,7 @@ class Planner:
 
         return self.choose(narrow_levels(self.full, prune, reference, ratios))
 
-    def choose(self, measured: "list[NarrowedLevel]") -> WidthPlan:
+    def choose(self, measured: list[NarrowedLevel]) -> WidthPlan:
         """Choose the widths from measured levels.
 
         Raises:

@@ -6,7 +6,7 @@ import pytest
 
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig, check
-from compress.evaluate.networks.available import check_available
+from compress.evaluate.config import check_available
 
 
 @pytest.mark.parametrize(
