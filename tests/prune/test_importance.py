@@ -20,7 +20,7 @@ from compress.models.inputs import example_inputs
 from compress.prune import width
 from compress.prune.channels.groups import Group, Member
 from compress.prune.channels.rebuild import prune_unet
-from compress.prune.importance import FAMILIES, diff_pruning, make_scorer, needs_calibration, parse
+from compress.prune.importance import diff_pruning, families, make_scorer, needs_calibration, parse
 from compress.prune.importance.score import score
 from compress.prune.importance.taylor import products
 from compress.prune.width import Config, prune_width
@@ -182,7 +182,7 @@ def test_nothing_is_computed_without_examples() -> None:
         prune_width(tiny_unet(), Config(importance="taylor"))
 
 
-@pytest.mark.parametrize("name", sorted(FAMILIES))
+@pytest.mark.parametrize("name", sorted(families()))
 def test_config_files_are_the_defaults(name: str) -> None:
     chosen = OmegaConf.to_container(compose(["recipe=prune", f"prune/importance={name}"]).stages.prune)
     assert parse(chosen["importance"]) == parse(name)

@@ -1,6 +1,7 @@
 """The supported denoisers: one file a family, with what neither config nor pipeline says."""
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -8,9 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
     from torch import nn
-
-FAMILIES = ("unet", "pixart", "sana", "sd3", "flux")
-"""Modules of this package, each with a ``FAMILY``."""
 
 
 class Draw:
@@ -92,8 +90,8 @@ class Family:
 
 
 def families() -> list[Family]:
-    """All that are known."""
-    return [importlib.import_module(f"compress.models.families.{module}").FAMILY for module in FAMILIES]
+    """All that are known: the ``FAMILY`` of every module here."""
+    return [importlib.import_module(f"{__name__}.{found.name}").FAMILY for found in pkgutil.iter_modules(__path__)]
 
 
 def family_of(denoiser: object) -> Family | None:

@@ -1,6 +1,12 @@
-"""Importances, which select the channels to remove: one module per family, each with ``Config`` and ``scorer``."""
+"""Importances, which select the channels to remove: one module per family.
+
+A family has ``Config``, ``scorer``, ``CALIBRATED`` (whether it looks at examples), ``COMPARABLE`` (whether its scores
+estimate a rise of the loss, so that those of different layers compare), and ``NAMES`` if it serves others than its own.
+"""
 
 import importlib
+import pkgutil
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -11,16 +17,18 @@ if TYPE_CHECKING:
     from compress.data.calibration import Calibration
     from compress.prune.importance.score import Scorer
 
-FAMILIES = {
-    "l1": "magnitude",
-    "l2": "magnitude",
-    "random": "random",
-    "activation": "activation",
-    "taylor": "taylor",
-    "diff_pruning": "diff_pruning",
-    "hessian": "hessian",
-}
-"""Name of an importance to the module of its family."""
+
+@cache
+def families() -> dict[str, ModuleType]:
+    """Name of an importance to the module of its family: all modules here that have a scorer."""
+    stems = [found.name for found in pkgutil.iter_modules(__path__)]
+    modules = {stem: importlib.import_module(f"{__name__}.{stem}") for stem in stems}
+    return {
+        name: module
+        for stem, module in modules.items()
+        if hasattr(module, "scorer")
+        for name in getattr(module, "NAMES", (stem,))
+    }
 
 
 def parse(value: Any) -> Any:
@@ -35,21 +43,26 @@ def parse(value: Any) -> Any:
     if isinstance(value, str):
         value = {"name": value}
     if not isinstance(value, dict):
-        if getattr(value, "name", None) in FAMILIES:
+        if getattr(value, "name", None) in families():
             return value
-        raise bad_value("importance", value, f"one of {', '.join(FAMILIES)}, or a mapping with that as name")
+        raise bad_value("importance", value, f"one of {', '.join(families())}, or a mapping with that as name")
     name = value.get("name")
     if name is None:
-        raise UserError(f"importance.name is missing: expected one of {', '.join(FAMILIES)}")
-    if name not in FAMILIES:
-        near = nearest(str(name), list(FAMILIES))
-        raise UserError(f"importance={name}: no such importance{near}; known: {', '.join(FAMILIES)}")
-    return build(_family(name).Config, value, "importance")
+        raise UserError(f"importance.name is missing: expected one of {', '.join(families())}")
+    if name not in families():
+        near = nearest(str(name), list(families()))
+        raise UserError(f"importance={name}: no such importance{near}; known: {', '.join(families())}")
+    return build(families()[name].Config, value, "importance")
 
 
 def needs_calibration(config: Any) -> bool:
     """Whether an importance requires calibration examples."""
-    return _family(config.name).CALIBRATED
+    return families()[config.name].CALIBRATED
+
+
+def is_comparable(config: Any) -> bool:
+    """Whether scores of different layers compare as they are."""
+    return families()[config.name].COMPARABLE
 
 
 def make_scorer(config: Any, calibration: "Calibration | None", seed: int) -> "Scorer":
@@ -60,8 +73,4 @@ def make_scorer(config: Any, calibration: "Calibration | None", seed: int) -> "S
         calibration: Denoiser and examples; may be None if :func:`needs_calibration` is false.
         seed: The run's seed, for random scores.
     """
-    return _family(config.name).scorer(config, calibration, seed)
-
-
-def _family(name: str) -> ModuleType:
-    return importlib.import_module(f"compress.prune.importance.{FAMILIES[name]}")
+    return families()[config.name].scorer(config, calibration, seed)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from compress.prune.importance.score import Scorer
 
 CALIBRATED = True
+COMPARABLE = False
 
 
 @dataclass(frozen=True)

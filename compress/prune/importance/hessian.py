@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from compress.prune.importance.score import Scorer
 
 CALIBRATED = True
+COMPARABLE = True
 
 
 @dataclass(frozen=True)

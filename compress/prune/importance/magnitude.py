@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from compress.prune.channels.groups import Group
     from compress.prune.importance.score import Scorer
 
+NAMES = ("l1", "l2")
 CALIBRATED = False
+COMPARABLE = False
 
 
 @dataclass(frozen=True)

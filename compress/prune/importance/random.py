@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from compress.prune.importance.score import Scorer
 
 CALIBRATED = False
+COMPARABLE = False
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,19 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from compress.prune.channels.groups import Group
 
-Scorer = Callable[["Group", dict[str, Tensor]], Tensor]
+Scorer = Callable[["Group", "dict[str, Tensor]"], "Tensor"]
 """From a group and the state dict of its UNet to a score for each channel, ``(size,)``, float64."""
 
-Saliency = Callable[[str], Tensor | None]
+Saliency = Callable[[str], "Tensor | None"]
 """From the name of a weight to the importance of each of its entries, in its shape; None if unknown."""
 
 
-def score(group: "Group", saliency: Saliency, combine: str) -> Tensor:
+def score(group: "Group", saliency: Saliency, combine: str) -> "Tensor":
     """Score of each channel of a group, shape ``(size,)``, float64, at least 0.
 
     Args:
@@ -26,6 +25,8 @@ def score(group: "Group", saliency: Saliency, combine: str) -> Tensor:
             keys, queries times keys, as only their product matters. ``"sum"``: all weights. ``"outgoing"``: only the
             weights that read the channel; for queries and keys, which no layer reads, their product.
     """
+    import torch
+
     incoming = torch.zeros(group.size, dtype=torch.float64)
     outgoing = torch.zeros(group.size, dtype=torch.float64)
     for member in group.members:

@@ -15,6 +15,7 @@ from compress.prune.channels.groups import Axis, Group
 from compress.prune.channels.proxy import UNet, meta_model
 from compress.prune.channels.rebuild import kept_outputs, mark, narrow, share_of_macs
 from compress.prune.channels.target import TOLERANCE
+from compress.prune.importance import is_comparable
 from compress.prune.importance.score import Scorer
 from compress.prune.layers.costs import UNITS, LayerCosts
 from compress.prune.layers.ranking import Slice, check_reachable, follow, rank
@@ -23,9 +24,6 @@ from compress.prune.layers.widths import find_widths, group_name
 
 if TYPE_CHECKING:
     from compress.prune.per_layer import Config
-
-LOSS = ("taylor", "diff_pruning", "hessian")
-"""Importances whose scores estimate a rise of the loss, so that they are comparable between layers."""
 
 UNFIT = "no smaller width fits norm groups, heads, multiple and min_share"
 
@@ -88,7 +86,7 @@ class PerLayerPruner:
         importance, normalize = self.config.importance, self.config.normalize
         if getattr(importance, "combine", None) == "outgoing" and not _read(group):
             scores = scores.sqrt()  # a product of queries and keys, while other scores have one factor
-        if normalize == "none" or (normalize == "auto" and importance.name in LOSS):
+        if normalize == "none" or (normalize == "auto" and is_comparable(importance)):
             return scores
         return scores / (scores.max() if normalize == "max" else scores.mean()).clamp(min=1e-300)
 
