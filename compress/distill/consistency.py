@@ -1,6 +1,7 @@
 """The objective of consistency distillation."""
 
 import copy
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +12,6 @@ from compress.models.schedule import Schedule
 
 if TYPE_CHECKING:
     from compress.distill.batches import Batch
-    from compress.distill.lcm import Config
 
 
 class Consistency(nn.Module):
@@ -19,16 +19,17 @@ class Consistency(nn.Module):
 
     Args:
         scene: Student, teacher and schedule.
-        config: Of the method.
+        error: Of what is found against what is wanted, such as :func:`loss`: ``(b,)``.
+        decay: Of the average, in [0, 1); 0: the student itself.
     """
 
     names = ("loss",)
 
-    def __init__(self, scene: Scene, config: "Config") -> None:
+    def __init__(self, scene: Scene, error: Callable[[Tensor, Tensor], Tensor], decay: float) -> None:
         super().__init__()
-        self.student, self._scene, self._config = scene.student, scene, config
+        self.student, self._scene, self._error, self._decay = scene.student, scene, error, decay
         # Saved with the training state, as it decides what follows.
-        self.average = copy.deepcopy(scene.student).eval().requires_grad_(False) if config.target_decay else None
+        self.average = copy.deepcopy(scene.student).eval().requires_grad_(False) if decay else None
 
     def forward(self, batch: "Batch") -> Tensor:
         """The loss, mean over the batch, ``(1,)``."""
@@ -44,14 +45,13 @@ class Consistency(nn.Module):
         found = scene.clean(self.student, noisy, timesteps, batch)
         with torch.no_grad():
             wanted = scene.clean(self.average or self.student, before, earlier, batch)
-        return loss(found, wanted, self._config).mean()[None]
+        return self._error(found, wanted).mean()[None]
 
     @torch.no_grad()
     def follow(self) -> None:
         """Moves the average towards the student."""
         if self.average is not None:
-            share = 1 - self._config.target_decay
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), share)
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.student.parameters()), 1 - self._decay)
 
 
 def ddim_step(schedule: Schedule, noisy: Tensor, prediction: Tensor, timesteps: Tensor, earlier: Tensor) -> Tensor:
@@ -71,9 +71,9 @@ def ddim_step(schedule: Schedule, noisy: Tensor, prediction: Tensor, timesteps: 
     return signal_before * clean + sigma_before * (noisy - signal * clean) / sigma
 
 
-def loss(found: Tensor, wanted: Tensor, config: "Config") -> Tensor:
-    """The error of each example, ``(b,)``."""
+def loss(found: Tensor, wanted: Tensor, kind: str, huber_c: float) -> Tensor:
+    """The error of each example, ``(b,)``; ``kind`` and ``huber_c`` as in :class:`compress.distill.lcm.Config`."""
     squares = (found - wanted).pow(2)
-    if config.loss == "huber":
-        squares = (squares + config.huber_c**2).sqrt() - config.huber_c
+    if kind == "huber":
+        squares = (squares + huber_c**2).sqrt() - huber_c
     return squares.mean(tuple(range(1, squares.ndim)))

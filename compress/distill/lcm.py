@@ -7,6 +7,7 @@ average predicts for the point that one DDIM step of the teacher leads to.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from compress.distill import few
@@ -56,6 +57,8 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     Raises:
         UserError: See :func:`compress.distill.few.train`.
     """
-    from compress.distill.consistency import Consistency
+    from compress.distill.consistency import Consistency, loss
 
-    return few.train(pipeline, config, context, lambda s: Consistency(s, config), config.solver_steps, "consistency")
+    error = partial(loss, kind=config.loss, huber_c=config.huber_c)
+    make = partial(Consistency, error=error, decay=config.target_decay)
+    return few.train(pipeline, config, context, make, config.solver_steps, "consistency")
