@@ -18,6 +18,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the processes share the cores; tiny models gain nothing from more threads
 
 
+# The longest tests begin first, so that at the end no process computes one alone.
+LONGEST = ("test_notebooks.py", "test_two_processes.py", "test_cli.py", "test_site.py", "test_architectures.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Moves the files with the longest tests to the front."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 @pytest.fixture(autouse=True)
 def same_threads() -> Iterator[None]:
     """Leaves torch with as many threads as it had: sums are rounded otherwise with another number."""
