@@ -2,8 +2,6 @@
 
 import copy
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, StableDiffusionInpaintPipeline, UNet2DModel
+from diffusers import DDPMScheduler, StableDiffusionInpaintPipeline
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -315,32 +313,3 @@ def test_config_of_the_project_is_the_default() -> None:
 def test_bad_values(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(Config, values, "prune")
-
-
-def test_config_needs_no_torch() -> None:
-    code = (
-        "import sys, compress.prune.depth, compress.prune.bk_sdm; "
-        "assert 'torch' not in sys.modules and 'diffusers' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(depth.__file__).parents[2])
-
-
-def test_other_denoisers_and_blocks() -> None:
-    plain = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
-    calls = calls_of(unet_of(), unet_inputs(unet_of()))
-    with pytest.raises(
-        UserError, match="blocks cannot be removed from UNet2DModel; supported: UNet2DConditionModel, Pix"
-    ):
-        prune_depth(UNet2DModel(**plain, norm_num_groups=4), calls)
-    with pytest.raises(
-        UserError, match="its down_block_types is AttnDownBlock2D; known: CrossAttnDownBlock2D, DownBlock2D"
-    ):
-        prune_depth(unet_of(down_block_types=("AttnDownBlock2D", "DownBlock2D", "DownBlock2D")), calls)
-    unet = unet_of()
-    unet.conv_in.weight.data[0, 0, 0, 0] = float("nan")
-    with pytest.raises(UserError, match=r"conv_in\.weight holds NaN"):
-        prune_depth(unet, calls)
-    unet = unet_of()
-    unet.conv_in.lora = nn.Linear(1, 1)
-    with pytest.raises(UserError, match=r"conv_in\.lora\.bias"):
-        prune_depth(unet, calls)
