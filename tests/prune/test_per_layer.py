@@ -37,7 +37,15 @@ def macs(unet: Any) -> int:
     return count(unet, example_inputs(unet)).macs
 
 
-@pytest.mark.parametrize(("name", "heads"), [("sd 1.x", "remove"), ("sdxl", "narrow"), ("ddpm with heads", "narrow")])
+@pytest.mark.parametrize(
+    ("name", "heads"),
+    [
+        ("sd 1.x", "remove"),
+        ("sd 2.x", "narrow"),
+        ("ddpm with heads", "narrow"),
+        pytest.param("sdxl", "narrow", marks=pytest.mark.slow),
+    ],
+)
 def test_costs_are_those_of_the_model_that_comes_out(name: str, heads: str) -> None:
     unet = random_unet(name, width=2)
     report = prune_per_layer(unet, Config(target=Target(macs=0.6), heads=heads))
