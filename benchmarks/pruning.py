@@ -24,7 +24,7 @@ from compress.models import ModelConfig, denoiser, load_teacher
 from compress.models.inputs import example_inputs
 from compress.models.macs import count
 from compress.prune.channels.rebuild import prune_unet
-from compress.prune.importance import FAMILIES, make_scorer, parse
+from compress.prune.importance import families, make_scorer, parse
 from compress.prune.sensitivity.error import UnchangedPrediction
 
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78}  # of Student, two-sided, by the number of values
@@ -67,7 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="embedded:emoji/pipeline")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.125, 0.25, 0.375, 0.5])
-    parser.add_argument("--importances", nargs="+", default=list(FAMILIES), choices=list(FAMILIES))
+    parser.add_argument("--importances", nargs="+", default=list(families()), choices=list(families()))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--examples", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=10)

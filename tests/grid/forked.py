@@ -62,7 +62,7 @@ def child(run: dict[str, Any], result: int) -> None:
 
 save_checkpoint = checkpoint.save_checkpoint
 checkpoint.save_checkpoint = save
-compress.run.recipe.evaluate = measured
+compress.run.work.evaluate = measured
 
 if __name__ == "__main__":
     found = []
