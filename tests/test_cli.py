@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -143,6 +144,7 @@ def failing(error: BaseException) -> Any:
         (UserError("x=1: expected 2"), 2, "error: x=1: expected 2"),
         (OSError(28, "No space left on device", "/a/file"), 2, "/a/file: the disk is full"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "the disk is full"),
+        (shutil.Error([("a", "b", f"{'long ' * 50}No space left on device")]), 2, "is full (No space left on device);"),
         (KeyboardInterrupt(), 130, "run the same command again to continue"),
         (ZeroDivisionError("a mistake of ours"), 1, "Traceback"),
     ],

@@ -100,7 +100,7 @@ def _guarded(cfg: "DictConfig") -> tuple[str, int]:
     from compress import jobs
     from compress.run import preflight
 
-    places = [preflight.existing(Path(str(cfg.get(key) or "."))) for key in ("out", "store")]
+    places = [Path(str(cfg.get(key) or ".")) for key in ("out", "store")]
     try:
         jobs.run_job(cfg)
         return "", 0
@@ -111,7 +111,7 @@ def _guarded(cfg: "DictConfig") -> tuple[str, int]:
         raise
     except Exception as error:  # noqa: BLE001 - the last place that can tell a full disk from a mistake of ours
         if preflight.is_disk_full(error, *places):
-            message = str(preflight.disk_full(error, places[1]))
+            message = str(preflight.disk_full(error, *places))
             return message, refuse(message)
         traceback.print_exc()
         return f"{type(error).__name__}: {error}", 1

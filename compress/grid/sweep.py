@@ -291,7 +291,7 @@ def say_times(points: Sequence[Point], begun: float, one_by_one: bool) -> None:
         file = point.out / REPORT
         if file.is_file() and file.stat().st_mtime >= begun:
             computing += json.loads(file.read_text(encoding="utf-8")).get("computed_seconds") or 0.0
-    rest = f"; the rest is {(took - computing) / took:.1%}" if one_by_one else ""
+    rest = f"; the rest is {(took - computing) / took:.1%}" if one_by_one and computing else ""
     say(f"time        {duration(took)}; stages and evaluations, each once, {duration(computing)}{rest}")
 
 

@@ -211,11 +211,12 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def disk_full(error: BaseException, folder: Path) -> UserError:
-    """The message for a full disk."""
-    name = getattr(error, "filename", None) or folder
+def disk_full(error: BaseException, *folders: Path) -> UserError:
+    """The message for a full disk: of the file that could not be written, else of the folder with the least space."""
+    name = getattr(error, "filename", None) or min(folders, key=lambda at: shutil.disk_usage(existing(at)).free)
+    reason = str(error) if len(str(error)) < 200 else os.strerror(errno.ENOSPC)  # copying a tree lists all its files
     return UserError(
-        f"{name}: the disk is full ({error}); finished stages are kept: make room, or give out= and store= on another "
+        f"{name}: the disk is full ({reason}); finished stages are kept: make room, or give out= and store= on another "
         "disk, and run the same command again"
     )
 
