@@ -54,6 +54,8 @@ class Config(TrainingConfig):
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
         guidance: Lowest and highest guidance scale, at least 1: the student's one pass gives the teacher's guided
             prediction; see :mod:`compress.distill.guidance`. None: as the stages before left the student.
+        inference_steps: Denoising steps that the pipeline is called with by default from then on, of DPM-Solver++, at
+            least 1; the training does not depend on it. None: as the stages before left it.
         lora: Adapters that train in place of the weights; see :class:`compress.distill.lora.Lora`.
     """
 
@@ -63,6 +65,7 @@ class Config(TrainingConfig):
     min_snr_gamma: float | None = 5.0
     prompt_dropout: float = 0.1
     guidance: tuple[float, float] | None = None
+    inference_steps: int | None = None
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
@@ -76,6 +79,8 @@ class Config(TrainingConfig):
         if self.min_snr_gamma is not None:
             check_value(self, "min_snr_gamma", 0 < self.min_snr_gamma < math.inf, "a number above 0, or null")
         check_prompts(self, ", or null")
+        if self.inference_steps is not None:
+            check_value(self, "inference_steps", self.inference_steps >= 1, "an integer of at least 1, or null")
         self._check_losses()
 
     def _check_losses(self) -> None:
@@ -114,9 +119,10 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     from compress.models import denoiser
     from compress.models.sampling import Sampling, sampling_of, set_sampling
     from compress.models.schedule import schedule_of
+    from compress.models.schedulers import exchanged
 
     before = sampling_of(pipeline)
-    if before.steps is not None:
+    if before.scheduler is not None:
         raise UserError(f"the student was trained for {before.steps} steps, which this would undo: distill it before")
     config = replace(config, guidance=config.guidance or before.guidance)
     schedules = [schedule_of(p.scheduler, denoiser(p)) for p in (pipeline, context.teacher)]
@@ -143,9 +149,12 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         graphs=context.graphs,
         validate=drawing(pipeline, config.validation, context.seed, context.show, context.folder),
     )
-    if config.guidance is not None:
-        unguided = not takes_scale(denoiser(pipeline))
-        set_sampling(pipeline, Sampling(guidance=config.guidance, unguided=unguided))
+    unguided = config.guidance is not None and not takes_scale(denoiser(pipeline))
+    after = Sampling(None, config.inference_steps or before.steps, config.guidance, unguided)
+    if after.steps is not None:
+        pipeline.register_modules(scheduler=exchanged(pipeline.scheduler, "dpmsolver++") or pipeline.scheduler)
+    if after != before:
+        set_sampling(pipeline, after)
     return report
 
 
@@ -184,7 +193,7 @@ def check_teacher(config: Config, outline: "Outline") -> None:
     from compress.models.latents import check_autoencoder, check_channels
     from compress.models.schedule import schedule_of
 
-    if outline.sampling.steps is not None:
+    if outline.sampling.scheduler is not None:
         raise UserError(
             f"the model was trained for {outline.sampling.steps} steps, which training it further would undo: give "
             "the model.path that it was made from, and train for few steps last"

@@ -152,6 +152,20 @@ def test_checkpoint_draws_in_one_pass_by_itself(tmp_path):
         assert rows_seen(again, num_inference_steps=1) == [1]
 
 
+def test_checkpoint_is_drawn_in_its_steps_and_trains_on(tmp_path):
+    teacher, data = tiny_pipeline(), images(size=16)
+    keys = {"teacher": teacher, "data": data, "steps": 1, "batch_size": 2, "losses": {"output": 1.0}}
+    student, _ = compress.distill(teacher, "guidance", inference_steps=3, **keys)
+    student, _ = compress.distill(student, "features", **keys)
+    loaded = compress.load(compress.save(student, tmp_path / "s"))
+    assert sampling_of(loaded) == Sampling(steps=3, guidance=(4.0, 4.0))
+    assert type(loaded.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    loaded("a cat", output_type="np")
+    assert len(loaded.scheduler.timesteps) == 3
+    with pytest.raises(UserError, match="inference_steps=0: expected an integer of at least 1"):
+        compress.distill(teacher, "guidance", inference_steps=0, **keys)
+
+
 def test_transformer_learns_one_scale_and_is_called_without_guidance(tmp_path):
     teacher, student = PIPELINES["pixart"](), PIPELINES["pixart"]()
     keys = {"steps": 1, "batch_size": 2, "teacher": teacher, "data": images(2, size=256)}
