@@ -45,12 +45,14 @@ class Progress:
 
 
 def _plan(config: "RunConfig") -> "Plan | None":
+    from compress.run import preflight
     from compress.run.keys import Plan
     from compress.run.recipe import with_engines
     from compress.store import Store
     from compress.system import processes
 
     try:
+        preflight.check_device(config.device)  # a launcher may find it on another machine
         device = processes.join(config.device)
         return Plan(with_engines(config, device), Store(config.store), device)
     except (UserError, OSError):

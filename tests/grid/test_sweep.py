@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,7 @@ def test_progress_counts_a_shared_stage_once(tiny_overrides: list[str], tmp_path
     points = [config(seed, quantize) for seed in (0, 1) for quantize in ("int8", "int4")]
     progress = Progress(points)
     assert progress.line() == "grid: 0 of 8 stages"
+    assert Progress([replace(points[0], device="cuda:99")]).line() == "", "of another machine"
     plan = Plan(points[0], Store(tmp_path), torch.device("cpu"))
     (tmp_path / plan.steps[0].key).mkdir()
     assert progress.line() == "grid: 1 of 8 stages"
