@@ -14,6 +14,8 @@ may stand for its pipeline where a method needs no data, no scheduler and no tex
 """
 
 import copy
+import hashlib
+import json
 import tempfile
 import weakref
 from collections.abc import Callable
@@ -119,7 +121,7 @@ def distill(
         teacher: The uncompressed pipeline.
         data: Images and captions, see :func:`prune`.
         seed: Of everything random.
-        folder: Where training states go, from which the same call continues; None: nowhere.
+        folder: Where training states go, from which the same call continues, also with more ``steps``; None: nowhere.
         log: Takes metrics and the number of steps done.
         keys: Keys of the method's YAML file.
 
@@ -293,11 +295,15 @@ def _stage(
 
     from compress.config.compose import option
     from compress.models import denoiser
+    from compress.models.quantized import is_quantized
     from compress.run.config import stage_config
     from compress.stage import StageContext
 
     stage = stage_config(kind, {**option(kind, method), **keys}, kind)
     stage.declared.check_installed(stage.method)
+    if stage.declared.needs == "float" and is_quantized(_model(pipeline)):
+        name = type(_model(pipeline)).__name__
+        raise UserError(f"{kind}={method} needs float weights, and the {name} is quantized already: {kind} it before")
     student, done = _copy(pipeline), _done.get(pipeline, [])
     with tempfile.TemporaryDirectory() as scratch:
         later: Any = _LazyData(lambda: _load_data(_needed("data", data)))
@@ -306,6 +312,9 @@ def _stage(
             folder=Path(scratch if folder is None else folder), history=done, seed=seed,
             device=denoiser(student).device, dtype=denoiser(student).dtype, log=log or (lambda metrics, step: None),
         )  # fmt: skip
+        if folder is not None:
+            given = later.fingerprint if isinstance(data, str | Path) else ""
+            _check_call(Path(folder), [stage.method, _of_training(stage.config), seed, given], [student, teacher])
         set_seed(seed)
         report = stage.module.run(student, stage.config, context)
     result = denoiser(student) if isinstance(student, _Bare) else student
@@ -316,6 +325,47 @@ def _stage(
     }  # fmt: skip
     _done[result] = [*done, entry]
     return result, report
+
+
+def _of_training(config: Any) -> dict[str, Any]:
+    """The keys of a training that decide its first steps."""
+    later = ("steps", "budget", "plateau", "save_every", "keep_states", "log_every", "validation")
+    return {key: value for key, value in asdict(config).items() if key not in later}
+
+
+def _check_call(folder: Path, keys: list[Any], pipelines: list[Any]) -> None:
+    """Refuses a folder with the training states of another call, whose result this one would give.
+
+    Raises:
+        UserError: The folder holds those, or cannot be written.
+    """
+    import torch
+
+    digest = hashlib.sha256(json.dumps(keys, default=str).encode())
+    for model in (_model(pipeline) for pipeline in pipelines if pipeline is not None):
+        for name, tensor in model.state_dict().items():
+            digest.update(f"{name} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    file = folder / "call.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if file.exists() and file.read_text(encoding="utf-8") != digest.hexdigest():
+            raise UserError(
+                f"folder={folder}: holds the training of another student, teacher, data or other keys: give another "
+                "folder, or remove this one"
+            )
+        file.write_text(digest.hexdigest(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"folder={folder}: cannot be written ({error.strerror or error})") from error
+
+
+def _model(pipeline: Any) -> Any:
+    """The denoiser of a pipeline; a denoiser itself."""
+    import torch
+
+    from compress.models import denoiser
+
+    return pipeline if isinstance(pipeline, torch.nn.Module) else denoiser(pipeline)
 
 
 class _Bare:
@@ -373,6 +423,8 @@ def _load_data(value: "Images") -> "Data":
     if isinstance(value, Data):
         return value
     if isinstance(value, datasets.Dataset):
+        if "text" not in value.column_names:
+            raise UserError(f"data has the columns {', '.join(value.column_names)}: expected image and text, or text")
         return Data(train=value, text=list(value["text"]), fingerprint=str(value._fingerprint), reference=None)
     return load_data(DataConfig(str(value)))
 
@@ -385,8 +437,6 @@ def _name(pipeline: Any) -> str:
 
 def _write_index(pipeline: Any, folder: Path) -> None:
     """Names the class of the denoiser, as the measurement of memory looks it up."""
-    import json
-
     name = _name(pipeline)
     model = type(getattr(pipeline, name))
     library = model.__module__.partition(".")[0]  # "diffusers", or the module of our own class

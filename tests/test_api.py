@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline
 
 import compress
 from compress.errors import UserError
+from tests.distill.worker import images
 from tests.tiny import tiny_pipeline
 
 ROOT = Path(compress.__file__).parents[1]
@@ -20,6 +21,24 @@ COST = {"latency_repeats": 1}
 
 def weights(pipeline: Any) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in pipeline.unet.state_dict().items()}
+
+
+def test_a_folder_continues_the_same_training_alone(tmp_path: Path) -> None:
+    teacher, student = tiny_pipeline(widths=(16, 32)), tiny_pipeline(1, widths=(16, 32))
+
+    def train(steps: int = 1, **keys: Any) -> int:
+        given: dict[str, Any] = {"teacher": teacher, "data": images(2, size=16), "batch_size": 2, "folder": tmp_path}
+        return compress.distill(**{"pipeline": student, "steps": steps} | given | keys)[1].details["steps"]
+
+    assert (train(), train(), train(steps=2)) == (1, 1, 2)
+    for keys in ({"learning_rate": 1e-5}, {"seed": 1}, {"pipeline": teacher}, {"method": "guidance"}):
+        with pytest.raises(UserError, match="folder=.*: holds the training of another student, teacher, data or other"):
+            train(**keys)
+
+
+def test_data_without_captions_is_refused() -> None:
+    with pytest.raises(UserError, match="data has the columns image: expected image and text, or text"):
+        compress.distill(tiny_pipeline(), teacher=tiny_pipeline(), data=images(1).remove_columns("text"), steps=1)
 
 
 def test_a_recipe_in_ten_lines(

@@ -24,7 +24,7 @@ def check_latents(pipeline: Any) -> None:
         UserError: It does not, as an inpainting model, which also takes a mask and an image; or the autoencoder is not
             the pipeline's ``vae``.
     """
-    check_autoencoder(type(pipeline).__name__, pipeline.components)
+    check_autoencoder(type(pipeline).__name__, vars(pipeline))
     if getattr(pipeline, "vae", None) is not None:
         check_channels(type(pipeline).__name__, pipeline.vae.config, denoiser(pipeline))
 

@@ -134,6 +134,8 @@ class Config(Scheme, InputRanges):
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Quantizes the pipeline's denoiser in place; see :func:`pack_weights`."""
     model = denoiser(pipeline)
+    refuse_quantized(model)
+    parts_of(pipeline, config)
     schemes = choose_schemes(model, config)
     layers = {} if config.activations == "none" else int8_inputs(model, config.skip, config.float_inputs)
     smoothed = smooth_inputs(pipeline, layers, config, context)
@@ -174,14 +176,14 @@ def store(
     report = pack_weights(model, schemes, config.search, config.skip, captured_inputs(pipeline), rounded)
     set_denoiser(pipeline, model)  # of another class now
     set_ranges(model, ranges)
-    parts = config.parts().items()
+    parts = parts_of(pipeline, config)
     return stage_report(
         report,
         config.scheme(),
         search=config.search,
         others={name: str(scheme) for name, scheme in schemes.items() if scheme != config.scheme()},
         int8_inputs=len(ranges),
-        components={name: _pack_component(pipeline, name, scheme, config.search) for name, scheme in parts},
+        components={name: _pack_component(pipeline, name, scheme, config.search) for name, scheme in parts.items()},
         **details,
     )
 
@@ -209,6 +211,21 @@ def _check_components(config: Config, outline: "Outline") -> None:
         known = [name for name in outline.configs if name not in ("unet", "transformer", "scheduler")]
         if wrong := [name for name in config.components if name not in known]:
             raise bad_value("components", wrong[0], f"one of {', '.join(known)}")
+
+
+def parts_of(pipeline: "DiffusionPipeline", config: Config) -> dict[str, Scheme]:
+    """The further components to pack, each with its scheme.
+
+    Raises:
+        UserError: The pipeline has none of such a name, or it is packed already.
+    """
+    parts, pieces = config.parts(), vars(pipeline)
+    known = [name for name, part in pieces.items() if isinstance(part, nn.Module) and part is not denoiser(pipeline)]
+    for name in parts:
+        if name not in known:
+            raise bad_value("components", name, f"one of {', '.join(known)}")
+        refuse_quantized(pieces[name])
+    return parts
 
 
 def choose_schemes(model: nn.Module, config: Config) -> dict[str, Scheme]:

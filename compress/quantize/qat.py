@@ -63,6 +63,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         UserError: See :func:`compress.distill.features.run`; or the denoiser is quantized already.
     """
     model = denoiser(pipeline)
+    packed.parts_of(pipeline, config)
     schemes = packed.choose_schemes(model, config)
     layers = int8_inputs(model, config.skip, config.float_inputs) if config.activations == "static" else {}
     rounded, ranges, trained = train(pipeline, schemes, layers, config, context, config.search)

@@ -18,7 +18,7 @@ from compress.quantize.int8 import STAGE as INT8
 from compress.quantize.int8 import quantize_weights
 from compress.quantize.ranges.inputs import InputRanges, int8_inputs, sampled_ranges
 from compress.quantize.ranges.smooth import check_norms, smooth_inputs
-from compress.quantize.weights.apply import check_patterns, stage_report
+from compress.quantize.weights.apply import check_patterns, refuse_quantized, stage_report
 from compress.quantize.weights.rounding import Rounded
 from compress.quantize.weights.scheme import Scheme
 from compress.stage import StageContext, StageReport
@@ -61,7 +61,12 @@ class Config(InputRanges):
 
 
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
-    """Finds the ranges of inputs and quantizes the pipeline's denoiser in place."""
+    """Finds the ranges of inputs and quantizes the pipeline's denoiser in place.
+
+    Raises:
+        UserError: It is quantized already.
+    """
+    refuse_quantized(denoiser(pipeline))
     layers = int8_inputs(denoiser(pipeline), config.skip, config.float_inputs)
     smoothed = smooth_inputs(pipeline, layers, config, context)
     if config.activations == "dynamic":

@@ -110,12 +110,20 @@ def test_a_component_that_is_not_there_is_refused() -> None:
     with pytest.raises(UserError, match="components=vaee: expected one of"):
         outline = Outline("StableDiffusionPipeline", {}, {"vae": {}, "unet": {}})
         check(Config(bits=4, components={"vaee": {}}), tiny_unet(), outline)
+    for name in ("vaee", "tokenizer", "unet"):
+        with pytest.raises(UserError, match=f"components={name}: expected one of vae, text_encoder"):
+            compress.quantize(tiny_pipeline(), "int4", components={name: {}})
 
 
 def test_packed_weights_are_not_packed_again_or_pruned(tmp_path: Path) -> None:
     student, _ = compress.quantize(tiny_pipeline(), "int4")
-    for again in (lambda: compress.quantize(student, "int4"), lambda: compress.prune(student, "magnitude")):
-        with pytest.raises(UserError, match="quantized already|prune before quantizing"):
+    teacher = tiny_pipeline()
+    for again in (
+        lambda: compress.quantize(student, "int4"),
+        lambda: compress.prune(student, "magnitude"),
+        lambda: compress.distill(student, teacher=teacher, data="none"),
+    ):
+        with pytest.raises(UserError, match="needs float weights, and the PackedUNet2DConditionModel is quantized"):
             again()
     folder = compress.save(student, tmp_path / "checkpoint")
     with pytest.raises(UserError, match="quantized already"):

@@ -144,7 +144,7 @@ def refuse_quantized(model: nn.Module) -> None:
         UserError: They are quantized.
     """
     if is_quantized(model):
-        raise UserError("the denoiser is quantized already: quantize it once, from float weights")
+        raise UserError(f"the {type(model).__name__} is quantized already: quantize it once, from float weights")
 
 
 def check_patterns(key: str, patterns: Sequence[str]) -> None:
