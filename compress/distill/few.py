@@ -154,11 +154,14 @@ def check_teacher(config: FewStepConfig, outline: "Outline") -> None:
     """Refuses a teacher whose schedule few steps cannot follow.
 
     Raises:
-        UserError: See :func:`compress.distill.features.check_teacher`; or its noise is that of flow matching.
+        UserError: See :func:`compress.distill.features.check_teacher`; or it takes no prompt, or its noise is that of
+            flow matching.
     """
     from compress.distill import features
     from compress.models.schedule import schedule_of
 
+    if outline.classes and not any(name.startswith("text_encoder") for name in outline.classes):
+        raise UserError(f"guidance: {outline.kind} takes no prompt, so there is no guidance to train for few steps")
     features.check_teacher(config, outline)  # type: ignore[arg-type]  # looks at no key
     scheduler = outline.scheduler()
     if scheduler is not None:

@@ -14,7 +14,7 @@ from compress.distill.few import boundary_scalings
 from compress.errors import UserError
 from compress.evaluate import EvaluateConfig
 from compress.evaluate.sample import own_settings
-from compress.models.outline import read_outline
+from compress.models.outline import Outline, read_outline
 from compress.models.sampling import Sampling, sampling_of
 from compress.models.schedule import schedule_of
 from tests.distill.test_features import SCHEDULER
@@ -129,3 +129,5 @@ def test_a_training_for_any_number_of_steps_does_not_follow(tmp_path):
         module = importlib.import_module(f"compress.{method}")
         with pytest.raises(UserError, match="the model was trained for 4 steps, which training it further"):
             module.check_teacher(module.Config(), outline)
+    with pytest.raises(UserError, match="DDPMPipeline takes no prompt, so there is no guidance"):
+        lcm.check_teacher(lcm.Config(), Outline("DDPMPipeline", {"unet": ("diffusers", "UNet2DModel")}, {}))
