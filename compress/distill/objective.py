@@ -13,11 +13,12 @@ from compress.distill.alignment import Alignment, tapped
 from compress.distill.batches import Batch
 from compress.distill.guidance import scale_embedding, takes_scale
 from compress.distill.losses import Loss, Seen
-from compress.errors import bad_value
+from compress.errors import UserError, bad_value
 from compress.models.conditions import Conditions, joined
 from compress.models.inputs import sample_name
 from compress.models.schedule import Schedule
 from compress.runtime import openvino
+from compress.system.progress import say
 
 
 class Teacher:
@@ -43,6 +44,7 @@ class Teacher:
         self._dtype = next(model.parameters()).dtype
         self._autocast = autocast if self._dtype == torch.float32 else nullcontext
         self._graph: openvino.OpenVINOModule | None = None
+        self._optional = False
 
     def run_in(self, engine: str, graphs: Path | None = None) -> None:
         """Has an engine run the denoiser from now on.
@@ -64,7 +66,8 @@ class Teacher:
             raise bad_value("teacher_engine", engine, f"eager: OpenVINO {why}")
         precision = "f32" if self._autocast is nullcontext else "bf16"
         model = _WithFeatures(self.model, self._pairs.values())
-        self._graph, self._dtype = openvino.OpenVINOModule(model, "teacher", precision, cache=graphs), torch.float32
+        self._graph = openvino.OpenVINOModule(model, "teacher", precision, cache=graphs)
+        self._optional = engine == "auto"
 
     def __call__(self, noisy: Tensor, times: Tensor, batch: Batch) -> tuple[Tensor, Tensor | float, dict[str, Tensor]]:
         """Predicts with the batch's guidance, in one pass over twice as many rows.
@@ -79,12 +82,7 @@ class Teacher:
             empty = self._empty.rows_of(torch.zeros(count, dtype=torch.long))
             batch = replace(batch, conditions=joined([empty, batch.conditions]))
             noisy, times = torch.cat([noisy, noisy]), times.repeat(2)
-        noisy = noisy.to(self._dtype)
-        if self._graph is not None:
-            output, taps = self._graph(**inputs(self.model, noisy, times, batch, self._dtype))
-        else:
-            with torch.no_grad(), self._autocast():
-                output, taps = predict(self.model, noisy, times, batch, self._dtype), self._taps
+        output, taps = self._pass(noisy, times, batch)
         features = {mine: taps[other][-count:] for mine, other in self._pairs.items()}
         if batch.scales is None:
             return output, 0.0, features
@@ -92,6 +90,19 @@ class Teacher:
         scales = batch.scales.to(output.device).view(-1, *[1] * (output.ndim - 1))
         added = (scales - 1) * (prompted - without)
         return prompted + added, added, features
+
+    def _pass(self, noisy: Tensor, times: Tensor, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Prediction, and features by the teacher's names; with ``auto`` in eager mode if the engine cannot."""
+        if self._graph is not None:
+            try:
+                return self._graph(**inputs(self.model, noisy.float(), times, batch, torch.float32))
+            except UserError as error:
+                if not self._optional:
+                    raise
+                say(f"the teacher runs in eager mode: {error}")
+                self._graph = None
+        with torch.no_grad(), self._autocast():
+            return predict(self.model, noisy.to(self._dtype), times, batch, self._dtype), self._taps
 
 
 class _WithFeatures(nn.Module):

@@ -189,7 +189,7 @@ def test_what_has_no_guidance_or_has_it_already_is_refused():
         with pytest.raises(UserError, match=r"guidance=.* expected the lowest and the highest scale"):
             replace(config, guidance=wrong)
     pipeline = tiny_pipeline()
-    set_sampling(pipeline, Sampling(steps=4))
+    set_sampling(pipeline, Sampling("LCMScheduler", steps=4))
     with pytest.raises(UserError, match="trained for 4 steps"):
         compress.distill(pipeline, "features", teacher=tiny_pipeline(), data=images(), steps=1)
 

@@ -40,6 +40,17 @@ def test_teacher_stays_eager_where_auto_finds_no_openvino(tmp_path, plain, monke
         curves(tmp_path, teacher_engine="openvino")
 
 
+def test_teacher_that_openvino_cannot_run_stays_eager_with_auto(tmp_path, plain, monkeypatch, capsys):
+    def fail(*args, **kwargs):
+        raise UserError("engine=openvino: its outputs differ")
+
+    monkeypatch.setattr(openvino.OpenVINOModule, "__call__", fail)
+    assert curves(tmp_path / "auto", teacher_engine="auto") == plain
+    assert "the teacher runs in eager mode: engine=openvino: its outputs differ" in capsys.readouterr().err
+    with pytest.raises(UserError, match="its outputs differ"):
+        curves(tmp_path / "openvino", teacher_engine="openvino")
+
+
 def test_gradient_checkpointing_gives_the_same_losses(tmp_path, plain):
     assert curves(tmp_path, gradient_checkpointing=True)["loss"] == pytest.approx(plain["loss"], abs=1e-6)
 

@@ -275,7 +275,9 @@ def test_bad_ratios(ratio: object) -> None:
 
 
 def test_bad_names() -> None:
-    with pytest.raises(UserError, match=r"importance=l3: no such importance; known: l1, l2, "):
+    with pytest.raises(
+        UserError, match=r"importance=l3: no such importance; known: activation, diff_pruning, hessian, l1, "
+    ):
         prune_channels(two_levels(), importance="l3")
     with pytest.raises(UserError, match=r"importance\.combine=max: expected product, sum or outgoing"):
         prune_channels(two_levels(), combine="max")

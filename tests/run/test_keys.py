@@ -53,7 +53,9 @@ def stage_parts(*overrides: str) -> list[Any]:
 def test_the_default_run_hashes_hardly_anything() -> None:
     prune, distill, quantize = stage_parts("prune=magnitude")
     assert prune == quantize == {}
-    assert set(distill) == {"steps", "batch_size", "learning_rate", "losses", "ema_decay", "mixed_precision"}
+    assert set(distill) == {
+        "steps", "batch_size", "learning_rate", "losses", "ema_decay", "mixed_precision", "teacher_engine", "optimizer",
+    }  # fmt: skip
     changes = ["prune=magnitude", "stages.prune.ratio=0.5", "stages.distill.steps=5"]
     assert stage_parts(*changes)[:2] == [{"ratio": 0.5}, {**distill, "steps": 5}]
     importances = [json.dumps(stage_parts(f"prune={name}")[0]) for name in ("magnitude", "taylor", "hessian", "random")]
