@@ -281,11 +281,11 @@ def test_bad_names() -> None:
         prune_channels(two_levels(), importance="l3")
     with pytest.raises(UserError, match=r"importance\.combine=max: expected product, sum or outgoing"):
         prune_channels(two_levels(), combine="max")
-    with pytest.raises(UserError, match=r"importance\.name is missing: expected one of l1, "):
+    with pytest.raises(UserError, match=r"importance\.name is missing: expected one of activation, "):
         Config(importance={"combine": "sum"})
     with pytest.raises(UserError, match=r"importance\.seed: no such key; known: name, combine"):
         Config(importance={"name": "l1", "seed": 1})
-    with pytest.raises(UserError, match="importance=3: expected one of l1, "):
+    with pytest.raises(UserError, match="importance=3: expected one of activation, "):
         Config(importance=3)
 
 
