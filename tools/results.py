@@ -36,7 +36,8 @@ def keep(runs: Path, folder: Path) -> None:
     """Writes what is worth keeping of a multirun's folder into another, which is made if absent."""
     folder.mkdir(parents=True, exist_ok=True)
     found = json.loads((runs / "points.json").read_text())
-    numbers = {"points": found["points"], "runs": [{**run, "config": None} for run in found["runs"]]}
+    runs_without = [{key: value for key, value in run.items() if key != "config"} for run in found["runs"]]
+    numbers = {"points": found["points"], "runs": runs_without}
     (folder / "points.json").write_text(json.dumps(_short(numbers)) + "\n")
     shutil.copyfile(runs / "report.md", folder / "report.md")
     draw(found, folder / "quality.png")
@@ -71,7 +72,7 @@ def draw(found: dict[str, Any], file: Path) -> None:
 def _short(value: Any) -> Any:
     """The same with numbers of six digits."""
     if isinstance(value, dict):
-        return {key: _short(one) for key, one in value.items() if one is not None}
+        return {key: _short(one) for key, one in value.items()}
     if isinstance(value, list):
         return [_short(one) for one in value]
     return float(f"{value:.6g}") if isinstance(value, float) else value
