@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from compress.config.values import nearest
 from compress.errors import UserError
 from compress.models.quiet import hide_notices
+from compress.system import processes
 from compress.system.allocator import keep_freed_memory
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ JOBS = {
     "prune_sensitivity": "compress.jobs.sensitivity:run_job",
     "report": "compress.jobs.report:run_job",
 }
+ALONE = ("benchmark", "compare", "prune_sensitivity")  # run in one process
 
 
 def run_job(cfg: "DictConfig") -> None:
@@ -34,10 +36,13 @@ def run_job(cfg: "DictConfig") -> None:
         raise UserError(f"job={name}: no such job{nearest(name, list(JOBS))}; known: {', '.join(JOBS)}")
     if name != "run" and cfg.get("publish") is not None:
         raise UserError(f"publish={cfg.publish}: the recipe {cfg.recipe_name} makes no checkpoint: take publish=null")
+    if name in ALONE and processes.count() > 1:
+        raise UserError(f"job={name}: it runs in one process: start it without accelerate launch")
     keep_freed_memory()
     hide_notices()  # before any job loads the libraries that say them
     module, _, function = JOBS[name].partition(":")
     getattr(importlib.import_module(module), function)(cfg)
+    processes.leave()
 
 
 def run_stages(cfg: "DictConfig") -> None:
@@ -46,7 +51,6 @@ def run_stages(cfg: "DictConfig") -> None:
     from hydra.types import RunMode
 
     from compress.run.config import to_run_config
-    from compress.system import processes
 
     of_grid = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
     if of_grid:
@@ -58,4 +62,3 @@ def run_stages(cfg: "DictConfig") -> None:
     from compress.run.recipe import run_recipe
 
     run_recipe(config, keep=of_grid)
-    processes.leave()

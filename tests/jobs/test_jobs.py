@@ -39,3 +39,10 @@ def test_the_named_module_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_job_that_does_not_fit_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         jobs.run_job(compose(overrides))
+
+
+@pytest.mark.parametrize("recipe", ["benchmark", "compare_quantization", "prune_sensitivity"])
+def test_what_runs_in_one_process_says_so_to_several(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"job=\w+: it runs in one process: start it without accelerate launch"):
+        jobs.run_job(compose([f"recipe={recipe}"]))

@@ -69,10 +69,7 @@ def _check(job: "Job") -> None:
     from compress.evaluate import check as check_evaluation
     from compress.jobs.benchmark.model import check_model
     from compress.run import preflight
-    from compress.system import processes
 
-    if processes.count() > 1:
-        raise UserError("job=benchmark: a benchmark runs in one process: start it without accelerate launch")
     check_model(job.model)
     compress.data.check(job.data)
     check_evaluation(job.evaluate)

@@ -25,12 +25,9 @@ def run_job(cfg: "DictConfig") -> None:
     import compress.report
     from compress.run import output
     from compress.run.config import to_run_config
-    from compress.system import processes
 
     config = to_run_config(cfg, alternatives=True)
     results, refused = run_each(config)
-    if not processes.is_main():
-        return
     if not results:
         raise UserError("\n".join(f"{name}: {why}" for name, why in refused.items()))
     output.write_config(config)
@@ -41,7 +38,6 @@ def run_job(cfg: "DictConfig") -> None:
     for name, why in refused.items():
         console.print(f"{name}: not run: {why}", markup=False, soft_wrap=True)
     console.print(f"  {config.out / 'report.md'}", markup=False, soft_wrap=True)
-    processes.leave()
 
 
 def run_each(config: "RunConfig") -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

@@ -23,7 +23,6 @@ def run_job(cfg: "DictConfig") -> None:
     from compress.run.config import to_run_config
     from compress.run.recipe import run_recipe
     from compress.store.checkpoint import read_info
-    from compress.system import processes
 
     config = to_run_config(cfg)
     if not isinstance(config.stages[-1].config, Config):
@@ -44,7 +43,6 @@ def run_job(cfg: "DictConfig") -> None:
     )
     console.print(f"  quantize=int4 stages.quantize.layers={config.out / 'layers.json'}", markup=False, soft_wrap=True)
     console.print(f"  {config.out / 'mixed_bits.png'}  {config.out / 'sensitivity.json'}", markup=False, soft_wrap=True)
-    processes.leave()
 
 
 def _about(details: dict[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,6 @@ def run_job(cfg: "DictConfig") -> None:
     """
     config = to_score_config(cfg)
     score(config)
-    processes.leave()
 
 
 def to_score_config(cfg: "DictConfig") -> ScoreConfig:

@@ -26,12 +26,9 @@ def run_job(cfg: "DictConfig") -> None:
     from compress.jobs.sensitivity.figure import draw_heat_map
     from compress.run import output, preflight
     from compress.run.config import to_run_config
-    from compress.system import processes
 
     config = to_run_config(cfg)
     stage = _stage(config)
-    if processes.count() > 1:
-        raise UserError("job=prune_sensitivity: it runs in one process: start it without accelerate launch")
     preflight.check(config)
     result = measure(config, stage)
     config.out.mkdir(parents=True, exist_ok=True)
