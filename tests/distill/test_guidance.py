@@ -179,6 +179,15 @@ def test_transformer_learns_one_scale_and_is_called_without_guidance(tmp_path):
     assert own_settings(EvaluateConfig(guidance=7.0), sampling_of(loaded)).guidance == 1.0
 
 
+def test_flow_matching_is_drawn_in_its_steps_by_its_own_scheduler(tmp_path):
+    keys = {"steps": 1, "batch_size": 2, "teacher": PIPELINES["sd3"](), "data": images(2, size=16)}
+    trained, _ = compress.distill(PIPELINES["sd3"](), "guidance", inference_steps=2, **keys)
+    loaded = compress.load(compress.save(trained, tmp_path / "sd3"))
+    assert sampling_of(loaded) == Sampling(steps=2, guidance=(4.0, 4.0), unguided=True)
+    assert type(loaded.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"
+    assert rows_seen(loaded) == [1, 1]
+
+
 def test_what_has_no_guidance_or_has_it_already_is_refused():
     config = Config(**SHORT, guidance=(2.0, 4.0))
     taught = tiny_unet()
