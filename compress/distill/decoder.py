@@ -80,7 +80,7 @@ class Config(TrainingConfig):
             UserError: A value is out of its range.
         """
         super().__post_init__()
-        refuse_unused(self, "teacher_engine", "gradient_checkpointing", "validation")
+        refuse_unused(self, "teacher_engine", "gradient_checkpointing", "compile", "validation")
         for key in ("width", "crop"):
             value = getattr(self, key)
             check_value(self, key, value is None or value >= 1, "an integer of at least 1, or null")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from compress.distill import few
 from compress.distill.few import FewStepConfig
-from compress.distill.training import check_value
+from compress.distill.training import check_value, refuse_unused
 from compress.stage import Stage, StageContext, StageReport
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ class Config(FewStepConfig):
             UserError: A value is out of its range.
         """
         super().__post_init__()
+        refuse_unused(self, "compile")
         check_value(self, "guidance", self.guidance[0] == self.guidance[1], "one scale alone, such as [4, 4]")
 
 

@@ -167,8 +167,9 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
     from compress.distill.alignment import self_attentions
     from compress.distill.guidance import add_scale_input, check_guidance
     from compress.distill.losses import load_losses
-    from compress.distill.pair import check_pair
+    from compress.distill.pair import check_compiler, check_pair
 
+    check_compiler(config.compile)
     teacher = outline.denoiser()
     if teacher is not None:
         check_pair(denoiser, teacher)
@@ -266,7 +267,7 @@ def distill(
     from compress.distill.guidance import add_scale_input, check_guidance, kept_zeros, takes_scale
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
-    from compress.distill.pair import arranged, check_pair
+    from compress.distill.pair import arranged, check_pair, compiled
     from compress.distill.trainer import Trainer, autocast
     from compress.models.schedule import schedule_of
     from compress.system import processes
@@ -320,8 +321,9 @@ def distill(
             folder=folder, log=log, validate=validate, title="distilling",
         )  # fmt: skip
         zeros.check()
-        forecast(trainer)
-        record = trainer.train()
+        with compiled(student, config.compile):
+            forecast(trainer)
+            record = trainer.train()
     curves = record.curves
     details = {
         "steps": record.step,

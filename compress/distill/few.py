@@ -140,8 +140,9 @@ def check(config: FewStepConfig, denoiser: "nn.Module", outline: "Outline") -> "
         UserError: See :func:`compress.distill.pair.check_pair` and :func:`compress.distill.guidance.check_guidance`.
     """
     from compress.distill.guidance import add_scale_input, check_guidance
-    from compress.distill.pair import check_pair
+    from compress.distill.pair import check_compiler, check_pair
 
+    check_compiler(config.compile)
     teacher = outline.denoiser()
     if teacher is not None:
         check_pair(denoiser, teacher)
@@ -212,7 +213,7 @@ def train(
     from compress.distill.forecast import forecast
     from compress.distill.guidance import add_scale_input, check_guidance, empty_prompt, kept_zeros, takes_scale
     from compress.distill.objective import Teacher
-    from compress.distill.pair import arranged, check_pair
+    from compress.distill.pair import arranged, check_pair, compiled
     from compress.distill.trainer import Trainer, autocast
     from compress.distill.validation import drawing
     from compress.models import denoiser
@@ -257,8 +258,9 @@ def train(
             validate=drawing(pipeline, images, context.seed, context.show, context.folder),
         )  # fmt: skip
         zeros.check()
-        forecast(trainer)
-        record = trainer.train()
+        with compiled(student, config.compile):
+            forecast(trainer)
+            record = trainer.train()
     details = {
         "steps": record.step,
         "examples": len(examples.latents),

@@ -178,6 +178,7 @@ class Objective(nn.Module):
             target = target + _like(added, target)
         weight = schedule.weight(timesteps, self._gamma)
         signal, sigma = schedule.rates(timesteps)
+        self._taps.clear()  # what was drawn meanwhile; a compiled student would be compiled again for it
         with self._autocast():
             output = _like(predict(self.student, noisy, times, batch, torch.float32), target)
             features = self.features(self._taps, theirs) if self.features is not None else {}

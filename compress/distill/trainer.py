@@ -211,6 +211,8 @@ class Trainer:
         for key, value in (("validation.prompts", self.validate), ("evaluate", self.evaluate)):
             if value is not None:
                 raise UserError(f"{key}: images cannot be drawn while the student is sharded (FSDP); leave them out")
+        if self.settings.compile:
+            raise UserError("compile=true: not with a student that is sharded (FSDP)")
         if self.mask is not None:
             raise UserError(f"{self.title}: this needs whole gradients, so that FSDP is not possible; train without it")
         return sharding.Sharded(self.objective)
@@ -251,7 +253,7 @@ class Trainer:
         assert self.ema is not None
         self.ema.store(self.averaged)
         self.ema.copy_to(self.averaged)
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # other shapes than the training's
             yield
         self.ema.restore(self.averaged)
 

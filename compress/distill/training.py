@@ -86,6 +86,8 @@ class TrainingConfig:
         teacher_engine: What runs the frozen teacher: ``eager``; ``openvino`` on CPUs, in float32 or, where
             ``mixed_precision`` says so, bfloat16; or ``auto``: OpenVINO where it can.
         gradient_checkpointing: Whether the backward pass computes activations again: less memory, a third more time.
+        compile: Whether ``torch.compile`` runs the student: fused kernels, after minutes of compiling that are kept for
+            later runs on this machine. Not with rounded weights, nor with methods that pass parts of a batch.
         plateau: The training ends early when the mean loss of this many steps is not below that of as many before,
             at least twice ``log_every``; 0: never.
         from_state: A file ``state-*.safetensors`` of another training of this student, from which this one starts, such
@@ -113,6 +115,7 @@ class TrainingConfig:
     mixed_precision: str = "no"
     teacher_engine: str = "eager"
     gradient_checkpointing: bool = False
+    compile: bool = False
     plateau: int = 0
     from_state: str | None = None
     save_every: int = 50

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from compress.distill import features
+from compress.distill.training import refuse_unused
 from compress.errors import bad_value
 from compress.models import denoiser
 from compress.models.quantized import Ranges
@@ -50,6 +51,7 @@ class Config(packed.Config, features.Config):
         """
         packed.Config.__post_init__(self)
         features.Config.__post_init__(self)
+        refuse_unused(self, "compile")  # with rounded weights it learns something else
         if self.rounding != "nearest":
             raise bad_value("rounding", self.rounding, "nearest: the training moves the weights")
         if self.activations == "dynamic":

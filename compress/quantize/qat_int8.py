@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from compress.distill import features
+from compress.distill.training import refuse_unused
 from compress.errors import bad_value
 from compress.models import denoiser
 from compress.quantize import w8a8
@@ -44,6 +45,7 @@ class Config(w8a8.Config, features.Config):
         """
         w8a8.Config.__post_init__(self)
         features.Config.__post_init__(self)
+        refuse_unused(self, "compile")  # with rounded weights it learns something else
         if self.activations == "dynamic":
             raise bad_value("activations", self.activations, "static: the ranges of inputs are trained")
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from compress.distill.pair import check_compiler
 from compress.distill.training import Validation
 from compress.errors import UserError
-from compress.runtime import openvino
+from compress.runtime import inductor, openvino
 from tests.distill.worker import CONFIG, distilled
 from tests.tiny import tiny_pipeline
 
@@ -53,6 +54,31 @@ def test_teacher_that_openvino_cannot_run_stays_eager_with_auto(tmp_path, plain,
 
 def test_gradient_checkpointing_gives_the_same_losses(tmp_path, plain):
     assert curves(tmp_path, gradient_checkpointing=True)["loss"] == pytest.approx(plain["loss"], abs=1e-6)
+
+
+@pytest.fixture(params=["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def backend(request, monkeypatch):
+    """What compiles: the same graphs, but without a compiler's minutes in the suite."""
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **keys: compile_(self, backend=request.param, **keys))
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    yield request.param
+    torch._dynamo.reset()
+
+
+def test_compiled_student_gives_the_same_losses(tmp_path, plain, backend, monkeypatch):
+    validation = Validation(prompts=["cat", "dog"], every=2, steps=2)  # of another shape, so not compiled
+    found = curves(tmp_path, compile=True, validation=validation)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    for name, values in plain.items():
+        assert found[name] == pytest.approx(values, abs=1e-5)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setattr(inductor, "missing", lambda device: "needs a C++ compiler")
+    with pytest.raises(UserError, match="compile=True: expected false: torch.compile needs a C\\+\\+ compiler"):
+        check_compiler(True)
+    check_compiler(False)
 
 
 def test_validation_images_follow_the_training_and_change_nothing(tmp_path, plain):

@@ -234,6 +234,8 @@ def test_the_checkpoint_with_int8_inputs_is_that_of_w8a8(tmp_path: Path) -> None
         (qat, {"bits": 9}, "bits=9: expected"),
         (qat, {"activations": "dynamic"}, "activations=dynamic: expected none or static"),
         (qat_int8, {"activations": "dynamic"}, "activations=dynamic: expected static"),
+        (qat, {"compile": True}, "compile=True: expected nothing"),
+        (qat_int8, {"compile": True}, "compile=True: expected nothing"),
         (qat, {"steps": 0}, "steps=0"),
         (qat_int8, {"ranges": "best"}, "ranges=best"),
         (qat_int8, {"learning_rate": 0.0}, "learning_rate=0.0"),
