@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from compress.prune.importance.score import Scorer
     from compress.prune.sensitivity.plan import Planner
 
-STAGE = Stage(version=3, keeps_names=True, tag="pruned")
+STAGE = Stage(version=4, keeps_names=True, tag="pruned")
 
 
 @dataclass(frozen=True)

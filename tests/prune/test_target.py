@@ -7,7 +7,7 @@ from tiny import tiny_unet
 from compress.errors import UserError
 from compress.models.inputs import example_inputs
 from compress.models.macs import count
-from compress.prune.channels.target import Target, WidthCosts, choices_of
+from compress.prune.channels.target import Target, WidthCosts, best, choices_of
 from compress.prune.sensitivity.error import Error
 from compress.prune.sensitivity.levels import NarrowedLevel, predicted_error
 from compress.prune.sensitivity.plan import Planner
@@ -76,6 +76,23 @@ def test_what_is_felt_least_goes_first() -> None:
         # No other widths that leave as much are predicted to be better.
         others = [predicted_error(plan.measured, full, widths) for widths in planner.choices]
         assert plan.predicted <= min(others) + 1e-12
+
+
+def test_equal_macs_keep_the_parameters_where_errors_hardly_differ() -> None:
+    full = (64, 128, 192)
+    unet = tiny_unet(widths=full)
+    costs, params, target = (
+        WidthCosts(unet, example_inputs(unet), "macs"),
+        WidthCosts(unet, {}, "params"),
+        Target(macs=0.605),
+    )
+    errors = {(64, 96, 48): 0.100, (64, 80, 112): 0.108, (64, 56, 168): 0.2}
+    sizes = [params.exact(widths) for widths in errors]
+    assert sizes == sorted(sizes)
+    assert best(target, costs, list(errors), errors.__getitem__)[0] == (64, 80, 112)
+    errors[64, 80, 112] = 0.112
+    assert best(target, costs, list(errors), errors.__getitem__)[0] == (64, 96, 48)
+    assert best(Target(params=sizes[0]), params, list(errors), errors.__getitem__)[0] == (64, 96, 48)
 
 
 def test_predicted_errors_add_up_and_never_fall() -> None:

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 TOLERANCE = 0.02
 """Maximum deviation of the remaining share from the target, relative to the target."""
 
+SLACK = 0.1
+"""Share by which a predicted error may exceed the least: of such choices at equal multiply-accumulates, the one with
+most parameters follows its teacher best after a training."""
+
 Widths = tuple[int, ...]
 
 
@@ -256,6 +260,9 @@ def best(
 ) -> tuple[Widths, float]:
     """The choice with the least predicted error that meets a target, and its remaining share.
 
+    Multiply-accumulates say little of parameters: for them the choice has most parameters among those whose error is
+    within :data:`SLACK` of the least.
+
     Args:
         target: With one share set.
         costs: Costs in the target's unit.
@@ -267,8 +274,17 @@ def best(
     """
     assert target.goal is not None
     unit, share = target.goal
-    for choice in sorted(choices, key=lambda widths: (predicted(widths), widths)):
-        left = costs.exact(choice)
-        if abs(left / share - 1) <= TOLERANCE:
-            return choice, left
+
+    def first(ordered: Sequence[Widths]) -> tuple[Widths, float] | None:
+        lefts = ((choice, costs.exact(choice)) for choice in ordered)
+        return next(((choice, left) for choice, left in lefts if abs(left / share - 1) <= TOLERANCE), None)
+
+    ranked = sorted(choices, key=lambda widths: (predicted(widths), widths))
+    if found := first(ranked):
+        if unit != "macs":
+            return found
+        near = [widths for widths in ranked if predicted(widths) <= (1 + SLACK) * predicted(found[0])]
+        sizes = WidthCosts(costs.unet, {}, "params", costs.heads, costs.multiple).estimate(near).tolist()
+        largest = [near[i] for i in sorted(range(len(near)), key=lambda i: -sizes[i])]
+        return first(largest) or found
     raise UserError(f"target.{unit}={share:g}: no widths of this UNet meet this within 2 %")
