@@ -184,6 +184,8 @@ def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:
 def _names(folders: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """What tells the runs apart: their folders' names, their values where those are time stamps, else their paths."""
     names = [folder.name.replace(",", ", ") for folder in folders]
+    plain = [re.sub(r"-[0-9a-f]{8}$", "", name) for name in names]  # without the hash of a shortened name
+    names = plain if len(set(plain)) == len(plain) else names
     if any(re.match(r"\d{4}-\d\d-\d\d_", name) for name in names):
         keys = differences(configs)
         last = [key.rpartition(".")[2] for key in keys]

@@ -144,6 +144,11 @@ def test_names_of_runs(result, tmp_path):
         write_run(folder, result, {})
         (folder / "config.yaml").write_text(yaml.safe_dump({"stages": {"prune": {"ratio": ratio}}}))
     assert [run.name for run in read_runs(find_runs(str(tmp_path)))[0]] == ["ratio=0.25", "ratio=0.5"]
+    for name in ("order=prune,seed=0-c90588ff", "order=prune,seed=1-d5001113"):
+        write_run(tmp_path / "cut" / name, result, {})
+    assert [run.name for run in read_runs(find_runs(str(tmp_path / "cut")))[0]] == [
+        "order=prune, seed=0", "order=prune, seed=1",
+    ]  # fmt: skip
     assert without_seed("ratio=0.5, seed=1") == "ratio=0.5" and without_seed("seed=3, bits=4, openvino") == (
         "bits=4, openvino"
     )
