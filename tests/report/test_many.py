@@ -145,6 +145,7 @@ def test_names_of_runs(result, tmp_path):
         (folder / "config.yaml").write_text(yaml.safe_dump({"stages": {"prune": {"ratio": ratio}}}))
     assert [run.name for run in read_runs(find_runs(str(tmp_path)))[0]] == ["ratio=0.25", "ratio=0.5"]
     for name in ("order=prune,seed=0-c90588ff", "order=prune,seed=1-d5001113"):
+        (tmp_path / "cut").mkdir(exist_ok=True)
         write_run(tmp_path / "cut" / name, result, {})
     assert [run.name for run in read_runs(find_runs(str(tmp_path / "cut")))[0]] == [
         "order=prune, seed=0", "order=prune, seed=1",
