@@ -165,9 +165,10 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
         UserError: See :func:`distill`.
     """
     from compress.distill.alignment import self_attentions
+    from compress.distill.compiled import check_compiler
     from compress.distill.guidance import add_scale_input, check_guidance
     from compress.distill.losses import load_losses
-    from compress.distill.pair import check_compiler, check_pair
+    from compress.distill.pair import check_pair
 
     check_compiler(config.compile)
     teacher = outline.denoiser()
@@ -263,11 +264,12 @@ def distill(
 
     from compress.distill.alignment import matching_attentions, matching_blocks, tapped
     from compress.distill.batches import Batches
+    from compress.distill.compiled import compiled
     from compress.distill.forecast import forecast
     from compress.distill.guidance import add_scale_input, check_guidance, kept_zeros, takes_scale
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
-    from compress.distill.pair import arranged, check_pair, compiled
+    from compress.distill.pair import arranged, check_pair
     from compress.distill.trainer import Trainer, autocast
     from compress.models.schedule import schedule_of
     from compress.system import processes
@@ -321,7 +323,7 @@ def distill(
             folder=folder, log=log, validate=validate, title="distilling",
         )  # fmt: skip
         zeros.check()
-        with compiled(student, config.compile):
+        with compiled(student, trainer):
             forecast(trainer)
             record = trainer.train()
     curves = record.curves

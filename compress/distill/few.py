@@ -139,8 +139,9 @@ def check(config: FewStepConfig, denoiser: "nn.Module", outline: "Outline") -> "
     Raises:
         UserError: See :func:`compress.distill.pair.check_pair` and :func:`compress.distill.guidance.check_guidance`.
     """
+    from compress.distill.compiled import check_compiler
     from compress.distill.guidance import add_scale_input, check_guidance
-    from compress.distill.pair import check_compiler, check_pair
+    from compress.distill.pair import check_pair
 
     check_compiler(config.compile)
     teacher = outline.denoiser()
@@ -209,11 +210,12 @@ def train(
     from accelerate import Accelerator
 
     from compress.distill.batches import Batches
+    from compress.distill.compiled import compiled
     from compress.distill.encoded import training_examples
     from compress.distill.forecast import forecast
     from compress.distill.guidance import add_scale_input, check_guidance, empty_prompt, kept_zeros, takes_scale
     from compress.distill.objective import Teacher
-    from compress.distill.pair import arranged, check_pair, compiled
+    from compress.distill.pair import arranged, check_pair
     from compress.distill.trainer import Trainer, autocast
     from compress.distill.validation import drawing
     from compress.models import denoiser
@@ -258,7 +260,7 @@ def train(
             validate=drawing(pipeline, images, context.seed, context.show, context.folder),
         )  # fmt: skip
         zeros.check()
-        with compiled(student, config.compile):
+        with compiled(student, trainer):
             forecast(trainer)
             record = trainer.train()
     details = {

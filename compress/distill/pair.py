@@ -10,30 +10,6 @@ from torch import nn
 
 from compress.errors import UserError, bad_value
 from compress.models.families import family_of
-from compress.runtime import inductor
-from compress.system.progress import say
-
-
-def check_compiler(wanted: bool) -> None:
-    """Checks that what ``compile`` needs is here.
-
-    Raises:
-        UserError: It is wanted, and there is neither a GPU nor a C++ compiler.
-    """
-    if wanted and not torch.cuda.is_available() and (why := inductor.missing(torch.device("cpu"))):
-        raise bad_value("compile", True, f"false: torch.compile {why}")
-
-
-@contextmanager
-def compiled(student: nn.Module, wanted: bool) -> Iterator[None]:
-    """Has ``torch.compile`` run the student's passes, forward and backward, if wanted; undone after."""
-    if wanted:
-        say("torch.compile: minutes for the first step, if it was not done on this machine before")
-        student.compile(dynamic=False)
-    try:
-        yield
-    finally:
-        student._compiled_call_impl = None
 
 
 def check_pair(student: Any, teacher: Any) -> None:

@@ -87,7 +87,8 @@ class TrainingConfig:
             ``mixed_precision`` says so, bfloat16; or ``auto``: OpenVINO where it can.
         gradient_checkpointing: Whether the backward pass computes activations again: less memory, a third more time.
         compile: Whether ``torch.compile`` runs the student: fused kernels, after minutes of compiling that are kept for
-            later runs on this machine. Not with rounded weights, nor with methods that pass parts of a batch.
+            later runs on this machine, if they give its gradients. Not with rounded weights, nor with methods that pass
+            parts of a batch.
         plateau: The training ends early when the mean loss of this many steps is not below that of as many before,
             at least twice ``log_every``; 0: never.
         from_state: A file ``state-*.safetensors`` of another training of this student, from which this one starts, such

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from compress.distill.pair import check_compiler
+from compress.distill.compiled import check_compiler
 from compress.distill.training import Validation
 from compress.errors import UserError
 from compress.runtime import inductor, openvino
@@ -72,6 +72,17 @@ def test_compiled_student_gives_the_same_losses(tmp_path, plain, backend, monkey
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     for name, values in plain.items():
         assert found[name] == pytest.approx(values, abs=1e-5)
+
+
+def test_a_compiler_that_loses_gradients_is_not_used(tmp_path, plain, monkeypatch, capsys):
+    def loses(self, **keys):
+        self._compiled_call_impl = lambda *args, **kwargs: [
+            torch.detach(x) * 1 for x in self._call_impl(*args, **kwargs)
+        ]
+
+    monkeypatch.setattr(torch.nn.Module, "compile", loses)
+    assert curves(tmp_path, compile=True) == plain
+    assert "torch.compile gives other gradients here" in capsys.readouterr().err
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
