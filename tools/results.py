@@ -36,8 +36,9 @@ def keep(runs: Path, folder: Path) -> None:
     """Writes what is worth keeping of a multirun's folder into another, which is made if absent."""
     folder.mkdir(parents=True, exist_ok=True)
     found = json.loads((runs / "points.json").read_text())
-    runs_without = [{key: value for key, value in run.items() if key != "config"} for run in found["runs"]]
-    numbers = {"points": found["points"], "runs": runs_without}
+    left_out = ("config", "folder")  # long, and of one machine
+    each = [{key: value for key, value in run.items() if key not in left_out} for run in found["runs"]]
+    numbers = {"points": found["points"], "runs": each}
     (folder / "points.json").write_text(json.dumps(_short(numbers)) + "\n")
     shutil.copyfile(runs / "report.md", folder / "report.md")
     draw(found, folder / "quality.png")
