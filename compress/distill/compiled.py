@@ -42,17 +42,28 @@ def compiled(student: nn.Module, trainer: "Trainer") -> Iterator[None]:
     try:
         if trainer.settings.compile:
             say("torch.compile: minutes, if it was not done on this machine before")
-            expected = _gradients(trainer)
-            student.compile(dynamic=False)
-            found = _gradients(trainer)
-            norms = torch.stack([found.sub_(expected).norm() / expected.norm()])
-            error = float(trainer.accelerator.gather(norms).max())
-            if not error <= TOLERANCE:
+            if fault := _compile(student, trainer):
                 student._compiled_call_impl = None
-                say(f"torch.compile gives other gradients here, {error:.0%} off: training without it")
+                say(f"torch.compile {fault}: training without it")
         yield
     finally:
         student._compiled_call_impl = None
+
+
+def _compile(student: nn.Module, trainer: "Trainer") -> str:
+    """Compiles the student; why that cannot be used, or an empty text."""
+    from torch._dynamo.exc import TorchDynamoException
+
+    expected = _gradients(trainer)
+    student.compile(dynamic=False)
+    try:
+        found = _gradients(trainer)
+    except (TorchDynamoException, RuntimeError) as error:
+        trainer.objective.zero_grad(set_to_none=True)
+        return f"fails here ({(str(error).strip() or type(error).__name__).splitlines()[0]})"
+    off = torch.stack([found.sub_(expected).norm() / expected.norm()])
+    worst = float(trainer.accelerator.gather(off).max())
+    return "" if worst <= TOLERANCE else f"gives other gradients here, {worst:.0%} off"
 
 
 def _gradients(trainer: "Trainer") -> Tensor:

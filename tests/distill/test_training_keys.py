@@ -74,7 +74,7 @@ def test_compiled_student_gives_the_same_losses(tmp_path, plain, backend, monkey
         assert found[name] == pytest.approx(values, abs=1e-5)
 
 
-def test_a_compiler_that_loses_gradients_is_not_used(tmp_path, plain, monkeypatch, capsys):
+def test_a_compiler_that_fails_or_loses_gradients_is_not_used(tmp_path, plain, monkeypatch, capsys):
     def loses(self, **keys):
         self._compiled_call_impl = lambda *args, **kwargs: [
             torch.detach(x) * 1 for x in self._call_impl(*args, **kwargs)
@@ -83,6 +83,13 @@ def test_a_compiler_that_loses_gradients_is_not_used(tmp_path, plain, monkeypatc
     monkeypatch.setattr(torch.nn.Module, "compile", loses)
     assert curves(tmp_path, compile=True) == plain
     assert "torch.compile gives other gradients here" in capsys.readouterr().err
+
+    def fails(self, **keys):
+        self._compiled_call_impl = lambda *args, **kwargs: torch.ones(2).view(3)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", fails)
+    assert curves(tmp_path / "fails", compile=True) == plain
+    assert "torch.compile fails here (shape '[3]' is invalid" in capsys.readouterr().err
 
 
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
