@@ -66,7 +66,7 @@ def backend(request, monkeypatch):
     torch._dynamo.reset()
 
 
-def test_compiled_student_gives_the_same_losses(tmp_path, plain, backend, monkeypatch):
+def test_compiled_student_gives_the_same_losses(tmp_path, plain, backend):
     validation = Validation(prompts=["cat", "dog"], every=2, steps=2)  # of another shape, so not compiled
     found = curves(tmp_path, compile=True, validation=validation)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0

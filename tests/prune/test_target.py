@@ -79,13 +79,9 @@ def test_what_is_felt_least_goes_first() -> None:
 
 
 def test_equal_macs_keep_the_parameters_where_errors_hardly_differ() -> None:
-    full = (64, 128, 192)
-    unet = tiny_unet(widths=full)
-    costs, params, target = (
-        WidthCosts(unet, example_inputs(unet), "macs"),
-        WidthCosts(unet, {}, "params"),
-        Target(macs=0.605),
-    )
+    unet = tiny_unet(widths=(64, 128, 192))
+    target, params = Target(macs=0.605), WidthCosts(unet, {}, "params")
+    costs = WidthCosts(unet, example_inputs(unet), "macs")
     errors = {(64, 96, 48): 0.100, (64, 80, 112): 0.108, (64, 56, 168): 0.2}
     sizes = [params.exact(widths) for widths in errors]
     assert sizes == sorted(sizes)
