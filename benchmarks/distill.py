@@ -49,6 +49,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "teacher openvino": {"teacher_engine": "openvino", "optimizer": "adamw_fused"},
     "bf16": {"mixed_precision": "bf16", "optimizer": "adamw_fused"},
     "bf16, openvino": {"teacher_engine": "openvino", "mixed_precision": "bf16", "optimizer": "adamw_fused"},
+    "bf16, openvino, muon": {"teacher_engine": "openvino", "mixed_precision": "bf16", "optimizer": "muon"},
 }  # fmt: skip
 
 

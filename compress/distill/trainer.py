@@ -1,4 +1,4 @@
-"""A training loop: a source of batches, an objective, AdamW, averaged weights, exact resume, several processes."""
+"""A training loop: batches, an objective, an optimizer, averaged weights, exact resume, several processes."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from rich.progress import TextColumn
 from torch import nn
 
-from compress.distill import sharding
+from compress.distill import optimizers, sharding
 from compress.distill.state import (
     DAMAGED,
     Record,
@@ -79,7 +79,7 @@ class Trainer:
             self.averaged = self.sharded.share_of(self.averaged)
         self.parts = _parts(settings, accelerator)
         self.log = log if log is not None and accelerator.is_main_process else _no_log
-        self.optimizer = _optimizer(self.parameters, settings)
+        self.optimizer = optimizers.make(self.parameters, settings)
         self.ema: EMAModel | None = None
         if accelerator.is_main_process or self.sharded is not None:
             self.ema = EMAModel(
@@ -276,6 +276,8 @@ class Trainer:
         unpack(tensors, self.objective, self.optimizer, self.ema.shadow_params if self.ema is not None else [])
         if self.ema is not None:
             self.ema.optimization_step = record.step
+        for group in self.optimizer.param_groups:
+            group["step"] = record.step  # Muon counts here, the others in the state of every parameter
         return record
 
     def _other_state(self, file: Path) -> tuple[dict[str, torch.Tensor], Record]:
@@ -306,27 +308,6 @@ class Trainer:
         for name, value in point.items():
             record.curves.setdefault(name, []).append([record.step, value])
         return point
-
-
-def _optimizer(parameters: Sequence[nn.Parameter], settings: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer that a config names.
-
-    Raises:
-        UserError: It needs a package or a GPU that is not there.
-    """
-    options: dict[str, Any] = {"betas": settings.betas, "weight_decay": settings.weight_decay}
-    if settings.optimizer != "adamw_8bit":
-        fused = {"fused": True} if settings.optimizer == "adamw_fused" else {}
-        return torch.optim.AdamW(parameters, settings.learning_rate, **options, **fused)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise UserError(
-            f'optimizer=adamw_8bit: needs the package bitsandbytes: pip install "compress[bitsandbytes]" ({error})'
-        ) from error
-    if parameters[0].device.type == "cpu":
-        raise UserError("optimizer=adamw_8bit: needs a GPU, and this training is on the CPU; take adamw_fused")
-    return AdamW8bit(parameters, settings.learning_rate, **options)
 
 
 def autocast(wanted: str, dtype: torch.dtype, device: torch.device) -> Callable[[], Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from compress.errors import UserError, bad_value
 from compress.evaluate.config import EvaluateConfig
 
-OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit")
+OPTIMIZERS = ("adamw", "adamw_fused", "adamw_8bit", "muon")
 SCHEDULES = (
     "cosine", "linear", "constant",
     "cosine_with_restarts", "polynomial", "constant_with_warmup", "piecewise_constant",
@@ -69,15 +69,16 @@ class TrainingConfig:
         gradient_accumulation: Parts in which a process computes its share of a batch, at least 1; saves memory, same
             result up to rounding.
         optimizer: ``adamw``; ``adamw_fused``: the same in one pass over the weights, equal up to rounding;
-            ``adamw_8bit``: moments in 8 bits, by bitsandbytes.
-        learning_rate: AdamW's peak, above 0.
+            ``adamw_8bit``: moments in 8 bits, by bitsandbytes; ``muon``: orthogonal updates of matrices and
+            convolutions, AdamW for all else.
+        learning_rate: The peak, above 0.
         schedule: What follows the warm-up: ``cosine`` or ``linear`` down to 0, ``constant``, or another of diffusers:
             ``cosine_with_restarts``, ``polynomial``, ``constant_with_warmup`` (the same as ``constant`` here), and
             ``piecewise_constant``, whose steps count from the start.
         schedule_options: Of diffusers' ``get_scheduler``: ``num_cycles``, ``power`` and ``step_rules``.
         schedule_steps: Length of the schedule where it is longer than ``steps``; 0: the same.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
-        weight_decay: AdamW's, at least 0.
+        weight_decay: At least 0.
         betas: AdamW's, each in [0, 1).
         max_grad_norm: Gradients are clipped to this norm, above 0.
         ema_decay: Largest decay of the averaged weights, which the student ends with, in [0, 1).

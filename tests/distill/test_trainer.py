@@ -3,7 +3,6 @@
 import math
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,15 +115,6 @@ def test_fused_optimizer_is_the_same_up_to_rounding(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(replace(CONFIG, optimizer="adamw_fused"), tmp_path, log=_stop_at(6))
     assert torch.equal(train(replace(CONFIG, optimizer="adamw_fused"), tmp_path)[0], fused)
-
-
-def test_missing_8_bit_optimizer_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
-    with pytest.raises(UserError, match=r"adamw_8bit: needs the package bitsandbytes: pip install"):
-        train(replace(CONFIG, optimizer="adamw_8bit"))
-    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=None))
-    with pytest.raises(UserError, match="needs a GPU"):
-        train(replace(CONFIG, optimizer="adamw_8bit"))
 
 
 def test_newest_states_are_kept(tmp_path):
