@@ -54,7 +54,8 @@ def test_the_default_run_hashes_hardly_anything() -> None:
     prune, distill, quantize = stage_parts("prune=magnitude")
     assert prune == quantize == {}
     assert set(distill) == {
-        "steps", "batch_size", "learning_rate", "losses", "ema_decay", "mixed_precision", "teacher_engine", "optimizer",
+        "steps", "batch_size", "learning_rate", "losses", "ema_decay", "min_snr_gamma", "mixed_precision",
+        "teacher_engine", "optimizer",
     }  # fmt: skip
     changes = ["prune=magnitude", "stages.prune.ratio=0.5", "stages.distill.steps=5"]
     assert stage_parts(*changes)[:2] == [{"ratio": 0.5}, {**distill, "steps": 5}]
