@@ -10,7 +10,7 @@ from compress.distill.training import TrainingConfig
 from compress.errors import UserError
 
 SMALLEST_MATRIX = 16
-"""Rows and columns that a weight needs for Muon: fewer singular values are all large already."""
+"""Rows and columns that a weight needs for Muon; output layers and scales, which have fewer, stay with AdamW."""
 
 
 def make(parameters: Sequence[nn.Parameter], settings: TrainingConfig) -> torch.optim.Optimizer:
