@@ -236,7 +236,7 @@ def accelerate(
         denoiser: Its own engine; None: ``engine``.
         vae: As ``denoiser``, for the decoder.
         text_encoder: The engine of all text encoders; they run once an image, so compiling them saves little.
-        precision: Outside of int8 layers: ``fp32``, ``bf16``, or ``auto``: bf16 where the processor has it.
+        precision: Outside of int8 layers: ``fp32``, ``bf16``, or ``auto``: bf16 where that is faster.
         linear: ``int8`` or ``fp8``: the denoiser's Linear layers in 8 bits, with inputs rounded at each call, in
             ``inductor`` on CUDA alone; it changes what is computed. None: as the weights are.
         cache: Folder for compiled graphs; None: ``compress/graphs`` in the user's cache folder.

@@ -28,6 +28,7 @@ from compress.distill.state import (
 )  # fmt: skip
 from compress.distill.training import TrainingConfig
 from compress.errors import UserError, bad_value
+from compress.system.bf16 import bf16_pays
 from compress.system.progress import bar
 
 Log = Callable[[dict[str, float], int], None]
@@ -314,22 +315,15 @@ def autocast(wanted: str, dtype: torch.dtype, device: torch.device) -> Callable[
     """The context of a forward pass.
 
     Args:
-        wanted: ``no``, ``bf16``, or ``auto``: bf16 where the device computes it natively.
+        wanted: ``no``, ``bf16``, or ``auto``: bf16 where that is faster.
         dtype: Of the run; in half precision ``no`` means ``auto``, since the trained weights are float32.
         device: Where to compute.
     """
     if wanted == "no" and dtype != torch.float32:
         wanted = "auto"
-    if wanted == "bf16" or (wanted == "auto" and _native_bf16(device)):
+    if wanted == "bf16" or (wanted == "auto" and bf16_pays(device.type)):
         return lambda: torch.autocast(device.type, torch.bfloat16)
     return nullcontext
-
-
-def _native_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    abilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-    return bool(abilities.get("avx512_bf16") or abilities.get("amx_bf16"))
 
 
 def _parts(settings: TrainingConfig, accelerator: Accelerator) -> list[slice]:

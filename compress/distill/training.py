@@ -82,7 +82,7 @@ class TrainingConfig:
         betas: AdamW's, each in [0, 1).
         max_grad_norm: Gradients are clipped to this norm, above 0.
         ema_decay: Largest decay of the averaged weights, which the student ends with, in [0, 1).
-        mixed_precision: ``no``, ``bf16`` (autocast), or ``auto``: bf16 where the device computes it natively. In a
+        mixed_precision: ``no``, ``bf16`` (autocast), or ``auto``: bf16 where that is faster. In a
             bf16 or fp16 run ``no`` means ``auto``, since the trained weights are float32.
         teacher_engine: What runs the frozen teacher: ``eager``; ``openvino`` on CPUs, in float32 or, where
             ``mixed_precision`` says so, bfloat16; or ``auto``: OpenVINO where it can.

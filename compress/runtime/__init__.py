@@ -36,7 +36,7 @@ class Engines:
         vae: As ``denoiser``.
         text_encoder: As ``denoiser``, of every text encoder; they run once an image, so compiling them saves little.
         precision: ``auto``, ``fp32`` or ``bf16``: what compiled parts compute in, outside of int8 layers; ``auto`` is
-            bf16 where the processor has it.
+            bf16 where that is faster.
         linear: ``int8`` or ``fp8``: products of the denoiser's Linear layers, with inputs rounded at each call, in
             ``inductor`` on CUDA alone; None: as the weights are.
         int8_inputs: Whether layers whose inputs have ranges round them and compute in int8; False: in float.

@@ -1,4 +1,4 @@
-"""torch.compile: the same arithmetic in fused kernels, in bfloat16 where the processor has it.
+"""torch.compile: the same arithmetic in fused kernels, in bfloat16 where that is faster.
 
 Linear layers may multiply 8-bit weights by inputs that are rounded at each call, in torchao's tensors.
 """
@@ -20,6 +20,7 @@ from compress.errors import UserError
 from compress.models.quantized import DYNAMIC, channel_scales, quantized_layers, replace_layer
 from compress.models.quiet import hide_notices
 from compress.runtime.fake import FakeQuantized, float_model
+from compress.system.bf16 import bf16_pays
 
 FEW_ROWS = ("*emb*", "*norm*")
 """Layers that may see one row an image: kernels of 8-bit products want more than 16."""
@@ -33,15 +34,10 @@ def missing(device: torch.device) -> str | None:
 
 
 def precision(asked: str, device: torch.device) -> torch.dtype:
-    """What matrix products are computed in; ``auto`` is bfloat16 where the processor or GPU has it."""
-    if asked != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16}[asked]
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported()
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return torch.bfloat16 if native else torch.float32
+    """What matrix products are computed in; ``auto`` is bfloat16 where that is faster."""
+    if asked == "auto":
+        asked = "bf16" if bf16_pays(device.type) else "fp32"
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[asked]
 
 
 @dataclass

@@ -26,6 +26,7 @@ from compress.errors import UserError
 from compress.models.quantized import plain_tensors
 from compress.runtime.arguments import Arguments, Flat
 from compress.runtime.fake import float_model
+from compress.system.bf16 import bf16_pays
 from compress.system.files import file_hash, replace_folder_with, write_text
 
 VERSION = 1  # raised when another graph is made of the same module
@@ -56,10 +57,11 @@ def _core() -> Any:
 
 
 def precision(asked: str) -> str:
-    """``f32`` or ``bf16``: what is computed in outside of int8 layers; ``auto`` is bf16 where the processor has it."""
-    if asked != "auto":
-        return {"fp32": "f32"}.get(asked, asked)
-    return "bf16" if "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+    """``f32`` or ``bf16``: what is computed in outside of int8 layers; ``auto`` is bf16 where that is faster."""
+    if asked == "auto":
+        has_it = "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        asked = "bf16" if has_it and bf16_pays("cpu") else "f32"
+    return {"fp32": "f32"}.get(asked, asked)
 
 
 @dataclass
