@@ -17,6 +17,8 @@ from compress.quantize.mixed.solve import assign
 from compress.quantize.mixed_bits import BitsTarget, Config
 from tests.tiny import tiny_pipeline
 
+QUICK: dict[str, Any] = {"choices": [2, 4, 8], "search": "absmax"}
+
 
 def packings(pipeline: Any) -> dict[str, Any]:
     """Of each packed layer of the denoiser, by name."""
@@ -45,7 +47,7 @@ def test_the_assignment_is_the_best_of_all() -> None:
 
 
 def test_mixed_bits_beat_the_same_bits_for_all(tiny_parquet: Path) -> None:
-    keys: dict[str, Any] = {"data": tiny_parquet, "group_size": 16, "calibration": {"examples": 1, "steps": 2}}
+    keys: dict[str, Any] = {"data": tiny_parquet, "group_size": 16, "calibration": {"examples": 1, "steps": 2}, **QUICK}
     student, report = compress.quantize(tiny_pipeline(), "mixed_bits", target={"bits": 5.5}, **keys)
     details = report.details
     assert details["bits"] <= 5.5 and len({entry["bits"] for entry in details["layers"].values()}) > 1
@@ -60,7 +62,8 @@ def test_mixed_bits_beat_the_same_bits_for_all(tiny_parquet: Path) -> None:
 def test_an_assignment_is_a_file_that_the_same_architecture_takes(tmp_path: Path, tiny_overrides: list[str]) -> None:
     out = tmp_path / "out"
     short = ["stages.quantize.calibration.examples=1", "stages.quantize.calibration.steps=1"]
-    wanted = ["stages.quantize.target.bits=6.5", "stages.quantize.group_size=16"]
+    quick = ("target.bits=6.5", "group_size=16", "choices=[4,8]", "search=absmax")
+    wanted = [f"stages.quantize.{key}" for key in quick]
     folders = [f"out={out}", f"store={tmp_path}/store"]
     run_job(compose(["recipe=mixed_bits", *tiny_overrides, *short, *wanted, *folders]))
     layers = json.loads((out / "layers.json").read_text())
@@ -94,7 +97,7 @@ def test_values_are_checked(keys: dict[str, Any], message: str) -> None:
 
 
 def test_a_target_out_of_reach_says_what_is_in_reach(tiny_parquet: Path) -> None:
-    keys: dict[str, Any] = {"data": tiny_parquet, "calibration": {"examples": 1, "steps": 1}}
+    keys: dict[str, Any] = {"data": tiny_parquet, "calibration": {"examples": 1, "steps": 1}, **QUICK}
     with pytest.raises(UserError, match=r"target.psnr=190.*expected at most"):
         compress.quantize(tiny_pipeline(), "mixed_bits", target={"bits": None, "psnr": 190.0}, **keys)
     with pytest.raises(UserError, match=r"target.bits=2.1: expected at least"):
