@@ -6,8 +6,9 @@ from functools import lru_cache
 import torch
 
 SIDE = 512
+"""Of the square matrices that are multiplied."""
 GAIN = 1.2
-"""How many times as fast bfloat16 has to be: those who compute it by conversion stay below, matrix units far above."""
+"""How many times as fast bfloat16 has to be, so that noise in the times does not decide."""
 
 
 @lru_cache
@@ -15,7 +16,7 @@ def bf16_pays(device_type: str) -> bool:
     """Whether matrix products are faster in bfloat16 than in float32, without being emulated.
 
     GPUs say so. Processors say only that they have instructions for it, and those of AVX-512 are slower than float32 on
-    some, where those of AMX are several times as fast: so both are timed, once in a process, which takes some 20 ms.
+    some: so both are timed, once in a process, which takes some 40 ms.
 
     Args:
         device_type: Such as ``cpu`` or ``cuda``; others than these two compute in float32.
