@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from diffusers import DDPMScheduler, KarrasVeScheduler
 from omegaconf import OmegaConf
 
 from compress.data.examples import Examples, encode_examples
+from compress.distill import optimizers
 from compress.distill.batches import Batches
 from compress.distill.decoded import decoder_of
 from compress.distill.features import Config, distill
@@ -123,6 +125,21 @@ def test_a_long_training_says_first_how_long_it_takes(monkeypatch, capsys):
     distill(silent, tiny_unet(), examples(), SCHEDULER, config)
     assert "GB of memory" not in capsys.readouterr().err
     assert all(torch.equal(told.state_dict()[name], tensor) for name, tensor in silent.state_dict().items())
+
+
+def test_the_expected_time_counts_the_optimizer_and_ends_with_the_budget(monkeypatch, capsys):
+    def slow(*arguments):
+        made = make(*arguments)
+        step, made.step = made.step, lambda: time.sleep(1) or step()
+        return made
+
+    make = optimizers.make
+    monkeypatch.setattr("compress.distill.forecast.LONG", 3)
+    monkeypatch.setattr("compress.distill.forecast.optimizers", SimpleNamespace(make=slow))
+    config = Config(steps=1000, batch_size=4, optimizer="muon", budget="1s")
+    distill(tiny_unet(seed=1), tiny_unet(), examples(), SCHEDULER, config)
+    found = re.search(r"1,000 steps of batch 4 at (\S+) s each, .*: about 10 s;", capsys.readouterr().err)
+    assert found and 1 < float(found[1]) < 60
 
 
 @pytest.mark.parametrize("loss", ["noise", *FOLLOWING])
