@@ -1,4 +1,4 @@
-"""The best of a column, named only where its distance from the next is beyond the noise."""
+"""The best of a column, named only where its distance from all others is beyond the noise."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ def better(column: Column) -> str:
 
 
 def best(column: Column, entries: Sequence[Entry], beyond: Beyond = beyond_noise) -> list[int]:
-    """The places of the best entries: one, or several that have the same count; none if the next is within the noise.
+    """The places of the best entries: one, or several that have the same count; none if another is within the noise.
 
     Args:
         column: What is compared.
@@ -45,7 +45,8 @@ def best(column: Column, entries: Sequence[Entry], beyond: Beyond = beyond_noise
     first = [place for place in ranked if values[place] == values[ranked[0]]]
     if len(first) == len(ranked) or (len(first) > 1 and column.key not in COUNTED):
         return []
-    return first if beyond(column, entries[ranked[0]], entries[ranked[len(first)]]) else []
+    others = ranked[len(first) :]  # all of them: one that is further away may be known less exactly
+    return first if all(beyond(column, entries[ranked[0]], entries[place]) for place in others) else []
 
 
 def with_best(table: Table, lines: Sequence[Line], beyond: Beyond = beyond_noise) -> Table:

@@ -14,7 +14,7 @@ from compress.config.values import flat
 from compress.errors import UserError, bad_value
 from compress.report.table import Entry, Line
 
-NOT_COMPARED = ("out", "store", "track")  # keys of a config that change no result
+NOT_COMPARED = ("out", "store", "track", "publish")  # keys of a config that change no result
 SEED = "seed"
 
 
@@ -120,7 +120,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[RunFolder], list[FailedRun]
             else:
                 failed.append(FailedRun(folder.name, (), "it has not finished", 1))
     titles = [{stage["name"]: title for title, stage in of.items()} for of in aligned([r for _, r, _ in done])]
-    configs = [_retitled(config, of) for (*_, config), of in zip(done, titles, strict=True)]
+    configs = [_with_order(_retitled(config, of), of) for (*_, config), of in zip(done, titles, strict=True)]
     names = _names([folder for folder, *_ in done], configs)
     found = zip(names, done, configs, strict=True)
     return [RunFolder(name, folder, report, config) for name, (folder, report, _), config in found], failed
@@ -134,6 +134,11 @@ def _retitled(config: Mapping[str, Any], titles: Mapping[str, str]) -> dict[str,
         name, dot, last = rest.partition(".")
         found[f"stages.{titles.get(name, name)}{dot}{last}" if top == "stages" else key] = value
     return found
+
+
+def _with_order(config: dict[str, Any], titles: Mapping[str, str]) -> dict[str, Any]:
+    """The config with the order of its stages, which its keys do not tell; an unknown config stays empty."""
+    return {**config, "order": ", ".join(titles.values())} if config else config
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def mean(entries: Sequence[Entry], shown: Sequence[Column]) -> Entry:
 def difference(column: Column, ours: Mapping[Any, Entry], theirs: Mapping[Any, Entry]) -> tuple[float, float] | None:
     """The mean difference of two rows and half the width of its interval, in the stored unit.
 
-    With two seeds or more that both have, the differences are paired by seed; with one, the interval is that of two
-    independent draws.
+    With two seeds or more that both have, the differences are paired by seed. With one, or where all differences are
+    the same (one image of a share that counts images), the interval is that of two independent draws.
 
     Args:
         column: What is compared.
@@ -116,7 +116,9 @@ def difference(column: Column, ours: Mapping[Any, Entry], theirs: Mapping[Any, E
     pairs = [(number(ours[seed], column), number(theirs[seed], column)) for seed in ours if seed in theirs]
     there = [one - other for one, other in pairs if one is not None and other is not None]
     if len(there) >= 2:
-        return student(there)
+        value, half = student(there)
+        if half > 1e-9 * abs(value) or not value or column.group == "cost":
+            return value, half
     if not there:
         return None
     from compress.evaluate.intervals import difference as of_two_draws

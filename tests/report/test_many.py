@@ -15,6 +15,7 @@ from scipy.stats import t
 from test_page import Numbers, compiles
 
 from compress.errors import UserError
+from compress.report.best import best
 from compress.report.many import write_many
 from compress.report.runs import find_runs, read_runs, students
 from compress.report.seeds import all_series, difference, student, without_seed
@@ -167,8 +168,40 @@ def test_the_same_run_twice_is_two_points_and_stages_are_compared_whatever_their
     runs = read_runs(find_runs(str(tmp_path)))[0]
     assert [one.line.name for one in all_series(students(runs))] == ["a", "b", "c"]
     assert [dict(run.config) for run in runs][1:] == [
-        {"stages.quantize.kind": "quantize", "stages.quantize.bits": bits, "seed": 0} for bits in (8, 4)
+        {"stages.quantize.kind": "quantize", "stages.quantize.bits": bits, "seed": 0, "order": "quantize"}
+        for bits in (8, 4)
     ]
+
+
+def test_other_orders_of_the_same_stages_are_other_points(result, tmp_path):
+    orders = {"before": ["prune", "distill"], "after": ["distill", "prune"]}
+    for name, order in orders.items():
+        for seed in {"before": (0, 2), "after": (0, 1, 2)}[name]:  # one has failed
+            one = copy.deepcopy(result) | {"seed": seed}
+            by_kind = {stage["kind"]: stage for stage in one["stages"]}
+            one["stages"] = [by_kind[kind] for kind in order]
+            folder = tmp_path / f"{name},seed={seed}"
+            write_run(folder, one, {})
+            config = {"stages": {kind: {"kind": kind} for kind in order}, "seed": seed, "publish": f"me/small-{seed}"}
+            (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    series = all_series(students(read_runs(find_runs(str(tmp_path)))[0]))
+    assert {one.line.name: sorted(one.students) for one in series} == {"after": [0, 1, 2], "before": [0, 2]}
+
+
+def test_the_same_difference_in_every_seed_is_no_proof(grid):
+    series = all_series(students(read_runs(find_runs(str(grid)))[0]))
+    ours, theirs = ({seed: copy.deepcopy(s.line.entry) for seed, s in one.students.items()} for one in series)
+    for seed, entry in ours.items():
+        entry["metrics"]["r_at_1"] = metric(0.25, 0.03)
+        theirs[seed]["metrics"]["r_at_1"] = metric(0.25 + 1 / 128, 0.03)  # one image more in each
+    column = next(column for column in columns_of(list(ours.values())) if column.key == "r_at_1")
+    assert difference(column, ours, theirs) == pytest.approx((-1 / 128, math.hypot(0.03, 0.03)))
+
+
+def test_the_best_is_apart_from_every_other_row():
+    column = next(column for column in columns_of([{"metrics": {"fid": metric(1.0, 1.0)}}]) if column.key == "fid")
+    rows = [{"metrics": {"fid": metric(value, half)}} for value, half in ((100, 1), (105, 1), (106, 20))]
+    assert best(column, rows[:2]) == [0] and best(column, rows) == []
 
 
 def test_a_mistake_is_named(tmp_path):
