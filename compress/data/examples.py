@@ -19,7 +19,8 @@ from compress.errors import UserError
 from compress.models.conditions import Conditions, conditions_of
 from compress.models.inputs import own_size, smaller
 from compress.models.latents import check_latents, encode_images
-from compress.system.progress import bar
+from compress.store import leased
+from compress.system.progress import bar, say
 from compress.system.random import generator
 
 if TYPE_CHECKING:
@@ -158,8 +159,6 @@ def cached_examples(
         write: False in a process that must not write; it encodes for itself where the files are missing.
         options: See :func:`encode_examples`.
     """
-    import filelock
-
     if (found := _read(folder)) is not None:
         return found
     if not write:
@@ -168,7 +167,7 @@ def cached_examples(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write {folder}: {error}; choose another folder, then run it again") from error
-    with filelock.FileLock(folder / ".lock"):
+    with leased(folder / ".lease", lambda: say(f"waiting for the run that encodes the data into {folder}")):
         return _read(folder) or encode_examples(pipeline, dataset, folder=folder, **options)
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,30 +156,23 @@ def check_device(device: str) -> None:
 
 
 def check_writable(key: str, folder: Path) -> None:
-    """Writes and removes a file in ``folder``; folders created for that are removed.
+    """Writes and removes a file in ``folder``, or where it would be created.
 
     Raises:
         UserError: The folder cannot be created or written to.
     """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    probe = folder / f".probe-{uuid.uuid4().hex}"
+    name = f".probe-{uuid.uuid4().hex}"
+    there = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"probe")
-        probe.unlink()
+        (there / name).write_bytes(b"probe")
     except OSError as error:
-        if folder.is_dir():
-            probe.unlink(missing_ok=True)
         if error.errno in FULL:
             raise disk_full(error, folder) from error
         reason = error.strerror or str(error)
         raise UserError(f"{key}={folder}: cannot be written to ({reason}); give {key}= a folder that can") from error
     finally:
-        for path in missing:  # the deepest first; one that another run now uses stays
-            try:
-                path.rmdir()
-            except OSError:
-                break
+        with suppress(OSError):
+            (there / name).unlink()
 
 
 def check_room(folder: Path, checkpoint_bytes: int, checkpoints: int) -> None:

@@ -3,6 +3,7 @@
 import gc
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,7 @@ from compress.run.keys import Plan, Step
 from compress.run.work import Inputs, ToMeasure, artifact_folder, compute, measure
 from compress.runtime import resolve
 from compress.stage import declares
-from compress.store import checkpoint
+from compress.store import Store, checkpoint
 from compress.store.uses import using
 from compress.system import processes
 from compress.system.progress import Overall, duration
@@ -103,7 +104,8 @@ class _Run:
         config = self.config
         verified = compress.run.preflight.check(config)
         self.plan = Plan(config, self.store, self.inputs.device)
-        with using(self.store, config.out, config.recipe_name, self.plan.keys()):
+        keys = [*self.plan.keys(), *_key_inside(self.store, config.model.path)]
+        with using(self.store, config.out, config.recipe_name, keys):
             if not self.plan.holds():  # something was removed before the store knew of this run
                 self.plan = Plan(config, self.store, self.inputs.device)
             return self._go(begun, verified)
@@ -328,6 +330,12 @@ class _Run:
 
     def _waiting(self, what: str) -> None:
         self.overall.say(f"another run is computing {what}: waiting for it")
+
+
+def _key_inside(store: Store, model: str) -> list[str]:
+    """The key of the model, where that is a checkpoint of the store."""
+    place, root = Path(model).expanduser().resolve(), store.root.resolve()
+    return [place.relative_to(root).parts[0]] if root in place.parents else []
 
 
 def _replay(curves: dict[str, list[list[float]]], run: StageRun) -> None:

@@ -1,11 +1,12 @@
 """Which entries of a store are in use: by runs going on, and by the reports of finished ones.
 
-A run writes its folder and its keys to ``runs/<id>.json`` of its store and holds the lock of that file until it ends.
-What a finished run used stands in its ``report.json``, or a benchmark's ``benchmark.json``.
+A run writes its folder, its machine and its keys to ``runs/<id>.json`` of its store and holds the lock of that file
+until it ends. What a finished run used stands in its ``report.json``, or a benchmark's ``benchmark.json``.
 """
 
 import json
 import os
+import platform
 import re
 import time
 import uuid
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from compress.config.folders import REPORT
-from compress.store import Store
+from compress.store import LEASE, Store
 from compress.system.files import write_text
 
 GATE = "uses"  # the lock under which runs enter their keys and entries are removed
@@ -54,7 +55,9 @@ def using(store: Store, out: Path, recipe: str, keys: Iterable[str]) -> Iterator
     """
     name = uuid.uuid4().hex
     record = store.root / "runs" / f"{name}.json"
-    content: dict[str, Any] = {"out": os.path.abspath(out), "recipe": recipe, "keys": sorted(keys)}
+    content: dict[str, Any] = {
+        "out": os.path.abspath(out), "recipe": recipe, "keys": sorted(keys), "machine": platform.node()
+    }  # fmt: skip
     with store.lock(f"run-{name}"):
         with store.lock(GATE):
             record.parent.mkdir(parents=True, exist_ok=True)
@@ -82,10 +85,33 @@ def unless_held(store: Store, key: str) -> Iterator[bool]:
         yield free
 
 
+def _is_held(store: Store, key: str) -> bool:
+    """Whether a living process holds the lock of ``key``: on another machine, one that has touched the file of late."""
+    with unless_held(store, key) as free:
+        if free:
+            return False
+    file = store.lock_file(key)
+    now = file.with_name(f".{uuid.uuid4().hex}.now")
+    try:
+        now.touch()
+        silent = now.stat().st_mtime - file.stat().st_mtime  # both by the clock of the file system
+        return silent < 2 * LEASE
+    except OSError:
+        return True
+    finally:
+        now.unlink(missing_ok=True)
+
+
+def _is_out_of_sight(content: dict[str, Any]) -> bool:
+    """Whether a run's folder is on another machine's disk, so that nobody here can say whether its report is there."""
+    return content.get("machine", platform.node()) != platform.node() and not Path(content["out"]).parent.is_dir()
+
+
 def runs(store: Store) -> list[Run]:
     """The runs going on, and the finished ones whose report is still there.
 
-    Reports are looked for where runs of this store said that they are, and in the folders beside the store.
+    Reports are looked for where runs of this store said that they are, and in the folders beside the store. What a run
+    of another machine used, whose folder cannot be seen from here, counts as used.
     """
     found, reports = [], dict.fromkeys(_reports_beside(store.root))
     for record in sorted((store.root / "runs").glob("*.json")):
@@ -93,9 +119,9 @@ def runs(store: Store) -> list[Run]:
         if content is None:
             continue
         out = Path(content["out"])
-        with unless_held(store, f"run-{record.stem}") as free:
-            if not free:
-                found.append(Run(out, content["recipe"], frozenset(content["keys"]), True))
+        active = _is_held(store, f"run-{record.stem}")
+        if active or _is_out_of_sight(content):
+            found.append(Run(out, content["recipe"], frozenset(content["keys"]), active))
         reports |= dict.fromkeys(_reports(out))
     return found + [run for run in map(_reported, reports) if run is not None]
 
@@ -109,9 +135,10 @@ def forget(store: Store) -> None:
     """Removes the records of runs that have ended and left no report."""
     for record in (store.root / "runs").glob("*.json"):
         content = _read(record)
-        with unless_held(store, f"run-{record.stem}") as free:
-            if free and (content is None or not _reports(Path(content["out"]))):
-                record.unlink(missing_ok=True)
+        if _is_held(store, f"run-{record.stem}"):
+            continue
+        if content is None or not (_reports(Path(content["out"])) or _is_out_of_sight(content)):
+            record.unlink(missing_ok=True)
 
 
 def _reports(out: Path) -> list[Path]:

@@ -54,7 +54,6 @@ def test_on_disk_as_in_memory_and_continued_after_a_kill(pipeline, tmp_path: Pat
     assert same(found, expected)
     assert same(cached_examples(pipeline, images(), tmp_path, **options), expected) and len(calls) == 7
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        ".lock",
         "conditions.safetensors",
         "examples.safetensors",
     ]

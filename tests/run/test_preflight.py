@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,9 @@ def test_a_missing_library_is_named(folders: dict[str, Path], monkeypatch: pytes
 )
 def test_the_multiple_of_an_image_size(vae: dict[str, Any], transformer: dict[str, Any], multiple: int) -> None:
     assert Outline("", {}, {"vae": vae, "transformer": transformer}).multiple == multiple
+
+
+def test_runs_that_check_the_same_new_folder_do_not_refuse_each_other(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: preflight.check_writable("store", tmp_path / "a" / "b"), range(200)))
+    assert list(tmp_path.iterdir()) == []

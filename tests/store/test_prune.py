@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -129,6 +131,35 @@ def test_a_report_far_away_is_known_by_the_runs_record(store: Store, tmp_path: P
     (tmp_path / "elsewhere" / "report.json").unlink()
     assert removed(store) == {A}
     assert list((store.root / "runs").iterdir()) == []
+
+
+def test_runs_of_other_machines(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in (A, B, C):
+        checkpoint(store, key)
+    monkeypatch.setattr("platform.node", lambda: "another")
+    with using(store, tmp_path / "local" / "run", "mine", [A]):
+        report(tmp_path / "local" / "run", A)
+    with using(store, tmp_path / "runs" / "shared", "mine", [B]):
+        report(tmp_path / "runs" / "shared", B)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "local")  # as where its disk is not seen
+    shutil.rmtree(tmp_path / "runs" / "shared")  # removed where everybody sees it
+    aged(store.root / "runs", 40)
+    assert removed(store) == {B, C}
+    assert len(list((store.root / "runs").iterdir())) == 1
+
+
+def test_a_holder_on_another_machine_that_touched_its_lock_long_ago_has_ended(store: Store, tmp_path: Path) -> None:
+    checkpoint(store, A)
+    with using(store, tmp_path / "out", "mine", [A]):
+        record = next((store.root / "runs").iterdir())
+        lock = store.lock_file(f"run-{record.stem}")
+        kept, text = record.read_bytes(), lock.read_text()
+    record.write_bytes(kept)
+    lock.write_text(text.replace(platform.node(), "another"))
+    assert removed(store) == set(), "it may still be at work"
+    aged(lock, 1)
+    assert removed(store) == {A} and not record.exists()
 
 
 def test_evaluations_keep_what_they_were_made_from(store: Store, tmp_path: Path) -> None:
@@ -297,4 +328,10 @@ def test_a_run_keeps_what_it_uses(
     result = json.loads((tmp_path / "far" / "run" / "report.json").read_text())
     written = {result["teacher"]["evaluation"], *(stage["evaluation"] for stage in result["stages"])}
     assert written == {entry.key for entry in found if entry.kind == "evaluation"}
-    assert len(prune.prune(store, 0, keep_used=False)[0]) == 5
+    model = store.path(result["stages"][0]["key"])
+    again = [f"model.path={model}", "~stages.quantize", "stages.prune.ratio=[0,0.25]"]
+    monkeypatch.setattr(sys, "argv", [*sys.argv, *again])
+    assert main() == 0 and len(within) == 3
+    assert model.exists(), "the model of a run that goes on"
+    assert {entry.kind for entry in prune.prune(store, 0, keep_used=False)[0]} >= {"checkpoint", "evaluation"}
+    assert not model.exists()

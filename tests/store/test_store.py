@@ -209,3 +209,15 @@ def test_the_lock_of_a_holder_that_shows_no_life_is_taken_over(tmp_path: Path, m
     finally:
         holder.kill()
         holder.wait()
+
+
+def test_the_lock_of_a_machine_that_failed_while_taking_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("compress.store.LEASE", 0.3)
+    store = Store(tmp_path)
+    store.lock_file("k").parent.mkdir()
+    store.lock_file("k").touch()
+    waited: list[bool] = []
+    with store.lock("k", lambda: waited.append(True)):
+        assert waited == [True] and store.lock_file("k").stat().st_size
