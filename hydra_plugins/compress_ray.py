@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from hydra.core.utils import JobReturn
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
@@ -25,7 +25,7 @@ class RayLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Runs the points and waits for all of them.
+        """Runs the points and waits for all of them; one whose process is lost fails alone.
 
         Raises:
             UserError: Ray is not installed.
@@ -46,10 +46,20 @@ class RayLauncher(Launcher):
             context = (self.hydra_context, self.config, self.task_function, Singleton.get_state(), os.getcwd())
             shared = ray.put(context)
             points = enumerate(job_overrides, initial_job_idx)
-            found: Sequence[JobReturn] = ray.get([task.remote(shared, list(point), number) for number, point in points])
-            return found
+            running = [task.remote(shared, list(point), number) for number, point in points]
+            return [self._outcome(ray, one) for one in running]
         finally:
             ray.shutdown()
+
+    @staticmethod
+    def _outcome(ray: Any, running: Any) -> JobReturn:
+        """What a task returned, or the error that ended its process or its machine."""
+        try:
+            found: JobReturn = ray.get(running)
+        except ray.exceptions.RayError as error:
+            found = JobReturn(status=JobStatus.FAILED)
+            found.return_value = error
+        return found
 
 
 def _run(shared: tuple[Any, ...], overrides: list[str], number: int) -> JobReturn:

@@ -51,12 +51,13 @@ def run(cfg: "DictConfig") -> float | None:
     folders.config_dirs[:] = [Path(path) for path in own] or folders.config_dirs
     message, code = _guarded(cfg)
     codes.append(code)
+    if not code and cfg.get("out"):
+        (Path(cfg.out) / FAILURE).unlink(missing_ok=True)
     if settings.mode != RunMode.MULTIRUN:
         return None
     if code:
         write_failure(Path(cfg.out), list(settings.overrides.task), message, code)
         raise PointFailed(message, code)
-    (Path(cfg.out) / FAILURE).unlink(missing_ok=True)
     return _objective(cfg)
 
 

@@ -1,5 +1,7 @@
 """A search by Optuna's own interface (its plugin for Hydra is of an older Optuna)."""
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -16,7 +18,7 @@ from compress.grid.sweep import (
     Point,
     check_point,
     compose_point,
-    finish,
+    launch,
     refuse_points,
     refuse_processes,
     report,
@@ -40,7 +42,8 @@ def run_search(
 ) -> list[Point]:
     """Tries points, prints the best one and a summary; arguments as :func:`compress.grid.sweep.run_grid`.
 
-    A trial that fails or breaks a bound counts for the sampler as such. The store has what earlier trials computed.
+    A trial that fails, measures nothing or breaks a bound counts for the sampler as such. The store has what earlier
+    trials computed. A storage is continued by the same recipe with the same values, space and objective.
 
     Raises:
         UserError: There is no objective, nothing varies, something would be published, Optuna is not installed, or
@@ -63,7 +66,11 @@ def run_search(
     params = [f"{key}={value}" for key, value in (settings.get("params") or {}).items()]
     parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides([*params, *arguments])
     last = {override.get_key_element(): override for override in parsed}
-    space = {key: _distribution(override) for key, override in last.items() if override.is_sweep_override()}
+    space = {
+        key: _distribution(override, OmegaConf.select(config, key))
+        for key, override in last.items()
+        if override.is_sweep_override()
+    }
     if not space:
         raise UserError("hydra/sweeper=optuna: no key varies; give one values such as seed=0,1 or x=interval(0.1,0.5)")
     if "publish" in space or config.get("publish"):
@@ -74,7 +81,7 @@ def run_search(
     use_folder(config, folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(
-        study_name=folder.name,
+        study_name=_study_name(config, space, fixed),
         storage=settings.storage,
         load_if_exists=True,
         direction="minimize" if objective.minimize else "maximize",
@@ -98,15 +105,11 @@ def run_search(
             if (cfg := compose_point(point, config, context.config_loader)) is not None:
                 check_point(point, cfg, {})
             if point.code is None:
-                finish(point, running.launch([point.overrides], initial_job_idx=number - 1)[0])
+                launch([point], running)
             else:
                 refuse_points([point], trials)
-        if point.code:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            continue
-        measured = read_report(point.out)
-        trial.set_user_attr(VIOLATIONS, objective.violations(measured))
-        study.tell(trial, objective.value(measured))
+        value = None if point.code else _measured(point, trial, objective)
+        study.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
     points = list(tried.values())
     summarize(points, folder)
     if trials > len(points):
@@ -117,11 +120,28 @@ def run_search(
     return points
 
 
+def _measured(point: Point, trial: "optuna.Trial", objective: SearchObjective) -> float | None:
+    """The objective of a trial, its bounds noted in it; None, with the message in the point, if a number is missing."""
+    try:
+        measured = read_report(point.out)
+        trial.set_user_attr(VIOLATIONS, objective.violations(measured))
+        return objective.value(measured)
+    except UserError as error:
+        point.message, point.code = str(error), 2
+        refuse_points([point], 0)
+        return None
+
+
+def _study_name(config: "DictConfig", space: dict[str, Any], fixed: Sequence[str]) -> str:
+    """The same for searches that may continue one another."""
+    what = [{key: repr(of) for key, of in space.items()}, sorted(fixed), str(config.objective)]
+    return f"{config.recipe_name}-{hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]}"
+
+
 def _best(study: "optuna.Study", objective: SearchObjective) -> str:
     """The best trial that keeps to all bounds, as text; empty if there is none."""
-    kept = [
-        trial for trial in study.trials if trial.value is not None and max(trial.user_attrs[VIOLATIONS], default=0) <= 0
-    ]
+    done = [trial for trial in study.trials if trial.value is not None]
+    kept = [trial for trial in done if max(trial.user_attrs[VIOLATIONS], default=0) <= 0]
     if not kept:
         return ""
     best = (min if objective.minimize else max)(kept, key=lambda trial: trial.value or 0.0)
@@ -129,15 +149,21 @@ def _best(study: "optuna.Study", objective: SearchObjective) -> str:
     return f"{objective.minimize or objective.maximize} {best.value:.6g} with {values}"
 
 
-def _distribution(override: Any) -> "optuna.distributions.BaseDistribution":
-    """Optuna's distribution of a sweep: choices, ranges and intervals."""
+def _distribution(override: Any, default: Any) -> "optuna.distributions.BaseDistribution":
+    """Optuna's distribution of a sweep: choices, ranges and intervals.
+
+    Args:
+        override: Of Hydra, whose ``interval(1,8)`` has ends of float.
+        default: The key's own value; an interval of a key that is an integer is one of integers.
+    """
     import optuna
     from hydra.core.override_parser.types import IntervalSweep
 
     value = override.value()
     if not isinstance(value, IntervalSweep):
         return optuna.distributions.CategoricalDistribution(list(override.sweep_string_iterator()))
-    low, high, log = value.start or 0.0, value.end or 0.0, "log" in value.tags
-    if isinstance(low, int) and isinstance(high, int):
-        return optuna.distributions.IntDistribution(low, high, log=log)
+    low, high, log = value.start or 0, value.end or 0, "log" in value.tags
+    whole = isinstance(default, int) and not isinstance(default, bool)
+    if whole or (isinstance(low, int) and isinstance(high, int)):
+        return optuna.distributions.IntDistribution(int(low), int(high), log=log)
     return optuna.distributions.FloatDistribution(float(low), float(high), log=log)

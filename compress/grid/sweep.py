@@ -1,10 +1,13 @@
 """Runs a grid: every point is checked first, then run; one that fails is reported, and the others go on."""
 
 import json
+import os
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from compress.run.config import RunConfig
+
+MINUTE = 60.0  # seconds between two lines about a grid whose points run elsewhere
 
 
 @dataclass
@@ -85,7 +90,7 @@ def run_grid(
         if one_by_one:
             _one_after_the_other(good, len(points), progress, launcher())
         else:
-            _at_once(good, len(points), progress, launcher(), begun)
+            _at_once(good, len(points), progress, launcher())
     summarize(points, folder)
     report([point.config for point in good if point.config is not None], points, folder)
     say_times(points, begun, one_by_one)
@@ -214,21 +219,71 @@ def refuse_points(bad: Sequence[Point], total: int) -> None:
 def _one_after_the_other(points: Sequence[Point], total: int, progress: Progress, launcher: "Launcher") -> None:
     for point in points:
         say(f"\n[{point.number}/{total}] {point.name}", progress.line())
-        for returned in launcher.launch([point.overrides], initial_job_idx=point.number - 1):
-            finish(point, returned)
+        launch([point], launcher)
 
 
-def _at_once(points: Sequence[Point], total: int, progress: Progress, launcher: "Launcher", begun: float) -> None:
+def _at_once(points: Sequence[Point], total: int, progress: Progress, launcher: "Launcher") -> None:
     say(f"\n{len(points)} of {total} points are launched", progress.line())
+    with _saying(progress):
+        launch(points, launcher)
+
+
+@contextmanager
+def _saying(progress: Progress) -> Iterator[None]:
+    """Prints every minute how far a grid is, where that has changed."""
+    done = threading.Event()
+
+    def watch() -> None:
+        last = progress.line()
+        while not done.wait(MINUTE):
+            if (line := progress.line()) != last:
+                say(line)
+                last = line
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
     try:
-        for point, returned in zip(points, launcher.launch([p.overrides for p in points], 0), strict=True):
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def launch(points: Sequence[Point], launcher: "Launcher") -> None:
+    """Runs points and takes their outcomes, from their folders where the launcher lost them.
+
+    Raises:
+        UserError: The launcher cannot run anything.
+    """
+    before = {point.out: _stamps(point.out) for point in points}
+    try:
+        for point, returned in zip(
+            points, launcher.launch([p.overrides for p in points], points[0].number - 1), strict=True
+        ):
             finish(point, returned)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - a launcher can raise anything, such as for a process that was killed
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
-        for point in points:
-            _look(point, begun)
+        unknown = [point for point in points if point.code is None]
+        _wait_for(unknown)
+        for point in unknown:
+            _look(point, before[point.out])
+
+
+def _wait_for(points: Sequence[Point]) -> None:
+    """Waits while any of the points still runs, in processes that the launcher left alone."""
+    from compress.store import Store
+    from compress.store.uses import runs
+
+    stores = {point.config.store: Store(point.config.store) for point in points if point.config is not None}
+    folders = {Path(os.path.abspath(point.out)) for point in points}
+    said = False
+    while left := sum(run.active and run.out in folders for store in stores.values() for run in runs(store)):
+        if not said:
+            say(f"waiting for {left} points that still run")
+        said = True
+        time.sleep(min(10.0, MINUTE))
 
 
 def finish(point: Point, returned: Any) -> None:
@@ -239,21 +294,39 @@ def finish(point: Point, returned: Any) -> None:
         point.code = 0
         return
     error = returned._return_value  # the property of that name would print and raise it
-    known = isinstance(error, job.PointFailed)
-    point.message, point.code = (error.message, error.code) if known else (f"{type(error).__name__}: {error}", 1)
+    if isinstance(error, job.PointFailed):
+        point.message, point.code = error.message, error.code
+    elif isinstance(error, UserError):
+        point.message, point.code = str(error), 2
+    else:
+        point.message, point.code = f"{type(error).__name__}: {error}", 1
     job.codes.append(point.code)
 
 
-def _look(point: Point, begun: float) -> None:
+def _stamps(out: Path) -> dict[str, tuple[int, int] | None]:
+    """What tells whether a point's files were written again: not by a clock, since machines differ."""
+
+    def stamp(file: Path) -> tuple[int, int] | None:
+        try:
+            found = file.stat()
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino
+
+    return {name: stamp(out / name) for name in (FAILURE, REPORT)}
+
+
+def _look(point: Point, before: dict[str, tuple[int, int] | None]) -> None:
     """Takes the outcome from the point's folder, where a launcher returned none."""
-    failure, report = point.out / FAILURE, point.out / REPORT
-    if failure.is_file() and failure.stat().st_mtime >= begun:
-        found = json.loads(failure.read_text(encoding="utf-8"))
+    now = _stamps(point.out)
+    new = {name for name, stamp in now.items() if stamp is not None and stamp != before[name]}
+    if FAILURE in new:
+        found = json.loads((point.out / FAILURE).read_text(encoding="utf-8"))
         point.message, point.code = found["message"], found["exit_code"]
-    elif (point.out / "checkpoint").is_dir() and report.is_file() and report.stat().st_mtime >= begun:
+    elif REPORT in new and (point.out / "checkpoint").is_dir():
         point.code = 0
     else:
-        point.message, point.code = "its process ended before it was done", 1
+        point.message, point.code = "it was not run, or its process ended before it was done", 1
         job.write_failure(point.out, point.overrides, point.message, 1)
     job.codes.append(point.code)
 

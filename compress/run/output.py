@@ -39,10 +39,13 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 
 def write_config(config: RunConfig) -> None:
-    """Writes ``config.yaml``."""
+    """Writes ``config.yaml``; where it replaces another one, removes the report, which would pass for this run's."""
     from omegaconf import OmegaConf
 
-    OmegaConf.save(OmegaConf.create(plain(config)), config.out / "config.yaml")
+    file, text = config.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config)))
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        (config.out / REPORT).unlink(missing_ok=True)
+    file.write_text(text, encoding="utf-8")
 
 
 def info(

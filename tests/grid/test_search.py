@@ -40,6 +40,35 @@ def test_the_best_point_within_the_bounds_is_named(
     assert "2 points: 2 computed, 0 from the store, 0 failed" in shown
 
 
+def test_a_trial_that_measures_nothing_fails_alone_and_a_storage_is_continued_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import optuna
+
+    monkeypatch.chdir(tmp_path)
+    steps: list[int] = []
+
+    def run_recipe(config: Any, keep: bool) -> None:
+        steps.append(config.evaluate.latency_repeats)
+        psnr = None if len(steps) == 2 else 20.0
+        config.out.mkdir(parents=True, exist_ok=True)
+        row = {"cost": {"bytes": steps[-1]}, "metrics": {"psnr": {"value": psnr}}, "cached": False}
+        (config.out / "report.json").write_text(json.dumps({"stages": [row]}))
+
+    monkeypatch.setattr(compress.run.recipe, "run_recipe", run_recipe)
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.storage=sqlite:///search.db"]
+    search += ["objective={minimize: bytes, subject_to: {psnr: 12}}", "evaluate.latency_repeats=interval(1,90)"]
+    given = [word for word in tiny_overrides if "latency_repeats" not in word]
+    for seed in (0, 1):  # of the sampler
+        arguments = [*search, f"hydra.sweeper.seed={seed}", f"out=search{seed}"]
+        monkeypatch.setattr(sys, "argv", ["compress", "-m", "recipe=prune", *arguments, *given])
+        assert main() == 2 - 2 * seed
+    assert "the last row of the report has no psnr" in capsys.readouterr().err
+    assert all(isinstance(step, int) for step in steps), "an interval of whole numbers, as the key is one"
+    study = optuna.load_study(study_name=None, storage="sqlite:///search.db")
+    assert [trial.state.name for trial in study.trials].count("FAIL") == 1 and len(study.trials) == 8
+
+
 @pytest.mark.parametrize(
     ("objective", "part"),
     [

@@ -5,6 +5,9 @@ import json
 import os
 import re
 import sys
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +22,11 @@ from compress.config.compose import compose
 from compress.errors import UserError
 from compress.evaluate import Evaluation
 from compress.grid.progress import Progress
+from compress.grid.sweep import Point, launch
 from compress.run.config import to_run_config
 from compress.run.keys import Plan
 from compress.store import Store
+from compress.store.uses import using
 
 
 @pytest.fixture
@@ -41,8 +46,10 @@ def test_a_point_that_fails_leaves_its_message_until_it_succeeds(
 ) -> None:
     errors: dict[int, Exception] = {0: UserError("data.path=x: expected y"), 1: ZeroDivisionError("ours")}
 
+    kept: list[bool] = []
+
     def run_recipe(config: Any, keep: bool) -> None:
-        assert keep
+        kept.append(keep)
         if config.seed in errors:
             raise errors[config.seed]
 
@@ -55,9 +62,79 @@ def test_a_point_that_fails_leaves_its_message_until_it_succeeds(
         "seed=1": ("ZeroDivisionError: ours", 1),
     }
     assert "failed      seed=1: ZeroDivisionError: ours" in capsys.readouterr().out
+    assert kept == [True] * 3
+    del errors[0]
+    monkeypatch.setattr(sys, "argv", [sys.argv[0], *sys.argv[2:-3], "recipe=prune", "seed=0", "out='grid/seed=0'"])
+    assert main() == 0, "alone, in the folder of the point"
+    assert [file.parent.name for file in Path("grid").rglob("failure.json")] == ["seed=1"]
     errors.clear()
     assert cli(*arguments) == 0
     assert not list(Path("grid").rglob("failure.json"))
+
+
+class Lost:
+    """A launcher that raises once its points have been launched, as for a process that was killed."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+
+    def launch(self, overrides: Any, initial_job_idx: int) -> None:
+        self.work()
+        raise ConnectionError("a worker was killed")
+
+
+def test_what_a_launcher_loses_is_taken_from_the_folders_of_the_points(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compress.grid.sweep, "MINUTE", 0.05)
+    config = replace(to_run_config(compose(["recipe=prune", *tiny_overrides])), store=tmp_path / "store")
+    points = [Point(number, [], [f"p={number}"], tmp_path / str(number), config) for number in range(4)]
+    for point in points:
+        (point.out / "checkpoint").mkdir(parents=True)
+        (point.out / "report.json").write_text("{}")  # of an earlier grid
+    threads: list[threading.Thread] = []
+
+    def late() -> None:
+        with using(Store(tmp_path / "store"), points[1].out, "prune", []):
+            begun.set()
+            time.sleep(0.5)
+            (points[1].out / "report.json").write_text("{ }")
+
+    def work() -> None:
+        (points[0].out / "report.json").write_text("{ }")
+        os.utime(points[0].out / "report.json", (1.0, 1.0))  # of a machine whose clock is wrong
+        (points[2].out / "failure.json").write_text('{"message": "seed=x: expected y", "exit_code": 2}')
+        threads.append(threading.Thread(target=late))
+        threads[0].start()
+        assert begun.wait(30)
+
+    begun = threading.Event()
+    launch(points, Lost(work))
+    threads[0].join()
+    assert [(point.code, point.message) for point in points] == [
+        (0, ""), (0, ""), (2, "seed=x: expected y"), (1, "it was not run, or its process ended before it was done"),
+    ]  # fmt: skip
+    shown = capsys.readouterr()
+    assert "ConnectionError: a worker was killed" in shown.err and "waiting for 1 points that still run" in shown.out
+
+
+def test_a_grid_that_runs_elsewhere_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compress.grid.sweep, "MINUTE", 0.01)
+    lines = iter(["grid: 0 of 2 stages", "grid: 0 of 2 stages", "grid: 1 of 2 stages"])
+    enough = threading.Event()
+
+    class Counted:
+        def line(self) -> str:
+            line = next(lines, "")
+            if not line:
+                enough.set()
+            return line or "grid: 1 of 2 stages"
+
+    with compress.grid.sweep._saying(Counted()):  # type: ignore[arg-type]
+        assert enough.wait(30)
+    assert capsys.readouterr().out == "grid: 1 of 2 stages\n"
 
 
 def test_a_choice_that_is_unknown_costs_its_points_alone(

@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from compress.errors import UserError
 from compress.evaluate import Evaluation
 from compress.run.config import to_run_config
 from compress.run.keys import Plan
+from compress.run.output import write_config
 from compress.run.recipe import run_recipe
 from compress.stage import StageReport
 from compress.store import Store
@@ -123,6 +125,16 @@ def test_the_noise_floor_is_measured_once_and_reported(
     again = run("evaluate.images=5", "evaluate.noise_floor=false", store=store)
     assert run.evaluations == []  # type: ignore[attr-defined]
     assert "noise_floor" not in again and numbers(again) == numbers(result)
+
+
+def test_the_report_of_another_config_does_not_stay_beside_a_new_one(tmp_path: Path, tiny_overrides: list[str]) -> None:
+    config = replace(to_run_config(compose(["recipe=prune", *tiny_overrides])), out=tmp_path)
+    write_config(config)
+    (tmp_path / "report.json").write_text("{}")
+    write_config(config)
+    assert (tmp_path / "report.json").exists()
+    write_config(replace(config, seed=1))
+    assert not (tmp_path / "report.json").exists()
 
 
 def test_config_yaml_gives_the_same_run(first: tuple[Path, dict[str, Any]]) -> None:
