@@ -65,29 +65,28 @@ def join_group(cfg: "DictConfig", folder: str) -> None:
 
     if cfg.track.get("backend") == "wandb" and cfg.track.get("group") is None:
         with open_dict(cfg.track):
-            cfg.track.group = _group(str(cfg.recipe_name), Path(folder))
+            cfg.track.group = _group(Path(folder))
 
 
 def report_grid(configs: Sequence["RunConfig"], folders: Sequence[Path], out: Path) -> None:
     """Reports the points of a grid in the folder of the grid.
 
     Args:
-        configs: Of the points that could run.
+        configs: Of the points that run stages and could be; the first says how they are tracked.
         folders: Of all points.
         out: Folder of the grid.
 
     Raises:
         UserError: A file cannot be read.
     """
-    if not configs:
-        return
-    recipe, track = configs[0].recipe_name, configs[0].track
-    report_runs(folders, out, recipe, replace(track, group=track.group or _group(recipe, out)))
+    recipes = list(dict.fromkeys(config.recipe_name for config in configs))
+    track = replace(configs[0].track, group=configs[0].track.group or _group(out)) if configs else None
+    report_runs(folders, out, ", ".join(recipes) or out.name, track)
 
 
-def _group(recipe: str, folder: Path) -> str:
-    """The W&B group of a grid."""
-    return recipe if folder.name in ("", recipe) else f"{recipe}-{folder.name}"
+def _group(folder: Path) -> str:
+    """The W&B group of a grid: one, whatever recipes its points have."""
+    return "-".join(part for part in folder.parts[-2:] if part not in (folder.anchor, ".."))
 
 
 def report_runs(folders: Sequence[Path], out: Path, title: str, track: "TrackConfig | None" = None) -> None:
@@ -111,11 +110,15 @@ def report_runs(folders: Sequence[Path], out: Path, title: str, track: "TrackCon
     runs, failed = read_runs(folders)
     if not runs and not failed:
         return
-    columns, rows = write_many(out, title, runs, failed)
+    (columns, rows), content = write_many(out, title, runs, failed)
     if track is not None:
         import compress.track
 
         tracker = compress.track.start(track, track.group or out.name, out, {"runs": [str(f) for f in folders]})
-        tracker.report(columns, rows)
+        shown = {
+            table.title: ([*table.headings], [[name, *(c.line() for c in cells)] for name, cells in table.rows])
+            for table in content.tables
+        }
+        tracker.report(columns, rows, more=shown)
         tracker.close()
     print(f"\nreport      {out / 'report.html'}: {len(runs)} runs, {len(failed)} failed")

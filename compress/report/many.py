@@ -23,7 +23,7 @@ WIDE = 8  # differing keys that are columns; more are rows, unless the runs are 
 
 def write_many(
     out: Path, title: str, runs: Sequence[RunFolder], failed: Sequence[FailedRun]
-) -> tuple[list[str], list[list[Any]]]:
+) -> tuple[tuple[list[str], list[list[Any]]], Content]:
     """Writes ``report.html``, ``report.md``, ``report.csv``, ``report.tex`` and ``points.json``.
 
     Args:
@@ -33,7 +33,7 @@ def write_many(
         failed: Those that did not.
 
     Returns:
-        Headings and rows of the CSV.
+        Headings and rows of the CSV, and what the page shows.
 
     Raises:
         OSError: The disk is full or the folder cannot be written.
@@ -48,7 +48,7 @@ def write_many(
     write_text(out / "report.csv", csv_text(headings, rows))
     write_text(out / "report.tex", latex(content.all_tables(), f"{title}, {out}"))
     write_text(out / "points.json", json.dumps(_points(content, runs, failed, found, series), indent=1) + "\n")
-    return headings, rows
+    return (headings, rows), content
 
 
 def many_content(

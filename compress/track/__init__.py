@@ -167,14 +167,29 @@ class Tracker:
         run.finish()
 
     def report(
-        self, columns: Sequence[str], rows: Sequence[Sequence[Any]], images: Mapping[str, Path] | None = None
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+        images: Mapping[str, Path] | None = None,
+        more: Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]] | None = None,
     ) -> None:
-        """A final W&B run ``report`` with the table of all rows and the report's images (name to PNG file)."""
+        """A final W&B run ``report``.
+
+        Args:
+            columns: Of the table of all rows.
+            rows: Its cells.
+            images: The report's, name to PNG file.
+            more: Other tables, title to columns and rows.
+        """
         if self._session is None:
             return
         with self.stage("report", "report"):
-            data = [[_plain(cell) for cell in row] for row in rows]
-            self._session.report(list(columns), data, images or {})
+            tables = {
+                "results": (columns, rows),
+                **{re.sub(r"[^\w .=-]", "-", key): t for key, t in (more or {}).items()},
+            }
+            plain = {key: (list(c), [[_plain(cell) for cell in row] for row in r]) for key, (c, r) in tables.items()}
+            self._session.report(plain, images or {})
 
     def artifact(self, name: str, folder: Path, metrics: Mapping[str, Any]) -> None:
         """A W&B run ``checkpoint`` that logs a checkpoint as an artifact of type ``model``.

@@ -77,14 +77,14 @@ class Session:
 
         self._safely(call)
 
-    def report(self, columns: list[str], rows: list[list[Any]], images: Mapping[str, Path]) -> None:
-        """Logs a table, and images from files."""
+    def report(self, tables: Mapping[str, tuple[list[str], list[list[Any]]]], images: Mapping[str, Path]) -> None:
+        """Logs tables, columns and rows by name, and images from files."""
 
         def call() -> None:
             import wandb
 
-            table = wandb.Table(columns=columns, data=rows, allow_mixed_types=True)
-            self._run.log({"results": table, **{name: wandb.Image(str(path)) for name, path in images.items()}})
+            made = {name: wandb.Table(columns=c, data=r, allow_mixed_types=True) for name, (c, r) in tables.items()}
+            self._run.log({**made, **{name: wandb.Image(str(path)) for name, path in images.items()}})
 
         self._safely(call)
 

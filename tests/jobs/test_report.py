@@ -50,19 +50,20 @@ def test_mistakes_are_named(overrides: list[str], message: str) -> None:
 
 def test_a_grid_has_one_group_and_its_table_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = []
-    for seed in (0, 1):
+    for seed, recipe in enumerate(("prune", "int8")):
         folder = run(tmp_path / "sweep" / f"seed={seed}", seed)
-        points.append(compose(["recipe=prune", f"out={folder}", f"seed={seed}"]))
+        points.append(compose([f"recipe={recipe}", f"out={folder}", f"seed={seed}"]))
         join_group(points[-1], str(tmp_path / "sweep"))
-    assert [cfg.track.group for cfg in points] == ["prune-sweep"] * 2
+    group = f"{tmp_path.name}-sweep"
+    assert [cfg.track.group for cfg in points] == [group] * 2
     own = compose(["recipe=prune", "track.group=mine"])
     join_group(own, str(tmp_path))
     assert own.track.group == "mine"
     seen: list[Any] = []
 
     class Tracker:
-        def report(self, columns: list[str], rows: list[list[Any]]) -> None:
-            seen.append((columns, rows))
+        def report(self, columns: list[str], rows: list[list[Any]], more: dict[str, Any]) -> None:
+            seen.append((columns, rows, more))
 
         def close(self) -> None:
             seen.append("closed")
@@ -74,10 +75,20 @@ def test_a_grid_has_one_group_and_its_table_is_tracked(tmp_path: Path, monkeypat
     monkeypatch.setattr(compress.track, "start", start)
     configs = [to_run_config(cfg) for cfg in points]
     report_grid(configs, [config.out for config in configs], tmp_path / "sweep")
-    started, (columns, rows), closed = seen
-    assert started == ("prune-sweep", tmp_path / "sweep") and closed == "closed"
+    started, (columns, rows, more), closed = seen
+    assert started == (group, tmp_path / "sweep") and closed == "closed"
     assert columns[:3] == ["point", "folder", "seed"] and [row[2] for row in rows[-2:]] == [0, 1]
+    page = (tmp_path / "sweep" / "report.md").read_text()
+    assert more and all(f"## {title}\n" in page for title in more)
+    assert all(f"| {' | '.join(cells)} |" in page.replace("**", "") for _, body in more.values() for cells in body)
     assert (tmp_path / "sweep" / "report.html").is_file()
+
+
+def test_a_grid_of_which_no_point_could_run_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "failure.json").write_text('{"overrides": [], "message": "x=1: expected y", "exit_code": 2}')
+    report_grid([], [tmp_path / "a"], tmp_path)
+    assert "x=1: expected y" in (tmp_path / "report.md").read_text()
 
 
 def test_a_run_that_has_not_finished_is_no_point(tmp_path: Path) -> None:

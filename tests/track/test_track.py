@@ -73,7 +73,8 @@ def offline_run(folder: Path):
         for step in range(3):
             run.log({"loss": 1.0 / (step + 1)}, step)
         run.finish(SUMMARY, GRID)
-    tracker.report(["stage", "FID"], [["teacher", 3.0], ["distill", float("nan")]])
+    more = {"Mean: over seeds": (["point", "FID"], [["ratio=0.5", "3.0 [2.0, 4.0]"]])}
+    tracker.report(["stage", "FID"], [["teacher", 3.0], ["distill", float("nan")]], more=more)
     tracker.close()
 
 
@@ -106,7 +107,8 @@ def test_offline_runs_can_be_read_back(tmp_path, capfd):
     assert summary["metrics/fid"] == 3.5 and summary["metrics/fid_low"] == 3.0 and summary["cost/params"] == 10
     run, file = found["report"]
     history = [items(record.history.item) for record in records(file) if record.WhichOneof("record_type") == "history"]
-    assert "table-file" in [point.get("results/_type") for point in history]
+    for table in ("results", "Mean- over seeds"):
+        assert "table-file" in [point.get(f"{table}/_type") for point in history]
     # Silent, no code, nothing beside the folder, the environment as before.
     assert capfd.readouterr() == ("", "")
     assert not list((tmp_path / "run").rglob("*.py")) and not list((tmp_path / "run").rglob("*.patch"))
