@@ -55,6 +55,54 @@ def test_points_at_the_same_time_share_their_stages(
     assert json.loads((tmp_path / "out/quantize=nonsense/failure.json").read_text())["exit_code"] == 2
 
 
+KILLER = """
+import os
+from dataclasses import dataclass
+
+from compress.stage import Stage, StageReport
+
+STAGE = Stage(version=1, tag="killed")
+
+
+@dataclass(frozen=True)
+class Config:
+    kill: bool
+
+
+def run(pipeline, config, context):
+    if config.kill:
+        os.kill(os.getpid(), 9)
+    pipeline.unet.conv_in.weight.data *= 0.5
+    return StageReport(coverage={"params": 0.01, "macs": None, "modules": 1, "skipped": {}})
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "launcher"),
+    [
+        ("hydra_plugins.hydra_submitit_launcher", ["hydra/launcher=submitit_local"]),
+        ("ray", ["hydra/launcher=ray", "hydra.launcher.init.num_cpus=2", "+hydra.launcher.remote.max_retries=0"]),
+    ],
+)
+def test_a_process_that_is_lost_costs_its_point_alone(
+    package: str, launcher: list[str], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip(package)
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "killer.py").write_text(KILLER)
+    grid = ["recipe=prune", "~stages.prune", "+stages.last={kind: killed, method: own.killer, kill: false}"]
+    grid += ["stages.last.kill=true,false", "out=out", "store=store"]
+    done = subprocess.run(
+        command(grid, *launcher, *tiny_overrides), cwd=tmp_path, env=ENVIRONMENT, text=True, capture_output=True,
+        timeout=1800, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "2 points: 1 computed, 0 from the store, 1 failed" in done.stdout, done.stdout + done.stderr
+    assert list(stages(tmp_path / "out")) == ["kill=False"]
+    assert json.loads((tmp_path / "out/kill=True/failure.json").read_text())["exit_code"] == 1
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
 def test_grids_that_are_killed_and_grids_that_overlap_end_as_one_left_alone(
     tiny_overrides: list[str], tmp_path: Path
 ) -> None:
