@@ -19,7 +19,7 @@ from compress.errors import UserError
 from compress.models.conditions import Conditions, conditions_of
 from compress.models.inputs import own_size, smaller
 from compress.models.latents import check_latents, encode_images
-from compress.store import leased
+from compress.system.leases import leased
 from compress.system.progress import bar, say
 from compress.system.random import generator
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
 from compress.system.files import file_hash, known_hash, link
-from compress.system.progress import say
+from compress.system.leases import leased
 
 if TYPE_CHECKING:
     import torch
 
 MANIFEST = "sha256.json"
-LEASE = 120.0  # seconds without a sign of life after which the process that computes an entry counts as dead
 
 
 class Store:
@@ -30,8 +28,8 @@ class Store:
 
     Any number of runs may share one: entries are written to a temporary path and renamed, and the process that computes
     an entry holds its lock. It shows that it lives by touching the lock's file; another process takes the lock over as
-    soon as its holder has ended, or on another machine has not touched it for :data:`LEASE` seconds. Machines are told
-    apart by their host names.
+    soon as its holder has ended, or on another machine has not touched it for some time (:mod:`compress.system.leases`).
+    Machines are told apart by their host names.
 
     Args:
         root: The folder; created on the first write.
@@ -161,48 +159,6 @@ class Store:
     def evaluation_folder(self, key: str) -> Path:
         """Path of the evaluation of ``key``, existing or not."""
         return self.root / "evaluations" / key
-
-
-@contextmanager
-def leased(file: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds a lock that works between machines, on file systems that have none of their own.
-
-    Args:
-        file: Of the lock; its folder is made.
-        waiting: Called once if another process holds it.
-    """
-    import filelock
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.SoftFileLease(file, lease_duration=LEASE)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        waiting()
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=2 * LEASE)
-            except filelock.Timeout:
-                if not _removed_empty(file):
-                    say(f"still waiting for {file}; if nothing uses it any more, delete it")
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _removed_empty(file: Path) -> bool:
-    """Removes the file of a lock whose machine failed before it wrote who holds it: it would be held for ever."""
-    try:
-        before = file.stat()
-        time.sleep(1)  # one that is being taken now is written at once
-        after = file.stat()
-        if before.st_size or after.st_size or before.st_ino != after.st_ino:
-            return False
-        file.unlink()
-    except OSError:
-        return False
-    return True
 
 
 def _files(folder: Path) -> list[Path]:

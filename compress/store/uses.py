@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from compress.config.folders import REPORT
-from compress.store import LEASE, Store
+from compress.store import Store
 from compress.system.files import write_text
+from compress.system.leases import LEASE
 
 GATE = "uses"  # the lock under which runs enter their keys and entries are removed
 REPORTS = (REPORT, "benchmark.json")

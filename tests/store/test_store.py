@@ -193,10 +193,10 @@ def test_a_killed_process_releases_its_lock(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_holder_that_shows_no_life_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on another machine, where nobody can see whether it has ended: here it is stopped, and exists."""
-    monkeypatch.setattr("compress.store.LEASE", 2.0)
+    monkeypatch.setattr("compress.system.leases.LEASE", 2.0)
     code = (
-        "import os, signal, sys; from pathlib import Path; import compress.store\n"
-        "compress.store.LEASE = 2.0\n"
+        "import os, signal, sys; from pathlib import Path; import compress.store, compress.system.leases\n"
+        "compress.system.leases.LEASE = 2.0\n"
         "with compress.store.Store(Path(sys.argv[1])).lock('k'): os.kill(os.getpid(), signal.SIGSTOP)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -214,7 +214,7 @@ def test_the_lock_of_a_holder_that_shows_no_life_is_taken_over(tmp_path: Path, m
 def test_the_lock_of_a_machine_that_failed_while_taking_it_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("compress.store.LEASE", 0.3)
+    monkeypatch.setattr("compress.system.leases.LEASE", 0.3)
     store = Store(tmp_path)
     store.lock_file("k").parent.mkdir()
     store.lock_file("k").touch()
