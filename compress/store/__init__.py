@@ -28,7 +28,7 @@ class Store:
 
     Any number of runs may share one: entries are written to a temporary path and renamed, and the process that computes
     an entry holds its lock. It shows that it lives by touching the lock's file; another process takes the lock over as
-    soon as its holder has ended, or on another machine has not touched it for some time (:mod:`compress.system.leases`).
+    soon as its holder has ended, or on another machine has not touched it for a time (:mod:`compress.system.leases`).
     Machines are told apart by their host names.
 
     Args:
