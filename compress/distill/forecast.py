@@ -24,8 +24,8 @@ def forecast(trainer: "Trainer") -> None:
     """Prints the expected time and peak memory of the remaining steps of a long training; changes nothing.
 
     A part of a batch is passed forward and backward twice, and the second pass is timed. So is the optimizer's step:
-    that of Muon is a fifth of a small model's. The moments, which do not exist before
-    the first step, are counted as 8 bytes a trained parameter.
+    that of Muon is a fifth of a small model's. The moments, which do not exist before the first step, are counted as 8
+    bytes a trained parameter.
     """
     settings, left = trainer.settings, trainer.settings.steps - trainer.record.step
     if left < LONG or trainer.accelerator.num_processes > 1:
