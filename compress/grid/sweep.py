@@ -296,10 +296,10 @@ def finish(point: Point, returned: Any) -> None:
     error = returned._return_value  # the property of that name would print and raise it
     if isinstance(error, job.PointFailed):
         point.message, point.code = error.message, error.code
-    elif isinstance(error, UserError):
-        point.message, point.code = str(error), 2
-    else:
-        point.message, point.code = f"{type(error).__name__}: {error}", 1
+    else:  # nobody has written it down yet
+        mistake = isinstance(error, UserError)
+        point.message, point.code = (str(error), 2) if mistake else (f"{type(error).__name__}: {error}", 1)
+        job.write_failure(point.out, point.overrides, point.message, point.code)
     job.codes.append(point.code)
 
 
