@@ -111,7 +111,7 @@ def fingerprint(config: DataConfig) -> str:
     """
     if is_local(config):
         source = find(config)
-        config, path = source.config, Path(resolve(config.path))
+        config, path = source.config, Path(resolve(config.path)).expanduser()
         if source.images:
             listed = [[found.name, found.text, _hash(found.file)] for found in source.images]
             content = hashlib.sha256(json.dumps(listed).encode()).hexdigest()

@@ -134,6 +134,11 @@ def unpack(
             parameter.copy_(like(tensors[f"weight.{name}"], parameter))
             if states[name]:  # else an average, which the optimizer does not train
                 optimizer.state[parameter] = {kind: _as_kept(value, parameter) for kind, value in states[name].items()}
+    for group in optimizer.param_groups:
+        if group.get("fused"):  # its kernel reads the step where the parameter is
+            for parameter in group["params"]:
+                if isinstance(step := optimizer.state[parameter].get("step"), torch.Tensor):
+                    optimizer.state[parameter]["step"] = step.to(parameter.device)
 
 
 def _as_kept(value: torch.Tensor, parameter: torch.nn.Parameter) -> Any:
