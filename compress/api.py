@@ -121,7 +121,8 @@ def distill(
         teacher: The uncompressed pipeline.
         data: Images and captions, see :func:`prune`.
         seed: Of everything random.
-        folder: Where training states go, from which the same call continues, also with more ``steps``; None: nowhere.
+        folder: Where training states go, from which the same call continues, also with more ``steps``; None: a folder
+            for temporary files, removed in the end.
         log: Takes metrics and the number of steps done.
         keys: Keys of the method's YAML file.
 
@@ -172,7 +173,7 @@ def evaluate(
         teacher: The pipeline whose images it is compared with, of the same prompts and noise; measured first.
         seed: Image i has the seed ``seed + i``.
         folder: Where the images go, of the teacher in a folder ``teacher`` inside; finished batches that are there are
-            not sampled again. None: nowhere.
+            not sampled again. None: a folder for temporary files, removed in the end.
         keys: Keys of the protocol's YAML file.
 
     Returns:

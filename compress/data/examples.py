@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from compress.data.framing import Framing, framed
 from compress.data.samples import SamplesConfig, sample_latents, sampled_prompts
 from compress.data.tensors import Chunk, Rows, filled, read
 from compress.data.white import on_white
 from compress.errors import UserError
-from compress.models.conditions import Conditions, conditions_of
+from compress.models.conditions import Conditions, conditions_of, joined, unconditional
 from compress.models.inputs import own_size, smaller
 from compress.models.latents import check_latents, encode_images
 from compress.system.leases import leased
@@ -41,7 +40,8 @@ class Examples:
     Attributes:
         latents: ``(n, ...)``, clean, scaled as the denoiser expects them; see :mod:`compress.models.latents`.
         captions: ``(n,)`` integers, the row of ``conditions`` that belongs to each image.
-        conditions: One row a distinct caption; row 0 is the empty prompt. Without rows for a model without prompts.
+        conditions: One row a distinct caption; row 0 is what guidance points away from, the empty prompt
+            as the pipeline passes it. Without rows for a model without prompts.
     """
 
     latents: torch.Tensor
@@ -122,6 +122,8 @@ def encode_examples(
 
         def encoded(start: int) -> Chunk:
             part = conditions_of(pipeline, distinct[start : start + _CHUNK], height, width)
+            if start == 0:
+                part = joined([unconditional(pipeline, height, width), part.rows_of(slice(1, None))])
             stop = min(start + _CHUNK, len(distinct))
             progress.update(task, completed=stop)
             return _packed(part, stop)
@@ -179,7 +181,7 @@ def _read(folder: Path) -> Examples | None:
     try:
         (table, metadata), (rows, _) = map(read, files)
         return Examples(rows["latents"], rows["captions"], _unpacked(table, metadata))
-    except (SafetensorError, OSError, UserError, ValueError, KeyError) as error:
+    except (OSError, UserError, ValueError, KeyError) as error:
         warnings.warn(f"{files[1]} is damaged ({error}); encoding the examples again", RuntimeWarning, stacklevel=3)
         for file in files:
             file.unlink(missing_ok=True)

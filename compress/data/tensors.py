@@ -2,13 +2,15 @@
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from mmap import ACCESS_COPY, ACCESS_WRITE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from compress.errors import UserError
@@ -21,6 +23,8 @@ _TYPES = {
     torch.int64: "I64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL",
     torch.float64: "F64", torch.int32: "I32", torch.uint8: "U8",
 }  # fmt: skip
+
+_NO_RESERVE = 0x4000  # MAP_NORESERVE, which Python's mmap does not name in every version
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ def cached(
     if file is not None and file.exists():
         try:
             return read(file)
-        except (SafetensorError, OSError) as error:
+        except (ValueError, OSError) as error:
             warnings.warn(f"{file} is damaged ({error}); computing it again", RuntimeWarning, stacklevel=2)
     return filled(count, part, file, of)
 
@@ -83,13 +87,13 @@ def cached(
 def read(file: Path) -> tuple[Rows, dict[str, str]]:
     """The tensors of a file, mapped: a row is read when it is used, and processes share the memory.
 
+    Safetensors itself reserves memory for the whole file, which is refused for one larger than memory.
+
     Raises:
         OSError: The file cannot be read.
-        SafetensorError: It is damaged.
+        ValueError: It is damaged.
     """
-    with safe_open(file, "pt") as opened:
-        names = list(opened.keys())
-        return {name: opened.get_tensor(name) for name in names}, dict(opened.metadata() or {})
+    return _mapped(file), _header(file)[1]
 
 
 def _filled(count: int, part: Callable[[int], Chunk], file: Path | None, of: str) -> tuple[Rows, dict[str, str]]:
@@ -99,7 +103,7 @@ def _filled(count: int, part: Callable[[int], Chunk], file: Path | None, of: str
     partial, progress = (None, None) if file is None else _beside(file)
     if partial is not None and progress is not None and (found := _unfinished(partial, progress, of)) is not None:
         start, metadata = found
-        tensors = _mapped(partial)
+        tensors = _mapped(partial, shared=True)
     while start < count:
         new = part(start)
         if not tensors:
@@ -111,7 +115,7 @@ def _filled(count: int, part: Callable[[int], Chunk], file: Path | None, of: str
             else:
                 partial.parent.mkdir(parents=True, exist_ok=True)
                 _allocate(partial, shapes, metadata)
-                tensors = _mapped(partial)
+                tensors = _mapped(partial, shared=True)
             for name, value in new.fixed.items():
                 tensors[name].copy_(value)
         for name, rows in new.rows.items():
@@ -151,7 +155,11 @@ def _unfinished(partial: Path, progress: Path, of: str) -> tuple[int, dict[str, 
 
 
 def _allocate(file: Path, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file of zeros, which takes no room until rows are written."""
+    """Writes a safetensors file of zeros and takes its whole room on the disk, so that no later write lacks it.
+
+    Raises:
+        OSError: The disk is full.
+    """
     header: dict[str, object] = {"__metadata__": metadata}
     end = 0
     # Wide types first, so that each tensor starts at a multiple of its type's size.
@@ -160,22 +168,54 @@ def _allocate(file: Path, shapes: Mapping[str, tuple[tuple[int, ...], torch.dtyp
         header[name] = {"dtype": _TYPES[dtype], "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + end)
+    size = 8 + len(text) + end
+    try:
+        with file.open("wb") as stream:
+            stream.write(len(text).to_bytes(8, "little") + text)
+            stream.truncate(size)
+            stream.flush()
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        file.unlink(missing_ok=True)
+        raise OSError(f"{error} ({size / 2**30:.3g} GiB)") from error
 
 
-def _mapped(file: Path) -> Rows:
-    """The tensors of a file; what is written to them is written to the file."""
+def _header(file: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str], int]:
+    """The entries of a safetensors file, its metadata, and where its tensors begin.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is damaged.
+    """
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        header = json.loads(stream.read(size))
-    storage = torch.UntypedStorage.from_file(str(file), shared=True, nbytes=file.stat().st_size)
-    bytes_ = torch.empty(0, dtype=torch.uint8).set_(storage)
+        total = file.stat().st_size
+        if 8 + size > total:
+            raise ValueError("its header is cut off")
+        entries = json.loads(stream.read(size))
+    metadata = entries.pop("__metadata__", {})
+    if max((entry["data_offsets"][1] for entry in entries.values()), default=0) + 8 + size != total:
+        raise ValueError("its length is wrong")
+    return entries, metadata, 8 + size
+
+
+def _mapped(file: Path, shared: bool = False) -> Rows:
+    """The tensors of a file; what is written to them is written to the file where they are shared."""
+    entries, _, begin = _header(file)
+    with file.open("r+b" if shared else "rb") as stream:
+        pages = mmap(stream.fileno(), 0, access=ACCESS_WRITE) if shared else _private(stream.fileno())
+    bytes_ = torch.frombuffer(pages, dtype=torch.uint8)
     dtypes = {name: dtype for dtype, name in _TYPES.items()}
     found = {}
-    for name, entry in header.items():
-        if name != "__metadata__":
-            start, stop = (8 + size + offset for offset in entry["data_offsets"])
-            found[name] = bytes_[start:stop].view(dtypes[entry["dtype"]]).view(entry["shape"])
+    for name, entry in entries.items():
+        start, stop = (begin + offset for offset in entry["data_offsets"])
+        found[name] = bytes_[start:stop].view(dtypes[entry["dtype"]]).view(entry["shape"])
     return found
+
+
+def _private(descriptor: int) -> mmap:
+    """A file's pages, copied when they are written to; on Linux without reserving memory for the copies."""
+    if not sys.platform.startswith("linux"):
+        return mmap(descriptor, 0, access=ACCESS_COPY)
+    return mmap(descriptor, 0, flags=MAP_PRIVATE | _NO_RESERVE, prot=PROT_READ | PROT_WRITE)

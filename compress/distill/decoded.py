@@ -1,5 +1,6 @@
 """The teacher's decoder as a loss sees it."""
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -9,17 +10,21 @@ from compress.distill.alignment import tapped
 from compress.models import denoiser
 from compress.models.families import family_of
 from compress.models.inputs import own_size
-from compress.models.latents import unscaled
+from compress.models.latents import is_narrow, unscaled
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-def decoder_of(teacher: "DiffusionPipeline") -> Callable[[Tensor], list[Tensor]]:
+def decoder_of(
+    teacher: "DiffusionPipeline", height: int | None = None, width: int | None = None
+) -> Callable[[Tensor], list[Tensor]]:
     """A function from clean latents, as the denoiser takes them, to what the frozen decoder makes of them.
 
     Args:
-        teacher: Its VAE is on the device of the training. Packed latents must be those of the model's own size.
+        teacher: Its VAE is on the device of the training.
+        height: Of the pictures in pixels; None: the model's own. Packed latents do not tell it.
+        width: As ``height``.
 
     Returns:
         From ``(b, ...)`` to the outputs of the decoder's up blocks and the picture in [-1, 1], each ``(b, c, h, w)``;
@@ -27,14 +32,17 @@ def decoder_of(teacher: "DiffusionPipeline") -> Callable[[Tensor], list[Tensor]]
     """
     pipeline: Any = teacher
     vae = getattr(pipeline, "vae", None)
+    size = own_size(teacher) if height is None or width is None else (height, width)
     if vae is None:
         return lambda latents: [latents]
+    if is_narrow(vae):
+        vae = copy.deepcopy(vae).float()
     packed = getattr(family_of(denoiser(teacher)), "packed", False)
     blocks = [f"decoder.up_blocks.{i}" for i in range(len(getattr(vae.decoder, "up_blocks", ())))]
 
     def decode(latents: Tensor) -> list[Tensor]:
         if packed:
-            latents = pipeline._unpack_latents(latents, *own_size(teacher), pipeline.vae_scale_factor)
+            latents = pipeline._unpack_latents(latents, *size, pipeline.vae_scale_factor)
         with tapped(vae, blocks) as features:
             picture = vae.decode(unscaled(vae, latents).to(vae.dtype), return_dict=False)[0]
         return [*features.values(), picture]

@@ -222,7 +222,7 @@ def distill_decoder(
     curves = record.curves
     figures = _quality(small, latents, pictures, held, seed) | _seconds(small, teacher, latents(held[:1]))
     details = {
-        "steps": record.step,
+        **record.details(),
         "examples": len(trained),
         "held_out": len(held),
         "final": {name: points[-1][1] for name, points in curves.items()},
@@ -282,6 +282,7 @@ def _pictures(teacher: Any, latents: "Callable[[Tensor], Tensor]", count: int, f
     import torch
 
     from compress.data.tensors import Chunk, cached
+    from compress.models.latents import in_range
     from compress.system.progress import bar
 
     with torch.no_grad(), bar() as progress:
@@ -289,7 +290,8 @@ def _pictures(teacher: Any, latents: "Callable[[Tensor], Tensor]", count: int, f
 
         def chunk(start: int) -> Chunk:
             rows = torch.arange(start, min(start + DECODED, count))
-            found = decoded(teacher, latents(rows).to(teacher.device))
+            with in_range(teacher):
+                found = decoded(teacher, latents(rows).to(teacher.device))
             if not found.isfinite().all():
                 raise UserError("the teacher's VAE gives NaN or infinite pictures: use precision=fp32 or bf16")
             stop = start + len(rows)

@@ -11,6 +11,8 @@ from compress.data.examples import Examples, cached_examples
 from compress.data.samples import SamplesConfig
 from compress.stage import StageContext
 
+_VERSION = 2  # of what is encoded; raise it when the same choice gives something else
+
 
 def training_examples(context: StageContext, max_examples: int | None, samples: SamplesConfig) -> Examples:
     """The teacher's latents and conditions; called in every process, of which the first encodes.
@@ -26,7 +28,7 @@ def training_examples(context: StageContext, max_examples: int | None, samples: 
     data = context.data
     # The others wait while the first process encodes the examples, perhaps for longer than the usual half hour.
     state = PartialState(cpu=context.device.type == "cpu", timeout=timedelta(hours=12))
-    choice = {"max_examples": max_examples, **asdict(samples)}
+    choice = {"version": _VERSION, "max_examples": max_examples, **asdict(samples)}
     drawn = max_examples is not None or samples.count or data.framing.crop == "random" or not data.has_images
     choice |= {"seed": context.seed} if drawn else {}
     name = hashlib.sha256(json.dumps(choice, sort_keys=True).encode()).hexdigest()[:16]

@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from compress.distill.batches import Batches
     from compress.distill.losses import Loss
     from compress.distill.objective import Teacher
-    from compress.models.conditions import Conditions
     from compress.models.outline import Outline
     from compress.models.schedule import Schedule
 
-STAGE = Stage(version=1, distributed=True, by_names=True, any_steps=True, tag="distillation")
+STAGE = Stage(version=2, distributed=True, by_names=True, any_steps=True, tag="distillation")
 
 
 LOSSES = {"noise": 1.0, "output": 1.0, "features": 0.1}
@@ -111,10 +110,12 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
     Raises:
         UserError: Student, teacher and data do not match, or the training diverged.
     """
+    from compress.data.examples import training_size
     from compress.distill.decoded import decoder_of
     from compress.distill.encoded import training_examples
-    from compress.distill.guidance import empty_prompt, takes_scale
+    from compress.distill.guidance import takes_scale
     from compress.distill.losses import load_losses
+    from compress.distill.placement import idle_parts, placed
     from compress.distill.validation import drawing
     from compress.models import denoiser
     from compress.models.sampling import Sampling, sampling_of, set_sampling
@@ -132,23 +133,27 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
             f"the student predicts {ours!r} and its teacher {theirs!r}: the scheduler's prediction_type differs"
         )
     examples = training_examples(context, config.max_examples, config.samples)
-    report = distill(
-        denoiser(pipeline),
-        denoiser(context.teacher),
-        examples,
-        pipeline.scheduler,
-        config,
-        empty=empty_prompt(context.teacher, examples.conditions) if config.guidance else None,
-        seed=context.seed,
-        device=context.device,
-        history=context.history,
-        decode=decoder_of(context.teacher) if any(loss.decoder for loss in load_losses(config.losses)) else None,
-        keep_zeros=bool(declares([*context.before, *context.history], "zeros")),
-        folder=context.folder,
-        log=context.log,
-        graphs=context.graphs,
-        validate=drawing(pipeline, config.validation, context.seed, context.show, context.folder),
-    )
+    decode = None
+    if any(loss.decoder for loss in load_losses(config.losses)):
+        decode = decoder_of(context.teacher, *training_size(context.teacher, framing=context.data.framing))
+    idle = idle_parts(pipeline, context.teacher, used=[] if decode is None else [getattr(context.teacher, "vae", None)])
+    with placed(idle, "cpu"):
+        report = distill(
+            denoiser(pipeline),
+            denoiser(context.teacher),
+            examples,
+            pipeline.scheduler,
+            config,
+            seed=context.seed,
+            device=context.device,
+            history=context.history,
+            decode=decode,
+            keep_zeros=bool(declares([*context.before, *context.history], "zeros")),
+            folder=context.folder,
+            log=context.log,
+            graphs=context.graphs,
+            validate=drawing(pipeline, config.validation, context.seed, context.show, context.folder, config.guidance),
+        )
     unguided = config.guidance is not None and not takes_scale(denoiser(pipeline))
     after = Sampling(None, config.inference_steps or before.steps, config.guidance, unguided)
     if after.steps is not None:
@@ -215,7 +220,6 @@ def distill(
     scheduler: Any,
     config: Config,
     *,
-    empty: "Conditions | None" = None,
     seed: int = 0,
     device: "torch.device | str" = "cpu",
     history: Iterable[Mapping[str, Any]] = (),
@@ -239,7 +243,6 @@ def distill(
         examples: Latents ``(n, ...)`` and the conditions of m captions.
         scheduler: Their diffusers scheduler; its noise schedule and prediction type are used.
         config: See :class:`Config`.
-        empty: What guidance points away from, one row; None: the first of the examples' conditions, the empty prompt.
         seed: Of the examples' order, timesteps, noise and dropped prompts.
         device: Where to train.
         history: Entries of the stages between teacher and student, as in ``compress.json``. Their ``details`` name the
@@ -266,7 +269,7 @@ def distill(
     from compress.distill.batches import Batches
     from compress.distill.compiled import compiled
     from compress.distill.forecast import forecast
-    from compress.distill.guidance import add_scale_input, check_guidance, kept_zeros, takes_scale
+    from compress.distill.guidance import add_scale_input, check_guidance, empty_prompt, kept_zeros, takes_scale
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
     from compress.distill.pair import arranged, check_pair
@@ -278,7 +281,6 @@ def distill(
     if config.guidance is not None:
         check_guidance(config.guidance, student, teacher)
         add_scale_input(student, config.guidance)
-        empty = examples.conditions.rows_of(slice(1)) if empty is None else empty
     schedule, losses, history = schedule_of(scheduler, student), load_losses(config.losses), list(history)
     # We switch autocast: the accelerator's follows the environment, not the config.
     device = torch.device(device)
@@ -304,6 +306,7 @@ def distill(
         tapped(teacher, pairs.values()) as theirs,
     ):
         told = any(loss.teacher or loss.features or loss.attention for loss in losses)
+        empty = None if config.guidance is None else empty_prompt(examples.conditions)
         ask = Teacher(teacher, theirs, pairs, cast, empty) if told or config.guidance is not None else None
         alignments = _align(student, ours, ask, batches, schedule, history, device, compared, losses)
         features, attention = alignments.get("features"), alignments.get("attention")
@@ -328,7 +331,7 @@ def distill(
             record = trainer.train()
     curves = record.curves
     details = {
-        "steps": record.step,
+        **record.details(),
         "examples": len(examples.latents),
         "final": {name: points[-1][1] for name, points in curves.items()},
         "features": features.how if features else {},
@@ -337,7 +340,6 @@ def distill(
         "autocast": "no" if cast is nullcontext else "bf16",
         "prediction_type": schedule.prediction_type,
         "processes": accelerator.num_processes,
-        **({"ended": record.ended} if record.ended else {}),
         **({"guidance": list(config.guidance)} if config.guidance else {}),
         **({"zeros_kept": zeros.count()} if keep_zeros else {}),
         **({"lora_params": sum(parameter.numel() for parameter in trained)} if adapters else {}),

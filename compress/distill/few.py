@@ -216,6 +216,7 @@ def train(
     from compress.distill.guidance import add_scale_input, check_guidance, empty_prompt, kept_zeros, takes_scale
     from compress.distill.objective import Teacher
     from compress.distill.pair import arranged, check_pair
+    from compress.distill.placement import idle_parts, placed
     from compress.distill.trainer import Trainer, autocast
     from compress.distill.validation import drawing
     from compress.models import denoiser
@@ -242,8 +243,11 @@ def train(
     own = Sampling(type(scheduler).__name__, config.inference_steps, config.guidance, not takes_scale(student))
     draw_with(pipeline, scheduler, own)
     images = replace(config.validation, scheduler="checkpoint", steps=config.inference_steps)
-    with arranged(student, teacher, device, config.gradient_checkpointing):
-        ask = Teacher(teacher, {}, {}, cast, empty_prompt(context.teacher, examples.conditions))
+    with (
+        placed(idle_parts(pipeline, context.teacher), "cpu"),
+        arranged(student, teacher, device, config.gradient_checkpointing),
+    ):
+        ask = Teacher(teacher, {}, {}, cast, empty_prompt(examples.conditions))
         ask.run_in(config.teacher_engine, context.graphs)
         times = scheduler.timesteps.tolist()
         objective: Any = make(Scene(student, ask, schedule, times, grid, context.seed, cast, device))
@@ -257,14 +261,14 @@ def train(
         trainer = Trainer(
             objective, batches, config, objective.names, accelerator,
             averaged=list(student.parameters()), mask=follow, folder=context.folder, log=context.log, title=title,
-            validate=drawing(pipeline, images, context.seed, context.show, context.folder),
+            validate=drawing(pipeline, images, context.seed, context.show, context.folder, config.guidance),
         )  # fmt: skip
         zeros.check()
         with compiled(student, trainer):
             forecast(trainer)
             record = trainer.train()
     details = {
-        "steps": record.step,
+        **record.details(),
         "examples": len(examples.latents),
         "final": {name: points[-1][1] for name, points in record.curves.items()},
         "guidance": list(config.guidance),

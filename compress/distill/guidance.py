@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from compress.distill.zeros import Zeros
 from compress.errors import UserError, bad_value
-from compress.models.conditions import Conditions, split
-from compress.models.inputs import captured_inputs, sample_name
+from compress.models.conditions import Conditions
 from compress.models.meta import meta_model
 
 WIDTH = 256
@@ -80,26 +79,14 @@ def scale_embedding(scales: Tensor, width: int) -> Tensor:
     return embedding(None, scales - 1, embedding_dim=width)  # type: ignore[arg-type]
 
 
-def empty_prompt(pipeline: Any, conditions: Conditions) -> Conditions:
-    """What guidance points away from, one row: what the pipeline itself passes, such as zeros in SDXL.
-
-    Args:
-        pipeline: The teacher's.
-        conditions: Their first row is the empty prompt, for a pipeline that never passes two.
+def empty_prompt(conditions: Conditions) -> Conditions:
+    """What guidance points away from: the first row of the examples' conditions.
 
     Raises:
-        UserError: The pipeline takes no prompts.
+        UserError: The model takes no prompts.
     """
-    from compress.models import denoiser
-
     if not conditions.rows:
         raise UserError("guidance: the model takes no prompt, so there is no guidance: expected null")
-    model: Any = denoiser(pipeline)
-    inputs = captured_inputs(pipeline, guidance=2.0)
-    if len(inputs[sample_name(model)]) == 2:
-        found = split(model, inputs, 2).rows_of(slice(1))
-        if found.rows.keys() == conditions.rows.keys():
-            return found
     return conditions.rows_of(slice(1))
 
 

@@ -18,7 +18,7 @@ from compress.stage import Stage, StageContext, StageReport
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-STAGE = Stage(version=1, distributed=True, by_names=True, few_steps=True, tag="lcm", usage=few.USAGE)
+STAGE = Stage(version=2, distributed=True, by_names=True, few_steps=True, tag="lcm", usage=few.USAGE)
 LOSSES = ("huber", "l2")
 
 

@@ -32,7 +32,7 @@ class Record:
         curves: Name -> ``[[step, value], ...]``.
         window: The losses of each step since the last point of the curves.
         figures: Results of evaluations of the averaged weights, each with its ``step``.
-        seconds: Spent on the steps, by all processes that continued one another.
+        seconds: Spent on the steps, with validation and saving, by all processes that continued one another.
         ended: Why the training ended before its last step; empty if it did not.
     """
 
@@ -42,6 +42,10 @@ class Record:
     figures: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
     ended: str = ""
+
+    def details(self) -> dict[str, Any]:
+        """What a stage's entry says of the training: its steps, and why it ended early if it did."""
+        return {"steps": self.step, **({"ended": self.ended} if self.ended else {})}
 
 
 def state_file(folder: Path, step: int) -> Path:
@@ -95,14 +99,26 @@ def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:
 
 
 def pack(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: list[torch.Tensor]
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, average: list[torch.Tensor], keep: bool = True
 ) -> dict[str, torch.Tensor]:
-    """All tensors of what trains: ``weight.<name>``, ``ema.<number>``, the optimizer's such as ``exp_avg.<name>``."""
+    """All tensors of what trains: ``weight.<name>``, ``ema.<number>``, the optimizer's such as ``exp_avg.<name>``.
+
+    Args:
+        model: Perhaps sharded; then every process has to call this, and one tensor at a time is whole on each device.
+        optimizer: Of its parameters.
+        average: Of its weights.
+        keep: False in a process that only takes part: it gets nothing.
+    """
     tensors = {f"ema.{i}": tensor for i, tensor in enumerate(average)}
     for name, parameter in _trained(model).items():
         tensors[f"weight.{name}"] = parameter
         tensors |= {f"{key}.{name}": torch.as_tensor(value) for key, value in optimizer.state[parameter].items()}
-    return {name: whole(tensor) for name, tensor in tensors.items()}
+    found = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor)
+        if keep:
+            found[name] = gathered if gathered is tensor else gathered.cpu()
+    return found
 
 
 def unpack(

@@ -295,8 +295,9 @@ class Trainer:
     def _save(self) -> None:
         if self.folder is None or self.ema is None:
             return
-        tensors = pack(self.objective, self.optimizer, self.ema.shadow_params)
-        if self.accelerator.is_main_process:
+        first = self.accelerator.is_main_process
+        tensors = pack(self.objective, self.optimizer, self.ema.shadow_params, keep=first)
+        if first:
             save_state(self.folder, tensors, self.record, self.settings.keep_states)
 
     def _point(self) -> dict[str, float]:

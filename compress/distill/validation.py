@@ -1,6 +1,7 @@
 """Images drawn during a training, so that one sees what it does."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,16 +9,24 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from compress.distill.guidance import takes_scale
+from compress.distill.placement import idle_parts, placed
 from compress.distill.training import Validation
 from compress.evaluate.sample import sample, to_pil
 from compress.models import denoiser
+from compress.models.sampling import Sampling
 from compress.system.files import replace_with
 
 Show = Callable[[Tensor, Sequence[str], int], None]
 
 
 def drawing(
-    pipeline: DiffusionPipeline, config: Validation, seed: int, show: Show | None, folder: Path
+    pipeline: DiffusionPipeline,
+    config: Validation,
+    seed: int,
+    show: Show | None,
+    folder: Path,
+    trained: tuple[float, float] | None = None,
 ) -> Callable[[int], None] | None:
     """A function that draws the prompts' images with the weights that the pipeline has when it is called.
 
@@ -28,6 +37,7 @@ def drawing(
         show: Takes uint8 images ``(n, 3, h, w)``, their prompts and the number of steps done; None: files in
             ``folder/validation``.
         folder: Of the stage.
+        trained: Lowest and highest guidance scale that the student learns to give in one pass; None: none.
 
     Returns:
         Called with the number of steps done; None if there are no prompts.
@@ -39,11 +49,16 @@ def drawing(
 
     def draw(step: int) -> None:
         model = denoiser(pipeline)
+        own = Sampling(guidance=trained, unguided=trained is not None and not takes_scale(model))
+        settings = replace(config, guidance=own.argument(config.guidance)).sampling()
         training = model.training
         model.eval()
         half = next((part.dtype for part in pipeline.components.values() if _is_half(part)), None)
-        with torch.autocast(model.device.type, half, enabled=half is not None):
-            images = sample(pipeline, config.prompts, seeds, config.sampling())
+        with (
+            torch.autocast(model.device.type, half, enabled=half is not None),
+            placed(idle_parts(pipeline), model.device),
+        ):
+            images = sample(pipeline, config.prompts, seeds, settings)
         model.train(training)
         show(images, config.prompts, step)
 

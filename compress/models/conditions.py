@@ -91,6 +91,25 @@ def conditions_of(
     return Conditions(rows, shared)
 
 
+def unconditional(pipeline: "DiffusionPipeline", height: int | None = None, width: int | None = None) -> Conditions:
+    """What guidance points away from, one row: what the pipeline itself passes without a prompt, such as zeros in SDXL.
+
+    For a pipeline that never passes two rows an image it is the empty prompt.
+
+    Args:
+        pipeline: See :func:`conditions_of`.
+        height: As there.
+        width: As there.
+    """
+    found = conditions_of(pipeline, [""], height, width)
+    if not found.rows:
+        return found
+    model: Any = denoiser(pipeline)
+    inputs = captured_inputs(pipeline, guidance=2.0, height=height, width=width)
+    passed = split(model, inputs, 2).rows_of(slice(1)) if len(inputs[sample_name(model)]) == 2 else found
+    return passed if passed.rows.keys() == found.rows.keys() else found
+
+
 def split(model: Any, inputs: Inputs, batch: int) -> Conditions:
     """The conditions among the inputs of a pass of ``batch`` rows; tensors of that length have one row each."""
     found = _conditions(model, inputs)

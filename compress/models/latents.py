@@ -1,6 +1,7 @@
 """Encodes images as a model's latents."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,6 +72,9 @@ def encode_images(pipeline: "DiffusionPipeline", images: "Sequence[Image]", heig
         images: RGB, of any size; scaled and center-cropped.
         height: In pixels.
         width: In pixels.
+
+    Raises:
+        UserError: The autoencoder gives numbers that are not finite.
     """
     from diffusers.image_processor import VaeImageProcessor
 
@@ -80,15 +84,36 @@ def encode_images(pipeline: "DiffusionPipeline", images: "Sequence[Image]", heig
     vae = getattr(any_pipeline, "vae", None)
     if vae is None:
         return pixels
-    encoded = vae.encode(pixels.to(vae.device, vae.dtype))
+    with in_range(vae):
+        encoded = vae.encode(pixels.to(vae.device, vae.dtype))
     if hasattr(encoded, "latent_dist"):
         found = encoded.latent_dist.mode()
     else:
         found = encoded.latents if hasattr(encoded, "latents") else encoded.latent
     latents = scaled(vae, found).cpu()
+    if not latents.isfinite().all():
+        raise UserError(f"the autoencoder gives NaN or infinity in {str(vae.dtype)[6:]}: use precision=bf16 or fp32")
     if getattr(family_of(denoiser(pipeline)), "packed", False):
         return any_pipeline._pack_latents(latents, *latents.shape)
     return latents
+
+
+@contextmanager
+def in_range(vae: Any) -> Iterator[None]:
+    """Has a float16 VAE compute in float32 meanwhile if its config says that float16 overflows, as SDXL's does."""
+    narrow = is_narrow(vae)
+    if narrow:
+        vae.float()
+    try:
+        yield
+    finally:
+        if narrow:
+            vae.half()
+
+
+def is_narrow(vae: Any) -> bool:
+    """Whether a VAE is in float16 and its config says that this overflows."""
+    return vae.dtype == torch.float16 and bool(vae.config.get("force_upcast"))
 
 
 def scaled(vae: Any, latents: torch.Tensor) -> torch.Tensor:

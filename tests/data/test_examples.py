@@ -1,5 +1,8 @@
 """Examples on disk: the same as in memory, continued after a kill, read lazily; framing; the teacher's own samples."""
 
+import errno
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +10,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from pipelines import PIPELINES
 from tiny import tiny_pipeline
 
 import compress.data.examples
@@ -104,6 +108,45 @@ def test_a_table_is_mapped_and_a_damaged_one_is_computed_again(tmp_path: Path) -
     with pytest.warns(RuntimeWarning, match=r"table\.safetensors is damaged"):
         tensors, _ = cached(6, part, file)
     assert tensors["a"].tolist() == list(range(6)) and len(made) == 6
+
+
+def part_of_zeros(start: int) -> Chunk:
+    return Chunk({"a": torch.zeros(1, 8)}, start + 1, {}, {})
+
+
+def test_a_table_may_be_larger_than_memory(tmp_path: Path) -> None:
+    file = tmp_path / "table.safetensors"
+    rows = 3 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 32
+    header = {"a": {"dtype": "F32", "shape": [rows, 8], "data_offsets": [0, 32 * rows]}}
+    text = json.dumps(header).ljust(96).encode()
+    with file.open("wb") as stream:  # a file of holes, which takes no room
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + 32 * rows)
+    tensors, _ = cached(rows, part_of_zeros, file)
+    tensors["a"][-1] = 1.0  # a copy: the file stays
+    assert tensors["a"].shape == (rows, 8) and not cached(rows, part_of_zeros, file)[0]["a"][-1].any()
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_part_is_written(tmp_path: Path, monkeypatch) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"table\.safetensors: .*No space left on device.*make room"):
+        filled(4, part_of_zeros, tmp_path / "table.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_row_without_a_prompt_is_what_guidance_points_away_from() -> None:
+    pipeline = PIPELINES["sdxl"]()
+    rows = datasets.Dataset.from_dict({"text": ["a cat", "a dog"]})
+    conditions = encode_examples(pipeline, rows, samples=SAMPLES, framing=Framing(resize=8)).conditions
+    for name in ("encoder_hidden_states", "added_cond_kwargs.text_embeds"):
+        assert not conditions.rows[name][0].any() and conditions.rows[name][1:].any(), "SDXL passes zeros"
+    ids = conditions.rows["added_cond_kwargs.time_ids"]
+    assert ids[:, 4:].unique().tolist() == [8.0], "the size of the training, in every row"
+    pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    assert encode_examples(pipeline, rows, samples=SAMPLES).conditions.rows["encoder_hidden_states"][0].any()
 
 
 def test_parts_of_other_shapes_are_refused() -> None:

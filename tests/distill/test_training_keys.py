@@ -6,7 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+import compress.distill.validation as validation_module
 from compress.distill.compiled import check_compiler
+from compress.distill.guidance import add_scale_input
+from compress.distill.placement import idle_parts, placed
 from compress.distill.training import Validation
 from compress.errors import UserError
 from compress.runtime import inductor, openvino
@@ -112,6 +115,34 @@ def test_validation_images_follow_the_training_and_change_nothing(tmp_path, plai
     ]
     assert not torch.equal(drawn[0][0], drawn[1][0])
     assert pipeline.unet.training == tiny_pipeline().unet.training
+
+
+def test_validation_images_have_the_guidance_that_is_trained(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        validation_module, "sample", lambda _, __, ___, config: asked.append(config.guidance) or torch.zeros(1, 3, 8, 8)
+    )
+    validation = Validation(prompts=["cat"], every=1, steps=1, guidance=4.0)
+    for student, trained, expected in [
+        (tiny_pipeline(), None, 4.0),
+        (tiny_pipeline(), (5.0, 5.0), 1.0),  # as a transformer: its one pass is guided, so there is no second
+        (tiny_pipeline(), (5.0, 8.0), 5.0),
+    ]:
+        if expected == 5.0:
+            add_scale_input(student.unet, trained)
+        validation_module.drawing(student, validation, 0, lambda *image: None, tmp_path, trained)(1)
+        assert asked.pop() == expected
+
+
+def test_models_that_a_training_does_not_use_leave_the_device():
+    pipeline, moves = tiny_pipeline(), []
+    for name in ("text_encoder", "vae", "unet"):
+        part = getattr(pipeline, name)
+        part.to = lambda device, name=name: moves.append((name, str(device)))
+    idle = idle_parts(pipeline, pipeline, used=[pipeline.vae])
+    with placed(idle, "meta"):
+        assert moves == [("text_encoder", "meta")]
+    assert moves[1:] == [("text_encoder", "cpu")]
 
 
 def test_validation_images_go_to_the_folder_where_nothing_shows_them(tmp_path):
