@@ -22,6 +22,12 @@ def command(overrides: list[str], *more: str) -> list[str]:
     return [sys.executable, "-m", "compress", "-m", *overrides, *more]
 
 
+def launched(grid: list[str], overrides: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """The ended process of a grid that was started in a folder."""
+    line = command(grid, *overrides)
+    return subprocess.run(line, cwd=folder, env=ENVIRONMENT, text=True, capture_output=True, timeout=1800, check=False)
+
+
 def stages(out: Path) -> dict[str, list[dict[str, object]]]:
     """The stages of every point."""
     return {file.parent.name: json.loads(file.read_text())["stages"] for file in out.glob("*/report.json")}
@@ -41,10 +47,7 @@ def test_points_at_the_same_time_share_their_stages(
     pytest.importorskip(package)
     grid = ["recipe=prune_distill_int8", "~stages.distill", "prune=unstructured"]
     grid += ["quantize=int8,int4,nonsense", "out=out", "store=store"]
-    done = subprocess.run(
-        command(grid, *launcher, *tiny_overrides), cwd=tmp_path, env=ENVIRONMENT, text=True, capture_output=True,
-        timeout=1800, check=False,
-    )  # fmt: skip
+    done = launched(grid, [*launcher, *tiny_overrides], tmp_path)
     assert done.returncode == 2, done.stderr
     assert "3 points: 2 computed, 0 from the store, 1 failed" in done.stdout
     found = stages(tmp_path / "out")
@@ -92,10 +95,7 @@ def test_a_process_that_is_lost_costs_its_point_alone(
     (tmp_path / "own" / "killer.py").write_text(KILLER)
     grid = ["recipe=prune", "~stages.prune", "+stages.last={kind: killed, method: own.killer, kill: false}"]
     grid += ["stages.last.kill=true,false", "out=out", "store=store"]
-    done = subprocess.run(
-        command(grid, *launcher, *tiny_overrides), cwd=tmp_path, env=ENVIRONMENT, text=True, capture_output=True,
-        timeout=1800, check=False,
-    )  # fmt: skip
+    done = launched(grid, [*launcher, *tiny_overrides], tmp_path)
     assert done.returncode == 1, done.stderr
     assert "2 points: 1 computed, 0 from the store, 1 failed" in done.stdout, done.stdout + done.stderr
     assert list(stages(tmp_path / "out")) == ["kill=False"]
