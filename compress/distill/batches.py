@@ -47,6 +47,7 @@ class Batches:
         seed: Of the run.
         guidance: Lowest and highest guidance scale, drawn evenly; None: without guidance.
         more: How much further noise a batch has.
+        density: Of the timesteps, ``(timesteps,)``, in any unit; None: all alike.
     """
 
     examples: Examples
@@ -56,11 +57,15 @@ class Batches:
     seed: int
     guidance: tuple[float, float] | None = None
     more: int = 0
+    density: Tensor | None = None
 
     def __call__(self, step: int, part: slice) -> Batch:
         """Part of the batch of a step, counted from 0."""
         source = generator(self.seed, "batch", step)
-        times = torch.randint(self.timesteps, (self.size,), generator=source)
+        if self.density is None:
+            times = torch.randint(self.timesteps, (self.size,), generator=source)
+        else:
+            times = torch.multinomial(self.density, self.size, replacement=True, generator=source)
         noise = torch.randn(self.size, *self.examples.latents.shape[1:], generator=source)
         dropped = torch.rand(self.size, generator=source) < self.prompt_dropout
         index = drawn(len(self.examples.latents), self.size, self.seed, step)[part]

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 STAGE = Stage(version=2, distributed=True, by_names=True, any_steps=True, tag="distillation")
 
+TIMESTEP_SAMPLINGS = ("uniform", "weighted", "logit_normal")
 
 LOSSES = {"noise": 1.0, "output": 1.0, "features": 0.1}
 """The losses of BK-SDM, with relative errors of features, and their weights."""
@@ -50,6 +51,9 @@ class Config(TrainingConfig):
             0 leaves it out.
         min_snr_gamma: Noise and output errors are weighted by min(SNR, gamma) / SNR (Hang et al. 2023,
             https://arxiv.org/abs/2303.09556), above 0; None: equal weights.
+        timestep_sampling: ``uniform``; ``weighted``: a timestep is drawn as often as ``min_snr_gamma`` weighs it, and
+            the drawn ones weigh the same; or ``logit_normal``: the middle ones more often (Esser et al. 2024,
+            https://arxiv.org/abs/2403.03206).
         prompt_dropout: Share of captions replaced by the empty prompt, in [0, 1].
         guidance: Lowest and highest guidance scale, at least 1: the student's one pass gives the teacher's guided
             prediction; see :mod:`compress.distill.guidance`. None: as the stages before left the student.
@@ -62,6 +66,7 @@ class Config(TrainingConfig):
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     losses: dict[str, float] = field(default_factory=lambda: dict(LOSSES))
     min_snr_gamma: float | None = 5.0
+    timestep_sampling: str = "uniform"
     prompt_dropout: float = 0.1
     guidance: tuple[float, float] | None = None
     inference_steps: int | None = None
@@ -77,6 +82,8 @@ class Config(TrainingConfig):
         check_examples(self)
         if self.min_snr_gamma is not None:
             check_value(self, "min_snr_gamma", 0 < self.min_snr_gamma < math.inf, "a number above 0, or null")
+        known = ", ".join(TIMESTEP_SAMPLINGS)
+        check_value(self, "timestep_sampling", self.timestep_sampling in TIMESTEP_SAMPLINGS, f"one of {known}")
         check_prompts(self, ", or null")
         if self.inference_steps is not None:
             check_value(self, "inference_steps", self.inference_steps >= 1, "an integer of at least 1, or null")
@@ -273,6 +280,7 @@ def distill(
     from compress.distill.losses import load_losses
     from compress.distill.objective import Objective, Teacher
     from compress.distill.pair import arranged, check_pair
+    from compress.distill.timesteps import density_and_weights
     from compress.distill.trainer import Trainer, autocast
     from compress.models.schedule import schedule_of
     from compress.system import processes
@@ -289,7 +297,10 @@ def distill(
         device = accelerator.device
     processes.warn_if_alone()
     cast = autocast(config.mixed_precision, next(student.parameters()).dtype, device)
-    batches = Batches(examples, config.batch_size, schedule.steps, config.prompt_dropout, seed, config.guidance)
+    density, weights = density_and_weights(schedule, config.timestep_sampling, config.min_snr_gamma)
+    batches = Batches(
+        examples, config.batch_size, schedule.steps, config.prompt_dropout, seed, config.guidance, density=density
+    )
     if decode is None and any(loss.decoder for loss in losses):
         raise UserError("a loss uses the teacher's decoder: pass decode=decoder_of(the teacher's pipeline)")
     compared = {
@@ -312,9 +323,7 @@ def distill(
         features, attention = alignments.get("features"), alignments.get("attention")
         if ask is not None:
             ask.run_in(config.teacher_engine, graphs)
-        objective = Objective(
-            student, ask, schedule, losses, features, ours, config.min_snr_gamma, cast, device, attention, decode
-        )
+        objective = Objective(student, ask, schedule, losses, features, ours, weights, cast, device, attention, decode)
         zeros = kept_zeros(student, keep_zeros, config.guidance)
         if takes_scale(student):
             student.time_embedding.cond_proj.requires_grad_(True)  # type: ignore[union-attr]  # with adapters too

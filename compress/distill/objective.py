@@ -136,7 +136,7 @@ class Objective(nn.Module):
         losses: At least one.
         alignment: Of the features; None if no loss uses them.
         taps: Filled with the student's features when it runs.
-        gamma: Of min-SNR weights; None: equal weights.
+        weights: Of the noise and output errors, one a timestep, ``(timesteps,)``.
         autocast: Context of the student's pass.
         device: Where to compute.
         attention: Of the outputs of self-attentions; None if no loss uses them.
@@ -151,7 +151,7 @@ class Objective(nn.Module):
         losses: Sequence[Loss],
         alignment: Alignment | None,
         taps: dict[str, Tensor],
-        gamma: float | None,
+        weights: Tensor,
         autocast: Callable[[], Any],
         device: torch.device,
         attention: Alignment | None = None,
@@ -161,7 +161,7 @@ class Objective(nn.Module):
         self.student, self.features, self.attention = student, alignment, attention
         self._decode = decode
         self._teacher, self._schedule, self._losses, self._taps = teacher, schedule, losses, taps
-        self._gamma, self._autocast, self._device = gamma, autocast, device
+        self._weights, self._autocast, self._device = weights.to(device), autocast, device
 
     def forward(self, batch: Batch) -> Tensor:
         """The weighted sum of the losses and each loss, means over the batch, ``(1 + number of losses,)``."""
@@ -176,7 +176,7 @@ class Objective(nn.Module):
         target = schedule.target(latents, noise, timesteps)
         if isinstance(added, Tensor):  # the noise that a perfect denoiser with the teacher's guidance predicts
             target = target + _like(added, target)
-        weight = schedule.weight(timesteps, self._gamma)
+        weight = self._weights[timesteps]
         signal, sigma = schedule.rates(timesteps)
         self._taps.clear()  # what was drawn meanwhile; a compiled student would be compiled again for it
         with self._autocast():

@@ -179,7 +179,7 @@ def test_gradients_reach_all_of_the_student_and_nothing_of_the_teacher() -> None
         alignment = Alignment(ours, shapes, {}, seed=0)
         schedule = schedule_of(DDPMScheduler())
         objective = Objective(
-            student, ask, schedule, losses, None, ours, None, nullcontext, torch.device("cpu"), alignment
+            student, ask, schedule, losses, None, ours, torch.ones(1000), nullcontext, torch.device("cpu"), alignment
         )
         objective(batch)[0].backward()
     with_gradient = {name for name, p in objective.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
