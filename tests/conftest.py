@@ -37,6 +37,14 @@ def same_threads() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def no_memory_processes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spares every cost the process that measures peak memory, seconds each, but in tests marked ``peak_memory``."""
+    if request.node.get_closest_marker("peak_memory") is None:
+        made_up = {"peak_memory_bytes": 1, "method": "none"}
+        monkeypatch.setattr("compress.evaluate.cost.peak_memory", lambda *_: dict(made_up))
+
+
 @pytest.fixture(scope="session")
 def stranger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Runs code in a Python without compress, see :class:`stranger.Stranger`."""

@@ -15,7 +15,6 @@ import torch
 from diffusers import DiffusionPipeline, PixArtTransformer2DModel, PNDMScheduler, StableDiffusionPipeline
 from pipelines import PIPELINES, SD_BETAS, SD_STEPS, pixart, sample, text_to_image, unet
 
-import compress.evaluate.cost
 import compress.models
 from compress.__main__ import main
 
@@ -54,7 +53,6 @@ def command(
     tiny_parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Runs the command line; returns its exit code and what it wrote to stderr."""
-    monkeypatch.setattr(compress.evaluate.cost, "peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
 
     def run(model: Path, *words: str) -> tuple[int, str]:
         common = [

@@ -14,7 +14,6 @@ from pipelines import PIPELINES, sample
 from tiny import tiny_pipeline, tiny_vae
 
 import compress
-import compress.evaluate.cost
 from compress.__main__ import main
 from compress.distill.decoder import Config, distill_decoder, laplacian, run, small_autoencoder
 from compress.errors import UserError
@@ -100,7 +99,6 @@ def test_small_decoder_works_in_stock_pipelines(name, tmp_path):
 
 @pytest.mark.slow
 def test_by_the_command_line_after_int8(tiny_overrides, tmp_path, monkeypatch):
-    monkeypatch.setattr(compress.evaluate.cost, "peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
     folders = [f"out={tmp_path / 'out'}", f"store={tmp_path / 'store'}"]
     stage = ["stages.decoder.steps=2", "stages.decoder.batch_size=2", "stages.decoder.width=8"]
     words = ["recipe=int8", "+distill@stages.decoder=decoder", *stage]

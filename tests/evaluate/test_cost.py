@@ -192,6 +192,7 @@ def test_the_compiler_gives_the_output_of_the_eager_denoiser():
     assert note.startswith("torch.compile; its output differs by")
 
 
+@pytest.mark.peak_memory
 def test_cost_of_a_checkpoint(tmp_path):
     # 12 M parameters, so that weights and not the libraries' buffers decide the memory.
     unet = UNet2DConditionModel(

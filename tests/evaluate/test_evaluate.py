@@ -36,8 +36,7 @@ def settings(tmp_path, **changes):
     return worker.settings(tmp_path, **changes)
 
 
-def test_teacher_noise_floor_and_student(tmp_path, tiny_networks, monkeypatch):
-    monkeypatch.setattr("compress.evaluate.cost.peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
+def test_teacher_noise_floor_and_student(tmp_path, tiny_networks):
     teacher, data, config = tiny_pipeline(0), tiny_data(), settings(tmp_path)
     teacher.save_pretrained(tmp_path / "teacher")
     first = evaluate(teacher, data, config, tmp_path / "first", cost_of=tmp_path / "teacher", **HOW)
@@ -108,8 +107,7 @@ def test_five_processes_change_no_number(tmp_path, monkeypatch):
     worker.check_alike(tmp_path, alone, every)
 
 
-def test_cost_only(tmp_path, monkeypatch):
-    monkeypatch.setattr("compress.evaluate.cost.peak_memory", lambda *_: {"peak_memory_bytes": 1, "method": "none"})
+def test_cost_only(tmp_path):
     pipeline, folder = tiny_pipeline(), tmp_path / "evaluation"
     pipeline.save_pretrained(tmp_path / "teacher")
     config = settings(tmp_path, images=0)
