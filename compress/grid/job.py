@@ -65,7 +65,7 @@ def _objective(cfg: "DictConfig") -> float | None:
     from omegaconf import OmegaConf
 
     from compress.config.values import build
-    from compress.grid.objective import SearchObjective, read_report
+    from compress.run.objective import SearchObjective, read_report
 
     if cfg.get("objective") is None:
         return None

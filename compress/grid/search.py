@@ -12,7 +12,6 @@ from compress.config.compose import quoted
 from compress.config.folders import default_out
 from compress.config.values import build
 from compress.errors import UserError
-from compress.grid.objective import SearchObjective, read_report
 from compress.grid.points import folder_name
 from compress.grid.sweep import (
     Point,
@@ -27,6 +26,7 @@ from compress.grid.sweep import (
     summarize,
     use_folder,
 )
+from compress.run.objective import SearchObjective, read_report
 
 if TYPE_CHECKING:
     import optuna
@@ -109,7 +109,8 @@ def run_search(
             else:
                 refuse_points([point], trials)
         value = None if point.code else _measured(point, trial, objective)
-        study.tell(trial, value, state=optuna.trial.TrialState.FAIL if value is None else None)
+        ended = optuna.trial.TrialState.FAIL if point.code else optuna.trial.TrialState.PRUNED
+        study.tell(trial, value, state=ended if value is None else None)
     points = list(tried.values())
     summarize(points, folder)
     if trials > len(points):
@@ -121,9 +122,11 @@ def run_search(
 
 
 def _measured(point: Point, trial: "optuna.Trial", objective: SearchObjective) -> float | None:
-    """The objective of a trial, its bounds noted in it; None, with the message in the point, if a number is missing."""
+    """The objective of a trial, its bounds noted in it; None if it ended early or, with a message, lacks a number."""
     try:
         measured = read_report(point.out)
+        if measured.get("stopped"):
+            return None
         trial.set_user_attr(VIOLATIONS, objective.violations(measured))
         return objective.value(measured)
     except UserError as error:

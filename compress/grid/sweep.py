@@ -323,7 +323,7 @@ def _look(point: Point, before: dict[str, tuple[int, int] | None]) -> None:
     if FAILURE in new:
         found = json.loads((point.out / FAILURE).read_text(encoding="utf-8"))
         point.message, point.code = found["message"], found["exit_code"]
-    elif REPORT in new and (point.out / "checkpoint").is_dir():
+    elif REPORT in new and ((point.out / "checkpoint").is_dir() or _report(point.out).get("stopped")):
         point.code = 0
     else:
         point.message, point.code = "it was not run, or its process ended before it was done", 1
@@ -336,7 +336,9 @@ def summarize(points: Sequence[Point], folder: Path) -> None:
     failed = [point for point in points if point.code]
     cached = sum(not point.code and _is_cached(point.out) for point in points)
     done = len(points) - len(failed) - cached
-    say(f"\ngrid        {len(points)} points: {done} computed, {cached} from the store, {len(failed)} failed")
+    early = sum(not point.code and "stopped" in _report(point.out) for point in points)
+    counts = f"{done} computed, {cached} from the store, {len(failed)} failed"
+    say(f"\ngrid        {len(points)} points: {counts}{f'; {early} ended early' if early else ''}")
     say(f"folder      {folder}")
     for message in dict.fromkeys(point.message for point in failed):
         say(f"failed      {_names([point for point in failed if point.message == message])}: {message}")
@@ -375,11 +377,16 @@ def _names(points: Sequence[Point]) -> str:
 
 def _is_cached(out: Path) -> bool:
     """Whether all stages of a point were in the store."""
+    stages = _report(out).get("stages")
+    return stages is not None and all(stage["cached"] for stage in stages)
+
+
+def _report(out: Path) -> dict[str, Any]:
+    """A point's ``report.json``; empty if there is none."""
     try:
-        stages: Iterable[dict[str, Any]] = json.loads((out / REPORT).read_text(encoding="utf-8"))["stages"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return all(stage["cached"] for stage in stages)
+        return dict(json.loads((out / REPORT).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
 
 
 def say(*parts: str) -> None:

@@ -121,4 +121,4 @@ def report_runs(folders: Sequence[Path], out: Path, title: str, track: "TrackCon
         }
         tracker.report(columns, rows, more=shown)
         tracker.close()
-    print(f"\nreport      {out / 'report.html'}: {len(runs)} runs, {len(failed)} failed")
+    print(f"\nreport      {out / 'report.html'}: {content.lead.rstrip('.')}")

@@ -170,7 +170,9 @@ def _lead(runs: Sequence[RunFolder], failed: Sequence[FailedRun], series: Sequen
     if repeated:
         parts.append(f"{len(seeds)} seeds")
         parts.append(f"{len(series)} point{'s' * (len(series) != 1)}")
-    return ", ".join([*parts, *[f"{len(failed)} failed"] * bool(failed)]) + "."
+    broken = sum(run.exit_code != 0 for run in failed)
+    others = {"failed": broken, "ended early": len(failed) - broken}
+    return ", ".join([*parts, *(f"{count} {what}" for what, count in others.items() if count)]) + "."
 
 
 def _facts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
@@ -196,7 +198,8 @@ def _failures(failed: Sequence[FailedRun]) -> Table | None:
         )
         for run in failed
     )
-    return Table("Failed", ("point", "why", "exit code", "overrides"), rows, text=True) if rows else None
+    title = "Failed" if all(run.exit_code for run in failed) else "Failed or ended early"
+    return Table(title, ("point", "why", "exit code", "overrides"), rows, text=True) if rows else None
 
 
 def _stages(runs: Sequence[RunFolder]) -> Table | None:

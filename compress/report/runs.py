@@ -54,7 +54,7 @@ class FailedRun:
         name: Of its folder.
         overrides: Of its command line.
         message: Why it failed.
-        exit_code: 2 for a user's mistake, else 1.
+        exit_code: 2 for a user's mistake, 0 for a run that was to end early, else 1.
     """
 
     name: str
@@ -118,7 +118,8 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[RunFolder], list[FailedRun]
             if report.get("checkpoint") or "refused" in report:
                 done.append((folder, report, _config(folder / "config.yaml")))
             else:
-                failed.append(FailedRun(folder.name, (), "it has not finished", 1))
+                why = f"ended early: {report['stopped']}" if "stopped" in report else "it has not finished"
+                failed.append(FailedRun(folder.name, (), why, 0 if "stopped" in report else 1))
     titles = [{stage["name"]: title for title, stage in of.items()} for of in aligned([r for _, r, _ in done])]
     configs = [_with_order(_retitled(config, of), of) for (*_, config), of in zip(done, titles, strict=True)]
     names = _names([folder for folder, *_ in done], configs)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from compress.data import DataConfig
     from compress.evaluate import EvaluateConfig
     from compress.models import ModelConfig
+    from compress.run.objective import SearchObjective
     from compress.track import TrackConfig
 
 
@@ -73,6 +74,7 @@ class RunConfig:
         precision: ``fp32``, ``bf16`` or ``fp16``.
         engine: What runs the last checkpoint in a row of its own, see :mod:`compress.runtime`; None: no such row.
         publish: Repository on the Hugging Face Hub for the last checkpoint, ``owner/name``; None: none.
+        objective: Of a search, which may also end a run early; None: none.
         out: Folder of the run.
         store: Folder of checkpoints and evaluations.
     """
@@ -88,6 +90,7 @@ class RunConfig:
     precision: str
     engine: str | None
     publish: str | None
+    objective: "SearchObjective | None"
     out: Path
     store: Path
 
@@ -106,7 +109,7 @@ class Settings:
     store: str = "runs/store"
     job: str = "run"
     order: list[str] | None = None
-    objective: dict[str, Any] | None = None  # checked by compress.grid.objective, above this package
+    objective: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
@@ -182,9 +185,22 @@ def to_run_config(cfg: "DictConfig", alternatives: bool = False) -> RunConfig:
         precision=settings.precision,
         engine=settings.engine,
         publish=settings.publish,
+        objective=_objective(settings.objective, stages),
         out=Path(settings.out) if settings.out else default_out(settings.recipe_name),
         store=Path(settings.store),
     )
+
+
+def _objective(values: dict[str, Any] | None, stages: tuple[StageConfig, ...]) -> "SearchObjective | None":
+    from compress.run.objective import SearchObjective
+
+    if values is None:
+        return None
+    found = build(SearchObjective, values, "objective")
+    for name in found.stop_after:
+        if name not in (known := [stage.name for stage in stages]):
+            raise bad_value("objective.stop_after", name, f"names of stages: {', '.join(known)}")
+    return found
 
 
 def check_order(stages: tuple[StageConfig, ...]) -> None:

@@ -151,13 +151,16 @@ def print_end(console: "Console", result: dict[str, Any], config: RunConfig, tra
     found = sum(stage["cached"] for stage in stages)
     where = {
         "report": str(config.out / "report.html"),
-        "checkpoint": result["checkpoint"],
+        "checkpoint": result.get("checkpoint"),
         "W&B": tracked,
         "time": f"{duration(result['seconds'])}, {found} of {len(stages)} stages from the store",
     }
     for name, value in where.items():
         if value:
             say(f"{name:11} {value}")
+    if "stopped" in result:
+        say(f"\nstopped early by objective.stop_after: {result['stopped']}")
+        return
     model_file = stages[-1]["model_file"]
     flag = ", trust_remote_code=True" if model_file else ""
     snippet = SNIPPET.format(folder=result["checkpoint"], dtype=PRECISIONS[config.precision], flag=flag)

@@ -136,7 +136,8 @@ class _Run:
         finally:
             tracker.close()
         output.print_end(Console(), result, config, tracker.where)
-        output.publish(Console(), result, config)
+        if "stopped" not in result:
+            output.publish(Console(), result, config)
         return result
 
     def _report(self, tracker: Tracker, begun: float, verified: "Verified | None") -> dict[str, Any]:
@@ -153,12 +154,16 @@ class _Run:
             if not step.cached:
                 result |= self._seconds(begun)
                 compress.report.write_report(config.out, result, self.grids)
-        if config.engine is not None:
+            if config.objective is not None and (why := config.objective.exceeded(result["stages"][-1])):
+                result["stopped"] = why
+                break
+        if config.engine is not None and "stopped" not in result:
             try:
                 result["accelerated"] = self._accelerated(tracker, steps[-1])
             except UserError as error:  # all stages are done: their results count without that row
                 self.overall.say(f"{error}; the table has no row for it")
-        self._export(steps[-1], history, result)
+        if "stopped" not in result:
+            self._export(steps[-1], history, result)
         result |= self._seconds(begun)
         compress.report.write_page(config.out, compress.report.write_report(config.out, result, self.grids))
         return result

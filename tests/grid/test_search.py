@@ -52,7 +52,7 @@ def test_a_trial_that_measures_nothing_fails_alone_and_a_storage_is_continued_el
         steps.append(config.evaluate.latency_repeats)
         psnr = None if len(steps) == 2 else 20.0
         config.out.mkdir(parents=True, exist_ok=True)
-        row = {"cost": {"bytes": steps[-1]}, "metrics": {"psnr": {"value": psnr}}, "cached": False}
+        row = {"name": "prune", "cost": {"bytes": steps[-1]}, "metrics": {"psnr": {"value": psnr}}, "cached": False}
         (config.out / "report.json").write_text(json.dumps({"stages": [row]}))
 
     monkeypatch.setattr(compress.run.recipe, "run_recipe", run_recipe)
@@ -63,10 +63,37 @@ def test_a_trial_that_measures_nothing_fails_alone_and_a_storage_is_continued_el
         arguments = [*search, f"hydra.sweeper.seed={seed}", f"out=search{seed}"]
         monkeypatch.setattr(sys, "argv", ["compress", "-m", "recipe=prune", *arguments, *given])
         assert main() == 2 - 2 * seed
-    assert "the last row of the report has no psnr" in capsys.readouterr().err
+    assert "the row prune of the report has no psnr" in capsys.readouterr().err
     assert all(isinstance(step, int) for step in steps), "an interval of whole numbers, as the key is one"
     study = optuna.load_study(study_name=None, storage="sqlite:///search.db")
     assert [trial.state.name for trial in study.trials].count("FAIL") == 1 and len(study.trials) == 8
+
+
+def test_a_trial_beyond_a_bound_after_a_stage_runs_no_further(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    import optuna
+
+    monkeypatch.chdir(tmp_path)
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.storage=sqlite:///search.db"]
+    search += ["objective={minimize: bytes, stop_after: {prune: {params: 600000}}}", "~stages.distill"]
+    given = ["compress", "-m", "recipe=prune_distill_int8", "prune=magnitude", "stages.prune.ratio=0.1,0.5", *search]
+    for again in (False, True):
+        monkeypatch.setattr(sys, "argv", [*given, "out=search", *tiny_overrides])
+        assert main() == 0
+        shown = capsys.readouterr().out
+        assert "; 1 ended early" in shown and "with stages.prune.ratio=0.5\n" in shown.split("best        ")[1]
+        assert ("stopped early by objective.stop_after: params" in shown) or again
+    early, whole = (
+        json.loads((tmp_path / "search" / f"ratio={r}" / "report.json").read_text()) for r in ("0.1", "0.5")
+    )
+    assert [stage["name"] for stage in early["stages"]] == ["prune"] and "checkpoint" not in early
+    assert [stage["name"] for stage in whole["stages"]] == ["prune", "quantize"]
+    page = (tmp_path / "search" / "report.md").read_text()
+    assert "1 run, 1 ended early" in page and early["stopped"] in page
+    study = optuna.load_study(study_name=None, storage="sqlite:///search.db")
+    states = {trial.params["stages.prune.ratio"]: trial.state.name for trial in study.trials}
+    assert states == {"0.1": "PRUNED", "0.5": "COMPLETE"}
 
 
 @pytest.mark.parametrize(
@@ -75,6 +102,8 @@ def test_a_trial_that_measures_nothing_fails_alone_and_a_storage_is_continued_el
         ("null", "objective=null: a search needs one"),
         ("{minimize: speed}", "objective.minimize=speed: expected one of"),
         ("{subject_to: {fid: 1}}", "expected exactly one of them"),
+        ("{minimize: bytes, stop_after: {prune: {fit: 1}}}", "stop_after.prune=fit: expected one of"),
+        ("{minimize: bytes, stop_after: {cut: {fid: 1}}}", "objective.stop_after=cut: expected names of stages: prune"),
     ],
 )
 def test_an_objective_that_cannot_be_is_refused(

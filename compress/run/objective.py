@@ -1,6 +1,7 @@
 """The number that a search makes small or large, and the bounds it keeps to."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,13 @@ class SearchObjective:
         minimize: A cost or metric, such as ``latency`` (in seconds), ``bytes`` or ``fid``.
         maximize: The same; exactly one of the two is set.
         subject_to: Name to its bound: at most, or at least where more is better, as of ``clip_score``.
+        stop_after: Name of a stage to bounds of the numbers after it: a run that exceeds one ends there.
     """
 
     minimize: str | None = None
     maximize: str | None = None
     subject_to: dict[str, float] = field(default_factory=dict)
+    stop_after: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.minimize is None) == (self.maximize is None):
@@ -33,21 +36,33 @@ class SearchObjective:
         for key, name in [("minimize", self.minimize), ("maximize", self.maximize)]:
             if name is not None and name not in NAMES:
                 raise bad_value(key, name, f"one of {', '.join(NAMES)}")
-        for name in self.subject_to:
-            if name not in NAMES:
-                raise bad_value("subject_to", name, f"one of {', '.join(NAMES)}")
+        for key, bounds in [("subject_to", self.subject_to)] + [
+            (f"stop_after.{stage}", bounds) for stage, bounds in self.stop_after.items()
+        ]:
+            for name in bounds:
+                if name not in NAMES:
+                    raise bad_value(key, name, f"one of {', '.join(NAMES)}")
 
     def value(self, report: dict[str, Any]) -> float:
-        """The objective itself, as measured."""
-        return _number(report, self.minimize or self.maximize or "")
+        """The objective itself, as measured; as bad as can be for a run that ended early."""
+        if report.get("stopped"):
+            return math.inf if self.minimize else -math.inf
+        return _number(_last(report), self.minimize or self.maximize or "")
 
     def violations(self, report: dict[str, Any]) -> list[float]:
         """How far each bound is exceeded, as a share of it; 0 and below is kept."""
-        found = []
-        for name, bound in self.subject_to.items():
-            over = (_number(report, name) - bound) / (abs(bound) or 1.0)
-            found.append(-over if NAMES[name].better == "up" else over)
-        return found
+        return [_over(_last(report), name, bound) for name, bound in self.subject_to.items()]
+
+    def exceeded(self, row: dict[str, Any]) -> str:
+        """The bound for a stage that its row of the report exceeds, as text; empty if there is none.
+
+        Raises:
+            UserError: A number is not measured.
+        """
+        for name, bound in self.stop_after.get(row["name"], {}).items():
+            if _over(row, name, bound) > 0:
+                return f"{name} {_number(row, name):.6g} after {row['name']}, bound {bound:g}"
+        return ""
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -56,10 +71,19 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def _number(report: dict[str, Any], name: str) -> float:
-    row, column = report.get("accelerated") or report["stages"][-1], NAMES[name]
+def _last(report: dict[str, Any]) -> dict[str, Any]:
+    return report.get("accelerated") or report["stages"][-1]
+
+
+def _over(row: dict[str, Any], name: str, bound: float) -> float:
+    over = (_number(row, name) - bound) / (abs(bound) or 1.0)
+    return -over if NAMES[name].better == "up" else over
+
+
+def _number(row: dict[str, Any], name: str) -> float:
+    column = NAMES[name]
     found = row[column.group].get(column.key)
     found = found.get("value") if isinstance(found, dict) else found
     if found is None:
-        raise UserError(f"objective: the last row of the report has no {name}: is it measured (evaluate.*)?")
+        raise UserError(f"objective: the row {row['name']} of the report has no {name}: is it measured (evaluate.*)?")
     return float(found)
