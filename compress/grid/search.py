@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from compress.config.compose import quoted
 from compress.config.folders import default_out
 from compress.config.values import build
-from compress.errors import UserError
+from compress.errors import UserError, bad_value
 from compress.grid.points import folder_name
 from compress.grid.sweep import (
     Point,
@@ -80,17 +80,25 @@ def run_search(
     folder = Path(str(out)) if out else default_out(str(config.recipe_name), datetime.now())
     use_folder(config, folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        study_name=_study_name(config, space, fixed),
-        storage=settings.storage,
-        load_if_exists=True,
-        direction="minimize" if objective.minimize else "maximize",
-        sampler=optuna.samplers.TPESampler(
-            seed=settings.seed, constraints_func=lambda trial: trial.user_attrs.get(VIOLATIONS, [1.0])
-        ),
+    trials, seed = _whole("n_trials", settings.n_trials, 1), settings.seed
+    sampler = optuna.samplers.TPESampler(
+        seed=None if seed is None else _whole("seed", seed, 0),
+        constraints_func=lambda trial: trial.user_attrs.get(VIOLATIONS, [1.0]),
     )
+    try:
+        study = optuna.create_study(
+            study_name=_study_name(config, space, fixed),
+            storage=settings.storage,
+            load_if_exists=True,
+            direction="minimize" if objective.minimize else "maximize",
+            sampler=sampler,
+        )
+    except Exception as error:  # of SQLAlchemy, which comes with Optuna, or of a driver of its databases
+        why = str(error).splitlines()[0]
+        expected = f"null or the address of a database, such as sqlite:///search.db ({why})"
+        raise bad_value("hydra.sweeper.storage", settings.storage, expected) from error
     tried: dict[Path, Point] = {}
-    trials, running = int(settings.n_trials), launcher()
+    running = launcher()
     for number in range(1, trials + 1):
         trial = study.ask(space)
         varies = [f"{key}={value}" for key, value in trial.params.items()]
@@ -119,6 +127,12 @@ def run_search(
     say_times(points, begun, one_by_one=True)
     say(f"best        {_best(study, objective) or 'no trial keeps to the bounds'}")
     return points
+
+
+def _whole(key: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or value < least:
+        raise bad_value(f"hydra.sweeper.{key}", value, f"a whole number of at least {least}")
+    return value
 
 
 def _measured(point: Point, trial: "optuna.Trial", objective: SearchObjective) -> float | None:

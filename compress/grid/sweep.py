@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from compress.config.compose import explain, quoted
 from compress.config.folders import FAILURE, REPORT, default_out
-from compress.errors import UserError
+from compress.errors import UserError, bad_value
 from compress.grid import job
 from compress.grid.points import folder_name, varied
 from compress.grid.progress import Progress
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from compress.run.config import RunConfig
 
+OF_STAGES = ("run", "mixed_bits", "compare")  # jobs whose points are checked before the first one runs
 MINUTE = 60.0  # seconds between two lines about a grid whose points run elsewhere
 
 
@@ -116,7 +117,9 @@ def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[s
     composed = {point.number: compose_point(point, config, loader) for point in points}
     _refuse_shared_repositories(cfg for cfg in composed.values() if cfg is not None)
     recipes = {str(cfg.recipe_name) for cfg in composed.values() if cfg is not None}
-    folder = Path(str(given[-1])) if given and given[-1] else None
+    folder = Path(str(given[-1])) if given and given[-1] and "out" not in varying else None
+    if folder is not None and "${" in str(folder):
+        raise bad_value("out", folder, "a folder; each point has one inside it, named after what varies")
     folder = folder or default_out(recipes.pop() if len(recipes) == 1 else "grid", begun)
     checked: dict[str, str] = {}
     for point in points:
@@ -128,7 +131,22 @@ def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[s
             point.overrides += quoted([f"out={point.out}"])
         if cfg is not None:
             check_point(point, cfg, checked)
+    _refuse_shared_folders(points)
     return points, folder
+
+
+def _refuse_shared_folders(points: Sequence[Point]) -> None:
+    """Refuses a grid of which several points would write into one folder.
+
+    Raises:
+        UserError: With the folder.
+    """
+    for folder, count in Counter(point.out for point in points).items():
+        if count > 1:
+            raise UserError(
+                f"out={folder}: {count} points of the grid would write there: give each value of a key once, and out "
+                "as one folder, in which each point has its own"
+            )
 
 
 def _refuse_shared_repositories(composed: "Iterable[DictConfig]") -> None:
@@ -166,11 +184,11 @@ def check_point(point: Point, cfg: "DictConfig", checked: dict[str, str]) -> Non
     from compress.run import preflight
     from compress.run.config import to_run_config
 
-    if cfg.job != "run":
+    if cfg.job not in OF_STAGES:
         return
     try:
         cfg.out = str(point.out)
-        point.config = to_run_config(cfg)
+        point.config = to_run_config(cfg, alternatives=cfg.job == "compare")
         found = repr((point.config.model, point.config.stages, point.config.evaluate))
         if found not in checked:
             checked[found] = ""
@@ -378,7 +396,7 @@ def _names(points: Sequence[Point]) -> str:
 def _is_cached(out: Path) -> bool:
     """Whether all stages of a point were in the store."""
     stages = _report(out).get("stages")
-    return stages is not None and all(stage["cached"] for stage in stages)
+    return stages is not None and all(stage.get("cached", True) for stage in stages)
 
 
 def _report(out: Path) -> dict[str, Any]:

@@ -34,31 +34,37 @@ def run_job(cfg: "DictConfig") -> None:
     name = str(cfg.get("job"))
     if name not in JOBS:
         raise UserError(f"job={name}: no such job{nearest(name, list(JOBS))}; known: {', '.join(JOBS)}")
-    if name != "run" and cfg.get("publish") is not None:
+    if name not in ("run", "mixed_bits") and cfg.get("publish") is not None:
         raise UserError(f"publish={cfg.publish}: the recipe {cfg.recipe_name} makes no checkpoint: take publish=null")
     if name in ALONE and processes.count() > 1:
         raise UserError(f"job={name}: it runs in one process: start it without accelerate launch")
     keep_freed_memory()
     hide_notices()  # before any job loads the libraries that say them
     module, _, function = JOBS[name].partition(":")
+    if _of_grid():
+        from hydra.core.hydra_config import HydraConfig
+
+        from compress.jobs.report import join_group
+
+        join_group(cfg, HydraConfig.get().sweep.dir)
     getattr(importlib.import_module(module), function)(cfg)
     processes.leave()
 
 
 def run_stages(cfg: "DictConfig") -> None:
     """Runs a recipe of stages."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
     from compress.run.config import to_run_config
 
-    of_grid = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-    if of_grid:
-        from compress.jobs.report import join_group
-
-        join_group(cfg, HydraConfig.get().sweep.dir)
     config = to_run_config(cfg)
 
     from compress.run.recipe import run_recipe
 
-    run_recipe(config, keep=of_grid)
+    run_recipe(config, keep=_of_grid())
+
+
+def _of_grid() -> bool:
+    """Whether this is a point of a grid."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

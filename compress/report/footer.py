@@ -144,6 +144,8 @@ def _cost(entries: Sequence[Entry]) -> str:
         ranges = ranges or "latency_low_s" in (entry.get("cost") or {})
         settings = (entry.get("cost") or {}).get("settings") or {}
         for key, value in settings.items():
+            if isinstance(value, Mapping):  # such as the kernels of a compiled graph
+                continue
             text = "x".join(map(str, value)) if isinstance(value, list | tuple) else _text(value)
             found.setdefault(key, {})[text] = None
     of = " / ".join(found.pop("of", {}))

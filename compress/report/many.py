@@ -1,6 +1,7 @@
 """One report of many runs: every run, means over seeds, fronts, pictures, stages, and what differs."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def many_content(
     if repeated:
         shown = [_renamed(unmarked(table), f"{table.title}, mean over seeds", MEANS) for table in shown]
         shown += _paired(series)
-    first = _first_seeds(series)
+    first = _one_seed(series)
     return Content(
         title=title,
         lead=_lead(runs, failed, series, repeated),
@@ -138,18 +139,27 @@ def _paired(series: Sequence[Series]) -> list[Table]:
     return found
 
 
-def _first_seeds(series: Sequence[Series]) -> list[tuple[str, Student]]:
-    """One run of each series, with the name of the series."""
-    return [(one.line.name, next(iter(one.students.values()))) for one in series]
+def _one_seed(series: Sequence[Series]) -> list[tuple[str, Student]]:
+    """One run of each series, with the name of the series: of the seed that most of them have."""
+    common = Counter(seed for one in series for seed in one.students).most_common(1)
+    chosen = [(one.line.name, one.students.get(common[0][0])) for one in series]
+    rest = [next(iter(one.students.values())) for one in series]
+    return [(name, found or other) for (name, found), other in zip(chosen, rest, strict=True)]
 
 
 def _pictures(found: Sequence[tuple[str, Student]]) -> tuple[list[tuple[str, Path, str]], list[str]]:
     """Rows of the grid of pictures, the teacher first, and the prompts."""
     if not found:
         return [], []
-    first = found[0][1].run
-    rows = [("teacher", first.folder, "teacher"), *((name, s.run.folder, s.row) for name, s in found)]
-    return rows, [str(cell["prompt"]) for cell in first.report.get("grid") or []]
+    first = max((s.run for _, s in found), key=lambda run: sum(_grid(run) == _grid(s.run) for _, s in found))
+    alike = [(name, s) for name, s in found if _grid(s.run) == _grid(first)]
+    rows = [("teacher", first.folder, "teacher"), *((name, s.run.folder, s.row) for name, s in alike)]
+    return rows, [str(cell["prompt"]) for cell in _grid(first)]
+
+
+def _grid(run: RunFolder) -> list[dict[str, Any]]:
+    """Prompts and seeds of a run's pictures."""
+    return run.report.get("grid") or []
 
 
 def _curves(found: Sequence[tuple[str, Student]]) -> dict[str, dict[str, Any]]:
@@ -177,7 +187,7 @@ def _lead(runs: Sequence[RunFolder], failed: Sequence[FailedRun], series: Sequen
 
 def _facts(runs: Sequence[RunFolder]) -> list[tuple[str, str]]:
     """What was computed, each stage once, and what that took; what the machine was."""
-    stages = [stage for run in runs for stage in run.report.get("stages") or []]
+    stages = [stage for stages in aligned([run.report for run in runs]) for stage in stages.values()]
     once = {stage.get("key", id(stage)): stage for stage in stages}
     total, unique = (sum(s.get("seconds") or 0 for s in of) for of in (stages, once.values()))
     facts = [

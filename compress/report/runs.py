@@ -14,7 +14,7 @@ from compress.config.values import flat
 from compress.errors import UserError, bad_value
 from compress.report.table import Entry, Line
 
-NOT_COMPARED = ("out", "store", "track", "publish")  # keys of a config that change no result
+NOT_COMPARED = ("out", "store", "track", "publish", "objective")  # keys of a config that change no result
 SEED = "seed"
 
 
@@ -112,7 +112,7 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[RunFolder], list[FailedRun]
         if (folder / FAILURE).is_file():
             about = _json(folder / FAILURE)
             words = tuple(map(str, about.get("overrides") or ()))
-            failed.append(FailedRun(folder.name, words, str(about.get("message")), int(about.get("exit_code", 1))))
+            failed.append(FailedRun(folder.name, words, str(about.get("message")), int(about.get("exit_code") or 1)))
         elif (folder / REPORT).is_file():
             report = _json(folder / REPORT)
             if report.get("checkpoint") or "refused" in report:
@@ -120,6 +120,9 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[RunFolder], list[FailedRun]
             else:
                 why = f"ended early: {report['stopped']}" if "stopped" in report else "it has not finished"
                 failed.append(FailedRun(folder.name, (), why, 0 if "stopped" in report else 1))
+    for folder, report, _ in done:
+        if not all({"name", "kind"} <= set(stage) for stage in report.get("stages") or [{}]):
+            raise UserError(f"{folder / REPORT}: it does not hold what a run writes")
     titles = [{stage["name"]: title for title, stage in of.items()} for of in aligned([r for _, r, _ in done])]
     configs = [_with_order(_retitled(config, of), of) for (*_, config), of in zip(done, titles, strict=True)]
     names = _names([folder for folder, *_ in done], configs)
@@ -156,8 +159,13 @@ def _config(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+        raise UserError(f"{file}: it cannot be read ({str(error).splitlines()[0]})") from error
     return {key: value for key, value in flat(tree).items() if key.partition(".")[0] not in NOT_COMPARED}
 
 
@@ -168,8 +176,10 @@ def aligned(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Mapping[str,
         seen: Counter[str] = Counter()
         placed.append({})
         for stage in report.get("stages") or []:
-            seen[stage["kind"]] += 1
-            placed[-1][stage["kind"], seen[stage["kind"]]] = stage
+            kind = stage["kind"]
+            if kind != "engine":  # a row of a stage above it
+                seen[kind] += 1
+                placed[-1][kind, seen[kind]] = stage
     names: dict[tuple[str, int], set[str]] = {}
     for stages in placed:
         for place, stage in stages.items():

@@ -73,7 +73,8 @@ def student(values: Sequence[float]) -> tuple[float, float]:
 def mean(entries: Sequence[Entry], shown: Sequence[Column]) -> Entry:
     """The mean row: each number that all entries have, with its interval where the column has one.
 
-    What else an entry says, such as a metric's network, is the first's.
+    What else an entry says, such as a metric's network, is the first's, but for what belongs to a seed: the seeds are
+    all named, images of one color are added up, and what an interval is of is left out.
     """
     made: dict[str, Any] = {"cost": {}, "metrics": {}}
     first = entries[0]
@@ -96,6 +97,14 @@ def mean(entries: Sequence[Entry], shown: Sequence[Column]) -> Entry:
             group[key][inner] = value
         else:
             group[key] |= {"value": value, "low": value - half, "high": value + half}
+    for key, metric in made["metrics"].items():
+        if isinstance(metric, dict):
+            every = [entry["metrics"][key] for entry in entries if isinstance(entry["metrics"].get(key), Mapping)]
+            metric.pop("interval_of", None)
+            if all("seed" in one for one in every):
+                metric["seed"] = ", ".join(str(one["seed"]) for one in every)
+            if all("blank" in one for one in every):
+                metric["blank"] = sum(one["blank"] for one in every)
     return made
 
 

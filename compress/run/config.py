@@ -171,6 +171,7 @@ def to_run_config(cfg: "DictConfig", alternatives: bool = False) -> RunConfig:
     from compress.track import TrackConfig
 
     stages = _in_order(_stages(tree.get("stages")), settings.order)
+    evaluate = build(EvaluateConfig, tree.get("evaluate"), "evaluate")
     if not alternatives:
         check_order(stages)
     return RunConfig(
@@ -178,28 +179,28 @@ def to_run_config(cfg: "DictConfig", alternatives: bool = False) -> RunConfig:
         model=build(ModelConfig, tree.get("model"), "model"),
         data=build(DataConfig, tree.get("data"), "data"),
         stages=stages,
-        evaluate=build(EvaluateConfig, tree.get("evaluate"), "evaluate"),
+        evaluate=evaluate,
         track=build(TrackConfig, tree.get("track"), "track"),
         seed=settings.seed,
         device=settings.device,
         precision=settings.precision,
         engine=settings.engine,
         publish=settings.publish,
-        objective=_objective(settings.objective, stages),
+        objective=_objective(settings.objective, list(tree["stages"]), evaluate),
         out=Path(settings.out) if settings.out else default_out(settings.recipe_name),
         store=Path(settings.store),
     )
 
 
-def _objective(values: dict[str, Any] | None, stages: tuple[StageConfig, ...]) -> "SearchObjective | None":
+def _objective(
+    values: dict[str, Any] | None, stages: list[str], evaluate: "EvaluateConfig"
+) -> "SearchObjective | None":
     from compress.run.objective import SearchObjective
 
     if values is None:
         return None
     found = build(SearchObjective, values, "objective")
-    for name in found.stop_after:
-        if name not in (known := [stage.name for stage in stages]):
-            raise bad_value("objective.stop_after", name, f"names of stages: {', '.join(known)}")
+    found.check(stages, evaluate)
     return found
 
 

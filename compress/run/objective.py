@@ -2,13 +2,17 @@
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compress.config.folders import REPORT
 from compress.errors import UserError, bad_value
-from compress.report.table import COST, METRICS
+from compress.report.table import COST, METRICS, number
+
+if TYPE_CHECKING:
+    from compress.evaluate import EvaluateConfig
 
 # A cost may be named without its unit: latency is latency_s.
 NAMES = {column.key.removesuffix("_s"): column for column in (*COST, *METRICS)}
@@ -42,6 +46,22 @@ class SearchObjective:
             for name in bounds:
                 if name not in NAMES:
                     raise bad_value(key, name, f"one of {', '.join(NAMES)}")
+
+    def check(self, stages: Collection[str], evaluate: "EvaluateConfig") -> None:
+        """Refuses stages that there are not, and numbers that will not be measured.
+
+        Raises:
+            UserError: With what would be right.
+        """
+        if unknown := set(self.stop_after) - set(stages):
+            raise bad_value("objective.stop_after", min(unknown), f"names of stages: {', '.join(stages)}")
+        bounds = [*self.subject_to, *(name for of in self.stop_after.values() for name in of)]
+        for name in filter(None, (self.minimize, self.maximize, *bounds)):
+            column = NAMES[name]
+            if column.group == "metrics" and not (evaluate.images and evaluate.wants(column.key.partition(".")[0])):
+                raise UserError(f"objective: {name} is not measured: give evaluate.images, and leave_out without it")
+            if name == "compiled_latency" and not evaluate.compiled:
+                raise UserError("objective: compiled_latency is not measured: give evaluate.compiled=true")
 
     def value(self, report: dict[str, Any]) -> float:
         """The objective itself, as measured; as bad as can be for a run that ended early."""
@@ -81,9 +101,7 @@ def _over(row: dict[str, Any], name: str, bound: float) -> float:
 
 
 def _number(row: dict[str, Any], name: str) -> float:
-    column = NAMES[name]
-    found = row[column.group].get(column.key)
-    found = found.get("value") if isinstance(found, dict) else found
+    found = number(row, NAMES[name])
     if found is None:
         raise UserError(f"objective: the row {row['name']} of the report has no {name}: is it measured (evaluate.*)?")
-    return float(found)
+    return found

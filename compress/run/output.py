@@ -45,7 +45,7 @@ def write_config(config: RunConfig) -> None:
     file, text = config.out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(plain(config)))
     if file.is_file() and file.read_text(encoding="utf-8") != text:
         (config.out / REPORT).unlink(missing_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_text(file, text)
 
 
 def info(
@@ -123,7 +123,7 @@ def track_report(tracker: "Tracker", result: dict[str, Any], config: RunConfig) 
     columns, rows = compress.report.plain_rows(result)
     images = {file.stem: file for file in sorted((config.out / "images").glob("*.png"))}
     tracker.report(columns, rows, images)
-    if config.track.artifact:
+    if config.track.artifact and "stopped" not in result:
         last = result["stages"][-1]
         numbers = {name: last[name] for name in ("cost", "metrics")}
         tracker.artifact(config.recipe_name, config.out / "checkpoint", numbers)

@@ -1,9 +1,9 @@
 """Runs a recipe: each stage is computed or taken from the store, then measured, tracked and reported."""
 
 import gc
+import shutil
 import time
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,8 +24,8 @@ from compress.run.keys import Plan, Step
 from compress.run.work import Inputs, ToMeasure, artifact_folder, compute, measure
 from compress.runtime import resolve
 from compress.stage import declares
-from compress.store import Store, checkpoint
-from compress.store.uses import using
+from compress.store import checkpoint
+from compress.store.uses import key_inside, using
 from compress.system import processes
 from compress.system.progress import Overall, duration
 from compress.track import StageRun, Tracker
@@ -104,7 +104,7 @@ class _Run:
         config = self.config
         verified = compress.run.preflight.check(config)
         self.plan = Plan(config, self.store, self.inputs.device)
-        keys = [*self.plan.keys(), *_key_inside(self.store, config.model.path)]
+        keys = [*self.plan.keys(), *key_inside(self.store, config.model.path)]
         with using(self.store, config.out, config.recipe_name, keys):
             if not self.plan.holds():  # something was removed before the store knew of this run
                 self.plan = Plan(config, self.store, self.inputs.device)
@@ -162,7 +162,9 @@ class _Run:
                 result["accelerated"] = self._accelerated(tracker, steps[-1])
             except UserError as error:  # all stages are done: their results count without that row
                 self.overall.say(f"{error}; the table has no row for it")
-        if "stopped" not in result:
+        if "stopped" in result:
+            shutil.rmtree(config.out / "checkpoint", ignore_errors=True)  # of an earlier run of other values
+        else:
             self._export(steps[-1], history, result)
         result |= self._seconds(begun)
         compress.report.write_page(config.out, compress.report.write_report(config.out, result, self.grids))
@@ -335,12 +337,6 @@ class _Run:
 
     def _waiting(self, what: str) -> None:
         self.overall.say(f"another run is computing {what}: waiting for it")
-
-
-def _key_inside(store: Store, model: str) -> list[str]:
-    """The key of the model, where that is a checkpoint of the store."""
-    place, root = Path(model).expanduser().resolve(), store.root.resolve()
-    return [place.relative_to(root).parts[0]] if root in place.parents else []
 
 
 def _replay(curves: dict[str, list[list[float]]], run: StageRun) -> None:

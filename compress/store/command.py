@@ -29,6 +29,10 @@ def main(arguments: list[str]) -> int:
     words = [word for word in arguments if not word.startswith("store=")]
     folders = [word.partition("=")[2] for word in arguments if word.startswith("store=")]
     given = _parser().parse_args(words)
+    if given.action != "prune" and (given.older is not None or given.dry_run):
+        raise UserError(f"store {given.action}: --older and --dry-run are of prune: python -m compress store prune ...")
+    if given.action == "verify" and given.json:
+        raise UserError("store verify: --json is of list and prune")
     store = open_store(Path(folders[-1] if folders else "runs/store").expanduser())
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:

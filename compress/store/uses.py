@@ -44,6 +44,12 @@ class Run:
     active: bool
 
 
+def key_inside(store: Store, model: str) -> list[str]:
+    """The key of a model's folder, where that is a checkpoint of the store."""
+    place, root = Path(model).expanduser().resolve(), store.root.resolve()
+    return [place.relative_to(root).parts[0]] if root in place.parents else []
+
+
 @contextmanager
 def using(store: Store, out: Path, recipe: str, keys: Iterable[str]) -> Iterator[None]:
     """Keeps entries, existing or not, from being removed while the block runs, and remembers the run's folder.

@@ -31,6 +31,7 @@ def test_the_best_point_within_the_bounds_is_named(
 
     monkeypatch.setattr(compress.run.recipe, "run_recipe", run_recipe)
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=8", f"objective={{minimize: bytes{bound}}}", "out=search"]
+    tiny_overrides = [*tiny_overrides, "evaluate.images=8"]
     given = ["compress", "-m", "recipe=prune", "stages.prune.ratio=0.25,0.5", *search, *tiny_overrides]
     monkeypatch.setattr(sys, "argv", given)
     assert main() == 0
@@ -58,7 +59,7 @@ def test_a_trial_that_measures_nothing_fails_alone_and_a_storage_is_continued_el
     monkeypatch.setattr(compress.run.recipe, "run_recipe", run_recipe)
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.storage=sqlite:///search.db"]
     search += ["objective={minimize: bytes, subject_to: {psnr: 12}}", "evaluate.latency_repeats=interval(1,90)"]
-    given = [word for word in tiny_overrides if "latency_repeats" not in word]
+    given = [*(word for word in tiny_overrides if "latency_repeats" not in word), "evaluate.images=8"]
     for seed in (0, 1):  # of the sampler
         arguments = [*search, f"hydra.sweeper.seed={seed}", f"out=search{seed}"]
         monkeypatch.setattr(sys, "argv", ["compress", "-m", "recipe=prune", *arguments, *given])
@@ -89,11 +90,37 @@ def test_a_trial_beyond_a_bound_after_a_stage_runs_no_further(
     )
     assert [stage["name"] for stage in early["stages"]] == ["prune"] and "checkpoint" not in early
     assert [stage["name"] for stage in whole["stages"]] == ["prune", "quantize"]
+    config = ["compress", "recipe=prune_distill_int8", "prune=magnitude", "~stages.distill", "out=search/ratio=0.5"]
+    bound = "objective={minimize: bytes, stop_after: {prune: {params: 1000}}}"
     page = (tmp_path / "search" / "report.md").read_text()
     assert "1 run, 1 ended early" in page and early["stopped"] in page
     study = optuna.load_study(study_name=None, storage="sqlite:///search.db")
     states = {trial.params["stages.prune.ratio"]: trial.state.name for trial in study.trials}
     assert states == {"0.1": "PRUNED", "0.5": "COMPLETE"}
+    assert (tmp_path / "search/ratio=0.5/checkpoint").is_dir()
+    artifact = ["track=wandb", "track.mode=offline", "track.artifact=true", "stages.prune.ratio=0.5"]
+    monkeypatch.setattr(sys, "argv", [*config, bound, *tiny_overrides, *artifact])
+    assert main() == 0 and not (tmp_path / "search/ratio=0.5/checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ("storage=search.db", "hydra.sweeper.storage=search.db: expected null or the address of a database"),
+        ("storage=sqlite:///no/such/search.db", "hydra.sweeper.storage=sqlite:///no/such/search.db: expected"),
+        ("seed=abc", "hydra.sweeper.seed=abc: expected a whole number"),
+        ("n_trials=0", "hydra.sweeper.n_trials=0: expected a whole number of at least 1"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(
+    given: str, part: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_overrides: list[str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    search = ["hydra/sweeper=optuna", f"hydra.sweeper.{given}", "objective={minimize: bytes}", "seed=0,1"]
+    monkeypatch.setattr(sys, "argv", ["compress", "-m", "recipe=prune", *search, *tiny_overrides])
+    assert main() == 2
+    assert part in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -103,6 +130,7 @@ def test_a_trial_beyond_a_bound_after_a_stage_runs_no_further(
         ("{minimize: speed}", "objective.minimize=speed: expected one of"),
         ("{subject_to: {fid: 1}}", "expected exactly one of them"),
         ("{minimize: bytes, stop_after: {prune: {fit: 1}}}", "stop_after.prune=fit: expected one of"),
+        ("{minimize: bytes, subject_to: {fid: 1}}", "objective: fid is not measured: give evaluate.images"),
         ("{minimize: bytes, stop_after: {cut: {fid: 1}}}", "objective.stop_after=cut: expected names of stages: prune"),
     ],
 )

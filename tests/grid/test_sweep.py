@@ -165,6 +165,22 @@ def test_points_that_would_be_published_under_one_name_are_refused(
 @pytest.mark.parametrize(
     ("given", "part"),
     [
+        (["seed=0,0"], "out=grid/seed=0: 2 points of the grid would write there"),
+        (["seed=0,1", "out=a,b"], "out=a: 2 points of the grid would write there"),
+        (["seed=0,1", "out=x-${seed}"], "out=x-${seed}: expected a folder; each point has one inside it"),
+    ],
+)
+def test_points_that_would_share_a_folder_are_refused(
+    given: list[str], part: str, cli: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compress.run.recipe, "run_recipe", lambda config, keep: pytest.fail("it ran"))
+    assert cli("recipe=prune", "out=grid", *given) == 2
+    assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
         (["hydra.launcher.n_job=2"], "hydra.launcher.n_job: no such key of hydra/launcher=basic; known: none"),
         (["hydra/launcher=ray", "hydra.launcher.init.num_cpu=2"], "num_cpu: no such key (did you mean num_cpus?)"),
         (["hydra/launcher=ray"], "hydra/launcher=ray: needs the package ray: pip install 'compress[ray]'"),

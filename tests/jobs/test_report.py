@@ -48,6 +48,17 @@ def test_mistakes_are_named(overrides: list[str], message: str) -> None:
         run_job(compose(["recipe=report", *overrides]))
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("config.yaml", "a: [1"), ("report.json", '{"checkpoint": "x", "stages": [{"name": "a"}]}'), ("report.json", "{")],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str) -> None:
+    folder = run(tmp_path / "runs" / "a", 0)
+    (folder / name).write_text(text)
+    with pytest.raises(UserError, match=f"a/{name}: "):
+        run_job(compose(["recipe=report", f"runs='{tmp_path}/runs/*'", f"out={tmp_path / 'out'}"]))
+
+
 def test_a_grid_has_one_group_and_its_table_is_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = []
     for seed, recipe in enumerate(("prune", "int8")):

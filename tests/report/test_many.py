@@ -113,6 +113,31 @@ def test_the_files_hold_the_same_numbers(grid, tmp_path):
 
 
 @pytest.mark.slow  # the page of one run is opened in the usual suite
+def test_what_belongs_to_a_seed_is_not_said_of_the_mean(grid, tmp_path):
+    for folder in grid.glob("ratio=*,seed=?"):
+        if (folder / "report.json").exists():
+            report = json.loads((folder / "report.json").read_text())
+            of = report["stages"][-1]["metrics"]["fid"]
+            of |= {"seed": report["seed"], "blank": report["seed"], "interval_of": "fresh draws of n images"}
+            (folder / "report.json").write_text(json.dumps(report))
+    _, content = write_many(tmp_path / "report", "A grid", *read_runs(find_runs(str(grid))))
+    notes = " ".join(content.notes)
+    assert "seed 0, 1, 2" in notes and "fresh draws" not in notes
+    assert "3 images" in notes, "of a single color, over all seeds"
+
+
+def test_the_pictures_are_of_one_seed(grid, tmp_path):
+    (grid / "ratio=0.25,seed=0" / "report.json").unlink()  # the other seeds of this point, and all of the other point
+    _, content = write_many(tmp_path / "report", "A grid", *read_runs(find_runs(str(grid))))
+    assert [name for name, _ in content.pictures.rows] == ["teacher", "ratio=0.25", "ratio=0.5"]
+    report = grid / "ratio=0.5,seed=1" / "report.json"
+    other = json.loads(report.read_text())
+    other["grid"][0]["prompt"] = "something else"
+    report.write_text(json.dumps(other))
+    _, content = write_many(tmp_path / "report", "A grid", *read_runs(find_runs(str(grid))))
+    assert len(content.pictures.rows) == 2, "a row of other prompts is left out"
+
+
 def test_the_page_in_a_browser(grid, tmp_path):
     write_many(tmp_path / "report", "Ratios", *read_runs(find_runs(str(grid))))
     with chromium() as browser:

@@ -50,12 +50,12 @@ def benchmark(job: "Job") -> dict[str, Any]:
         UserError: The user made a mistake.
     """
     from compress.jobs.benchmark.report import write_report
-    from compress.store.uses import using
+    from compress.store.uses import key_inside, using
 
     _check(job)
     begun = time.perf_counter()
     run = _Benchmark(job)
-    with using(run.store, job.out, "benchmark", run.keys()):
+    with using(run.store, job.out, "benchmark", [*run.keys(), *key_inside(run.store, job.model.path)]):
         result = run.go()
         result["seconds"] = time.perf_counter() - begun
         job.out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """``recipe=compare_quantization``: stages that are alternatives, each from the teacher, in one table."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError
@@ -31,8 +32,9 @@ def run_job(cfg: "DictConfig") -> None:
     if not results:
         raise UserError("\n".join(f"{name}: {why}" for name, why in refused.items()))
     output.write_config(config)
-    merged = merge(results, config.recipe_name) | {"refused": refused}
-    compress.report.write_page(config.out, compress.report.write_report(config.out, merged, {}))
+    merged = merge(results, config.recipe_name, config.out) | {"refused": refused}
+    grids = pictures(results, config.out)
+    compress.report.write_page(config.out, compress.report.write_report(config.out, merged, grids))
     console = Console()
     compress.report.print_summary(merged, console)
     for name, why in refused.items():
@@ -59,7 +61,7 @@ def run_each(config: "RunConfig") -> tuple[dict[str, dict[str, Any]], dict[str, 
     return results, refused
 
 
-def merge(results: dict[str, dict[str, Any]], recipe: str) -> dict[str, Any]:
+def merge(results: dict[str, dict[str, Any]], recipe: str, out: Path) -> dict[str, Any]:
     """One report: the teacher of the first, the stages of all, each followed by its row in an engine, if it has one."""
     first = next(iter(results.values()))
     rows = []
@@ -67,6 +69,22 @@ def merge(results: dict[str, dict[str, Any]], recipe: str) -> dict[str, Any]:
         rows += result["stages"]
         if "accelerated" in result:
             rows.append({"kind": "engine", **result["accelerated"]})
-    seconds = sum(result["seconds"] for result in results.values())
     kept = {key: value for key, value in first.items() if key not in ("accelerated", "checkpoint", "wall_seconds")}
-    return kept | {"recipe": recipe, "stages": rows, "seconds": seconds}
+    times = {key: sum(result[key] for result in results.values()) for key in ("seconds", "computed_seconds")}
+    return kept | {"recipe": recipe, "out": str(out), "stages": rows} | times
+
+
+def pictures(results: dict[str, dict[str, Any]], out: Path) -> dict[str, list[dict[str, Any]]]:
+    """The images of the teacher and of every row, as the runs in ``out`` left them."""
+    from PIL import Image
+
+    from compress.report.images import file_name
+
+    found: dict[str, list[dict[str, Any]]] = {}
+    for stage, result in results.items():
+        for row in ("teacher", *(r["name"] for r in (*result["stages"], result.get("accelerated")) if r)):
+            files = [out / stage / "images" / file_name(row) / f"{i}.png" for i in range(len(result.get("grid") or ()))]
+            if row not in found and files and all(file.is_file() for file in files):
+                cells = zip(result["grid"], files, strict=True)
+                found[row] = [{**cell, "image": Image.open(file).convert("RGB")} for cell, file in cells]
+    return found

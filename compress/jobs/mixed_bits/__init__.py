@@ -27,7 +27,7 @@ def run_job(cfg: "DictConfig") -> None:
     config = to_run_config(cfg)
     if not isinstance(config.stages[-1].config, Config):
         raise UserError("stages: job=mixed_bits needs quantize=mixed_bits as its last stage")
-    if not run_recipe(config):
+    if "checkpoint" not in run_recipe(config):  # another process than the first, or it ended early
         return
     details = read_info(config.out / "checkpoint")["stages"][-1]["details"]
     write_text(config.out / "layers.json", json.dumps(details["layers"], indent=1) + "\n")
