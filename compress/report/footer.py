@@ -61,8 +61,8 @@ def footer(
         rough = f", here from subsets of {' or '.join(first)} on, which is rough: {begin}"
         few = any(int(value) < EXTRAPOLATED_FROM for value in first)
         lines.append(f"FID∞ is FID extrapolated to infinitely many images (Chong & Forsyth 2020){rough * few}.")
-    if any(values(entries, "low")):
-        level, of = values(entries, "interval"), values(entries, "interval_of", [k for k in titles if k not in PAIRED])
+    if level := values(entries, "interval"):  # a mean over seeds has one of its own
+        of = values(entries, "interval_of", [k for k in titles if k not in PAIRED])
         share = f"{100 * float(level[0]):g} % interval" if len(level) == 1 else "interval"
         lines.append(f"[low, high] is the {share} of a metric{f': {of[0]}' if of else ''}.")
     for key, title in titles.items():
@@ -141,7 +141,8 @@ def _cost(entries: Sequence[Entry]) -> str:
     found: dict[str, dict[str, None]] = {}
     ranges = False
     for entry in entries:
-        ranges = ranges or "latency_low_s" in (entry.get("cost") or {})
+        cost = entry.get("cost") or {}
+        ranges = ranges or ("latency_low_s" in cost and "interval_of" not in cost)
         settings = (entry.get("cost") or {}).get("settings") or {}
         for key, value in settings.items():
             if isinstance(value, Mapping):  # such as the kernels of a compiled graph

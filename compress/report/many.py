@@ -80,7 +80,7 @@ def many_content(
         curves=_curves(first),
         stages=_stages(runs),
         differences=_differences(runs),
-        notes=notes_of(means, runs[0].report.get("manifest")) if runs else (),
+        notes=notes_of(means, runs[0].report.get("manifest"), marked=not repeated) if runs else (),
     )
 
 

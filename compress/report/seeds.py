@@ -97,10 +97,12 @@ def mean(entries: Sequence[Entry], shown: Sequence[Column]) -> Entry:
             group[key][inner] = value
         else:
             group[key] |= {"value": value, "low": value - half, "high": value + half}
+    made["cost"]["interval_of"] = "mean over seeds"
     for key, metric in made["metrics"].items():
         if isinstance(metric, dict):
             every = [entry["metrics"][key] for entry in entries if isinstance(entry["metrics"].get(key), Mapping)]
-            metric.pop("interval_of", None)
+            for name in ("interval", "interval_of"):
+                metric.pop(name, None)
             if all("seed" in one for one in every):
                 metric["seed"] = ", ".join(str(one["seed"]) for one in every)
             if all("blank" in one for one in every):

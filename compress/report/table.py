@@ -230,11 +230,11 @@ def notes(result: Entry) -> list[str]:
     return notes_of(lines(result), result.get("manifest"))
 
 
-def notes_of(found: Sequence[Line], manifest: Entry | None) -> list[str]:
-    """The same for rows of several reports that were measured in the same way."""
+def notes_of(found: Sequence[Line], manifest: Entry | None, marked: bool = True) -> list[str]:
+    """The same for rows of several reports that were measured in the same way, perhaps in tables without marks."""
     shown = columns_of([line.entry for line in found])
     titles = {column.key: column.title for column in shown if column.group == "metrics"}
-    marks = {mark(line.entry, column, line.teacher, line.floor) for line in found for column in shown}
+    marks = {mark(line.entry, column, line.teacher, line.floor) for line in found for column in shown if marked}
     return footer([(line.name, line.entry) for line in found], titles, marks, manifest)
 
 

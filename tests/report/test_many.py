@@ -122,7 +122,9 @@ def test_what_belongs_to_a_seed_is_not_said_of_the_mean(grid, tmp_path):
             (folder / "report.json").write_text(json.dumps(report))
     _, content = write_many(tmp_path / "report", "A grid", *read_runs(find_runs(str(grid))))
     notes = " ".join(content.notes)
-    assert "seed 0, 1, 2" in notes and "fresh draws" not in notes
+    assert "seed 0, 1, 2" in notes
+    for of_one in ("fresh draws", "two independent draws", "5th to 95th percentile"):
+        assert of_one not in notes
     assert "3 images" in notes, "of a single color, over all seeds"
 
 
