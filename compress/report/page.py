@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compress.report.charts import Curve, curve_chart, embed, front_chart
+from compress.report.charts import CURVES, Curve, curve_chart, embed, front_chart
 from compress.report.formats import Table
 from compress.report.pareto import Front
 from compress.report.pictures import PictureGrid
@@ -55,7 +55,10 @@ def render(content: Content) -> str:
 
     figures = [*map(front_chart, content.fronts), *map(curve_chart, content.curves.values())]
     library, script, divs = embed(figures)
-    charts = list(zip([*(front.title for front in content.fronts), *content.curves], divs, strict=True))
+    losses = [
+        f"{title}, {CURVES} of {len(of)} rows" if len(of) > CURVES else title for title, of in content.curves.items()
+    ]
+    charts = list(zip([*(front.title for front in content.fronts), *losses], divs, strict=True))
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "template"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
