@@ -199,10 +199,15 @@ def own_size(pipeline: Any) -> tuple[int, int]:
 
 
 def smaller(pipeline: Any, most: int | None) -> tuple[int | None, int | None]:
-    """Height and width of the model's images, scaled to at most ``most`` pixels a side; None: the model's own."""
+    """Height and width of the model's images, scaled to at most ``most`` pixels a side; None: the model's own.
+
+    At least one patch of latents, and whole patches.
+    """
     if most is None:
         return None, None
-    scale = getattr(pipeline, "vae_scale_factor", 1)
+    model = denoiser(pipeline)
+    patch = 2 if getattr(family_of(model), "packed", False) else model.config.get("patch_size") or 1
+    scale = getattr(pipeline, "vae_scale_factor", 1) * (patch if isinstance(patch, int) else max(patch))
     height, width = (min(own, max(scale, most // scale * scale)) for own in own_size(pipeline))
     return height, width
 

@@ -1,10 +1,12 @@
 """Example inputs fit the denoisers they are made for."""
 
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from pipelines import PIPELINES
 from torch import nn
 
-from compress.models.inputs import SMALL_SIDE, predict, small_inputs
+from compress.models.inputs import SMALL_SIDE, predict, small_inputs, smaller
 from tests.tiny import tiny_unet
 
 
@@ -43,3 +45,9 @@ def test_sdxl_gets_its_extra_conditions():
 
 def test_an_unknown_denoiser_has_no_inputs():
     assert small_inputs(nn.Linear(2, 2)) is None
+
+
+@pytest.mark.parametrize(("name", "sides"), [("sd 1.x", (2, 8, 16)), ("pixart", (16, 16, 64)), ("flux", (4, 8, 72))])
+def test_a_smaller_size_has_whole_patches_of_latents(name: str, sides: tuple[int, ...]) -> None:
+    pipeline = PIPELINES[name]()
+    assert [smaller(pipeline, most) for most in (1, 8, 73)] == [(side, side) for side in sides]
