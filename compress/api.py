@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from compress.errors import UserError
+from compress.errors import UserError, bad_value
 
 if TYPE_CHECKING:
     import datasets
@@ -258,20 +258,24 @@ def save(pipeline: Any, folder: str | Path) -> Path:
 
     Args:
         pipeline: As a step of this API gave it.
-        folder: Replaced where it exists.
+        folder: Replaced where it is an earlier checkpoint of this package.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: A weight or an output is not finite, or the disk is full or cannot be written.
+        UserError: The folder holds something else than a checkpoint, a weight or an output is not finite, or the disk
+            is full or cannot be written.
         RuntimeError: What was read back is not what was saved.
     """
-    from compress.models.sampling import saved_sampling
+    from compress.models.sampling import INFO, saved_sampling
     from compress.report import model_card
     from compress.stage import declares
     from compress.store.checkpoint import model_file, save_checkpoint
 
+    place = Path(folder)
+    if place.is_file() or (place.is_dir() and any(place.iterdir()) and not (place / INFO).is_file()):
+        raise bad_value("folder", folder, f"a new folder, or a checkpoint with {INFO}, which is replaced")
     stages = _done.get(pipeline, [])
     info = {"stages": stages, "model_file": model_file(pipeline), **saved_sampling(pipeline)}
     exact, libraries = any(declares(stages, "exact")), declares(stages, "libraries")

@@ -104,3 +104,15 @@ def test_a_fresh_process_loads_nothing_before_it_is_asked() -> None:
 def test_unknown_names_are_no_part_of_it() -> None:
     with pytest.raises(AttributeError, match="no attribute 'prunes'"):
         _ = compress.prunes
+
+
+def test_save_replaces_nothing_but_a_checkpoint(tiny_model: Path, tmp_path: Path) -> None:
+    pipeline, mine = compress.load(tiny_model), tmp_path / "mine"
+    mine.mkdir()
+    (mine / "cat.png").write_text("mine")
+    for place in (mine, mine / "cat.png"):
+        with pytest.raises(UserError, match="expected a new folder, or a checkpoint"):
+            compress.save(pipeline, place)
+    assert (mine / "cat.png").read_text() == "mine"
+    for _ in range(2):
+        assert (compress.save(pipeline, tmp_path / "new") / "model_index.json").is_file()

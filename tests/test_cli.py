@@ -92,6 +92,9 @@ def test_options_may_stand_anywhere(cli: Any, capsys: pytest.CaptureFixture[str]
     [
         (["recipe=prun"], "did you mean prune?"),
         (["seed=1"], "recipe is missing"),
+        (["recip=int8"], "recip=int8: no such key (did you mean recipe?)"),
+        (["recipe=int8", "seed"], "seed: expected KEY=VALUE"),
+        (["recipe=prune", "seed=0,1"], "seed=0,1: add -m to run each value, or write seed=[0,1] for a list"),
         (["recipe=prune", "evaluate=cots"], "did you mean cost?"),
         (["recipe=prune", "stages.prune.ratoi=1"], "did you mean ratio?"),
         (["recipe=prune", "stages.prune.ratio=[1,"], "cannot be read"),

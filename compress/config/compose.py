@@ -189,6 +189,8 @@ def explain(error: Exception, overrides: list[str]) -> str:
     text = str(error)
     if isinstance(error, OverrideParseException):
         reason = " ".join(line.strip() for line in text.splitlines() if line.strip() and set(line.strip()) != {"^"})
+        if "=" not in str(error.override):
+            return f"{error.override}: expected KEY=VALUE"
         return f"{error.override}: cannot be read as key=value ({reason})"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
@@ -199,9 +201,15 @@ def explain(error: Exception, overrides: list[str]) -> str:
             return f"{group}={option}: needs the package {LAUNCHERS[option]}: pip install 'compress[{extra}]'"
         return _no_option(group, option, list(error.options))
     if match := re.match(r"You must specify '(\w+)[@']", text):
+        meant = [word for word in overrides if nearest(word.partition("=")[0], [match[1]])]
+        if meant:
+            return f"{meant[0]}: no such key{nearest(meant[0].partition('=')[0], [match[1]])}"
         return f"{match[1]} is missing: give {match[1]}=NAME, one of {', '.join(recipe_files())}"
     if match := re.match(r"Could not (?:override|append|delete)[^']*'([^']+)'", text):
         return _no_hydra_key(match[1], overrides) if match[1].startswith("hydra.") else _no_key(match[1], overrides)
+    if match := re.match(r"Ambiguous value for argument '([^']+)'", text):
+        key, _, value = match[1].partition("=")
+        return f"{match[1]}: add -m to run each value, or write {key}=[{value}] for a list"
     if match := re.match(r"Error merging override (.+)", text):
         return f"{match[1]}: {str(error.__cause__ or 'not possible').splitlines()[0]}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip())

@@ -86,7 +86,9 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
         if typing.get_origin(hint) is dict and isinstance(value, dict):
             for name, part in value.items():  # name the wrong one
                 _typed(typing.get_args(hint)[1], part, _join(key, str(name)))
-        such = f", such as [{value}]" if isinstance(value, str | int | float) and _holds_list(hint) else ""
+        such = ""
+        if isinstance(value, str | int | float) and _holds_list(hint):
+            such = f", such as [{', '.join([str(value)] * _length(hint))}]"
         raise bad_value(key, value, _describe(hint) + such) from error
     return tuple(converted) if typing.get_origin(hint) is tuple and converted is not None else converted
 
@@ -95,6 +97,13 @@ def _holds_list(hint: Any) -> bool:
     """Whether a type is a list, or a list or null."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return any(typing.get_origin(part) in (list, tuple) for part in (typing.get_args(hint) if union else (hint,)))
+
+
+def _length(hint: Any) -> int:
+    """How many values a type of a list asks for, 1 where any number will do."""
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    pairs = [typing.get_args(part) for part in parts if typing.get_origin(part) is tuple]
+    return max([len(of) for of in pairs if ... not in of], default=1)
 
 
 def _describe(hint: Any) -> str:

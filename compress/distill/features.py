@@ -198,6 +198,24 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
 
 
 def check_teacher(config: Config, outline: "Outline") -> None:
+    """Refuses a config that does not fit the teacher, whatever the stages before leave, and what is not installed.
+
+    Raises:
+        UserError: See :func:`check_model`; or the teacher is guided already, or a package or a compiler is missing.
+    """
+    from compress.distill.compiled import check_compiler
+    from compress.distill.guidance import check_unguided
+
+    check_model(outline)
+    check_compiler(config.compile)
+    teacher = outline.denoiser()
+    if teacher is not None:
+        check_lora(teacher, config.lora)
+        if config.guidance is not None:
+            check_unguided(config.guidance, teacher)
+
+
+def check_model(outline: "Outline") -> None:
     """Refuses a teacher for few steps, whose schedule is not known, or whose latents images cannot be encoded to.
 
     Raises:

@@ -156,18 +156,23 @@ def check_teacher(config: FewStepConfig, outline: "Outline") -> None:
     """Refuses a teacher whose schedule few steps cannot follow.
 
     Raises:
-        UserError: See :func:`compress.distill.features.check_teacher`; or it takes no prompt, or its noise is that of
+        UserError: See :func:`compress.distill.features.check_model`; or it takes no prompt, or its noise is that of
             flow matching.
     """
     from compress.distill import features
+    from compress.distill.compiled import check_compiler
+    from compress.distill.guidance import check_unguided
     from compress.models.schedule import schedule_of
 
     if outline.classes and not any(name.startswith("text_encoder") for name in outline.classes):
         raise UserError(f"guidance: {outline.kind} takes no prompt, so there is no guidance to train for few steps")
-    features.check_teacher(config, outline)  # type: ignore[arg-type]  # looks at no key
-    scheduler = outline.scheduler()
+    features.check_model(outline)
+    check_compiler(config.compile)
+    scheduler, teacher = outline.scheduler(), outline.denoiser()
+    if teacher is not None:
+        check_unguided(config.guidance, teacher)
     if scheduler is not None:
-        check_schedule(schedule_of(scheduler, outline.denoiser()), config)
+        check_schedule(schedule_of(scheduler, teacher), config)
 
 
 def check_schedule(schedule: "Schedule", config: FewStepConfig) -> None:

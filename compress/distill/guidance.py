@@ -26,11 +26,20 @@ def check_guidance(guidance: tuple[float, float], student: Any, teacher: Any) ->
         UserError: With what would be right.
     """
     low, high = guidance
-    if teacher.config.get("time_cond_proj_dim") or teacher.config.get("guidance_embeds"):
-        raise bad_value("guidance", list(guidance), "null: one pass of this teacher gives its guided output already")
+    check_unguided(guidance, teacher)
     if low < high and not _has_time_embedding(student):
         expected = f"one scale, as [{high:g}, {high:g}]: a {type(student).__name__} takes no guidance scale as an input"
         raise bad_value("guidance", list(guidance), expected)
+
+
+def check_unguided(guidance: tuple[float, float], teacher: Any) -> None:
+    """Refuses a teacher, perhaps on the meta device, whose one pass is guided already.
+
+    Raises:
+        UserError: It is.
+    """
+    if teacher.config.get("time_cond_proj_dim") or teacher.config.get("guidance_embeds"):
+        raise bad_value("guidance", list(guidance), "null: one pass of this teacher gives its guided output already")
 
 
 def takes_scale(model: Any) -> bool:

@@ -56,6 +56,7 @@ def arranged(
     if processors and all(isinstance(processor, AttnProcessor2_0) for processor in processors.values()):
         student.set_attn_processor(AttnProcessor())
     before = {name: (parameter.dtype, parameter.requires_grad) for name, parameter in student.named_parameters()}
+    buffers = {name: buffer.dtype for name, buffer in student.named_buffers()}
     modes = student.training, teacher.training
     student.to(device, memory_format=torch.channels_last).float().train().requires_grad_(True)
     teacher.to(device, memory_format=torch.channels_last).eval()
@@ -71,6 +72,8 @@ def arranged(
             parameter.grad = None
             parameter.data = parameter.data.to(dtype)
             parameter.requires_grad_(needs_gradient)
+        for name, buffer in student.named_buffers():
+            buffer.data = buffer.data.to(buffers.get(name, buffer.dtype))
         if processors:
             student.set_attn_processor(processors)
         student.to(memory_format=torch.contiguous_format).train(modes[0])

@@ -11,7 +11,7 @@ from compress.errors import UserError, bad_value
 from compress.models.folder import DENOISERS, check_folder
 from compress.models.outline import PATTERNS, Outline, read_outline
 from compress.models.quantized import is_quantized
-from compress.models.quiet import hide_notices, no_progress_bars
+from compress.models.quiet import hide_notices, no_progress_bars, say_truncations_once
 from compress.models.sampling import INFO, keep_sampling
 from compress.system.files import known_hash
 
@@ -204,6 +204,7 @@ def load_teacher(
     if is_quantized(denoiser(pipeline)):
         raise bad_value("model.path", config.path, "a model in float weights; this one is quantized already")
     _check_weights(pipeline, config)
+    say_truncations_once(pipeline)
     return keep_sampling(freeze(pipeline.to(device)), folder or hub_info(config))
 
 

@@ -28,6 +28,25 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not any(words in message for words in _NOTICES[record.name])
 
 
+_TRUNCATED = "part of your input was truncated"
+_said: set[str] = set()  # loggers whose first notice of a caption that is too long was shown
+
+
+def _is_first(record: logging.LogRecord) -> bool:
+    message = record.getMessage()
+    if _TRUNCATED not in message:
+        return True
+    record.msg, record.args = f"{message.partition(': [')[0]}; said once", ()
+    first = record.name not in _said
+    _said.add(record.name)
+    return first
+
+
+def say_truncations_once(pipeline: object) -> None:
+    """Has a pipeline say once that captions are too long for its text encoder, not for every batch."""
+    logging.getLogger(type(pipeline).__module__).addFilter(_is_first)
+
+
 def hide_notices() -> None:
     """Drops the known harmless log lines, of libraries imported later too. Loads nothing."""
     for name in _NOTICES:

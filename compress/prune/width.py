@@ -265,7 +265,8 @@ def _checked_class(denoiser: object, owner: str = "this one") -> "UNet2DConditio
     if not isinstance(denoiser, (UNet2DConditionModel, UNet2DModel)):
         found = type(denoiser).__name__ if denoiser is not None else "no unet"
         raise UserError(
-            f"prune method width needs a pipeline with a UNet2DConditionModel or UNet2DModel; {owner} has {found}"
+            f"prune method width needs a pipeline with a UNet2DConditionModel or UNet2DModel; {owner} has {found}: "
+            "prune=depth takes whole blocks of it, and without pruning the stage is left out, as by ~stages.prune"
         )
     return denoiser
 

@@ -11,6 +11,7 @@ import compress.report
 import compress.track.hub
 from compress.config.folders import REPORT
 from compress.config.values import PRECISIONS
+from compress.models.sampling import sampling_from
 from compress.run.config import RunConfig
 from compress.store import checkpoint
 from compress.system.files import file_hash, link, replace_folder_with, write_text
@@ -36,6 +37,14 @@ def plain(config: RunConfig) -> dict[str, Any]:
         for stage in config.stages
     }
     return dataclasses.asdict(config) | {"stages": stages, "out": str(config.out), "store": str(config.store)}
+
+
+def is_config(file: Path) -> bool:
+    """Whether a file is the ``config.yaml`` of a run."""
+    if not file.is_file():
+        return False
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return all(any(line.startswith(f"{key}:") for line in lines) for key in ("recipe_name", "stages", "store"))
 
 
 def write_config(config: RunConfig) -> None:
@@ -165,9 +174,18 @@ def print_end(console: "Console", result: dict[str, Any], config: RunConfig, tra
     flag = ", trust_remote_code=True" if model_file else ""
     snippet = SNIPPET.format(folder=result["checkpoint"], dtype=PRECISIONS[config.precision], flag=flag)
     first = "".join(f"import {name}\n" for name in config.stages[-1].declared.imports)
-    say(f"\n{first}{snippet}".rstrip())
+    say(f"\n{first}{snippet}{_drawing(config)}".rstrip())
     if model_file:
         say(f"\n{compress.report.how_to_load(model_file)}")
+
+
+def _drawing(config: RunConfig) -> str:
+    """How the final checkpoint has to be called, if it was trained for certain steps or guidance."""
+    own = sampling_from(checkpoint.read_info(config.out / "checkpoint"))
+    given = [f"num_inference_steps={own.steps}"] if own.steps is not None else []
+    if own.guidance is not None:
+        given.append(f"guidance_scale={own.argument(config.evaluate.guidance):g}")
+    return f'image = pipeline("a red heart", {", ".join(given)}).images[0]\n' if given else ""
 
 
 def publish(console: "Console", result: dict[str, Any], config: RunConfig) -> None:

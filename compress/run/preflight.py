@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from compress.models.outline import Outline
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+REPLACED = ("images", "checkpoint")  # folders of an earlier run that a run replaces
 SPARE = 64 * 1024**2  # bytes for reports, images and logs
 
 
@@ -46,7 +47,32 @@ def check(config: RunConfig) -> "Verified | None":
     check_stages(config)
     for key, folder in (("out", config.out), ("store", config.store)):
         check_writable(key, folder)
+    check_replaced(config)
     return compress.data.verify(config.data, config.store / "data")
+
+
+def check_replaced(config: RunConfig) -> None:
+    """Refuses a folder whose ``images`` or ``checkpoint``, which a run replaces, are not those of an earlier run.
+
+    Raises:
+        UserError: They are somebody else's, or the run reads something in them.
+    """
+    from compress.assets import resolve
+    from compress.run.output import is_config
+
+    inputs = {"data.path": config.data.path, "model.path": config.model.path, "evaluate.reference": None}
+    inputs["evaluate.reference"] = config.evaluate.reference
+    for name in REPLACED:
+        folder = (config.out / name).resolve()
+        for key, given in inputs.items():
+            place = Path(resolve(given)).expanduser().resolve() if given is not None else None
+            if place is not None and folder in (place, *place.parents):
+                raise bad_value("out", config.out, f"another folder: its {name}, which the run replaces, is {key}")
+        there = folder.is_dir() and any(folder.iterdir())
+        if there and not is_config(config.out / "config.yaml"):
+            raise bad_value("out", config.out, f"a folder of an earlier run, or without {name}, which a run replaces")
+    if (config.out / "config.yaml").is_file() and not is_config(config.out / "config.yaml"):
+        raise bad_value("out", config.out, "another folder: its config.yaml, which a run replaces, is of no run")
 
 
 def check_reference(config: RunConfig) -> None:

@@ -345,3 +345,12 @@ def test_yaml_holds_the_defaults():
     assert (keys.pop("kind"), keys.pop("method")) == ("distill", "features")
     keys["losses"] = {name: weight for name, weight in keys["losses"].items() if weight}
     assert keys == asdict(Config()) | {"betas": list(Config().betas)}
+
+
+def test_buffers_keep_their_type_in_half_precision():
+    student, teacher = tiny_unet(), tiny_unet()
+    for model in (student, teacher):
+        model.register_buffer("positions", torch.ones(3))
+        model.to(torch.bfloat16)
+    distill(student, teacher, examples(), SCHEDULER, Config(steps=1, batch_size=2))
+    assert student.positions.dtype == student.conv_in.weight.dtype == torch.bfloat16

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from diffusers import DDPMPipeline, DDPMScheduler, StableDiffusionPipeline
+from pipelines import PIPELINES
 from tiny import tiny_pipeline
 
 import compress.models
@@ -191,3 +192,43 @@ def test_runs_that_check_the_same_new_folder_do_not_refuse_each_other(tmp_path: 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: preflight.check_writable("store", tmp_path / "a" / "b"), range(200)))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["images", "checkpoint"])
+def test_what_a_run_would_replace_has_to_be_of_a_run(
+    name: str, tmp_path: Path, tiny_overrides: list[str], monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    (tmp_path / "out" / name).mkdir(parents=True)
+    mine = tmp_path / "out" / name / "holiday.png"
+    mine.write_text("mine")
+    given = ["compress", "recipe=prune", *tiny_overrides, f"out={tmp_path / 'out'}", f"store={tmp_path / 'store'}"]
+    monkeypatch.setattr(sys, "argv", given)
+    assert main() == 2
+    assert f"expected a folder of an earlier run, or without {name}" in capsys.readouterr().err
+    (tmp_path / "out" / "config.yaml").write_text("mine: true\n")
+    assert main() == 2
+    assert mine.read_text() == "mine" and not (tmp_path / "out" / "report.json").exists()
+
+
+def test_what_a_run_reads_is_not_what_it_replaces(tmp_path: Path) -> None:
+    model = tmp_path / "out" / "checkpoint"
+    tiny_pipeline().save_pretrained(model)
+    with pytest.raises(UserError, match=r"out=.*: expected another folder: its checkpoint, .*, is model.path"):
+        preflight.check_replaced(config_of(model, f"out={tmp_path / 'out'}"))
+    data = tmp_path / "out" / "images" / "train.parquet"
+    with pytest.raises(UserError, match=r"out=.*: expected another folder: its images, .*, is data.path"):
+        preflight.check_replaced(config_of(tmp_path, f"out={tmp_path / 'out'}", f"data.path={data}"))
+
+
+def test_mistakes_about_the_teacher_are_found_whatever_the_pruning_leaves(tmp_path: Path) -> None:
+    PIPELINES["flux"]().save_pretrained(tmp_path)
+    words = ["recipe=prune_distill", "prune=depth", f"model.path={tmp_path}", "evaluate=cost", "track=none"]
+    guided = to_run_config(compose([*words, "stages.distill.guidance=[4,4]"]))
+    with pytest.raises(UserError, match=r"stages.distill.guidance=.*one pass of this teacher gives its guided output"):
+        preflight.check_stages(guided)
+    with pytest.raises(UserError, match=r"stages.distill.guidance=4: expected .*, such as \[4, 4\]"):
+        to_run_config(compose([*words, "stages.distill.guidance=4"]))
+    words[1] = "prune=fitted"
+    with pytest.raises(UserError, match=r"prune=depth takes whole blocks of it, .* ~stages.prune"):
+        preflight.check_stages(to_run_config(compose(words)))
