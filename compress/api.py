@@ -245,9 +245,10 @@ def accelerate(
     Raises:
         UserError: An engine cannot run here, with the reason.
     """
-    from compress.runtime import Engines, cache_folder
+    from compress.runtime import Engines, cache_folder, check_engine_name
     from compress.runtime import accelerate as accelerated
 
+    check_engine_name(engine)
     engines = Engines(denoiser or engine, vae or engine, text_encoder, precision, linear)
     loaded = load(pipeline) if isinstance(pipeline, str | Path) else pipeline
     return accelerated(loaded, engines, cache_folder() if cache is None else Path(cache))

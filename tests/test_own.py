@@ -144,7 +144,8 @@ def test_groups_of_a_config_dir_are_choices(own: Path) -> None:
     ("overrides", "part"),
     [
         (["recipe=min"], "recipe=min: no such recipe (did you mean mine?); known: "),
-        (["recipe=./nowhere.yaml"], "recipe=./nowhere.yaml: no such file; a recipe is a file or one of "),
+        (["recipe=./nowhere.yaml"], "recipe=./nowhere.yaml: no such file; a recipe is a YAML file or one of "),
+        (["recipe=./own_package"], "recipe=./own_package: this is a folder; a recipe is a YAML file or one of "),
         (["recipe=nowhere/mine"], "recipe=nowhere/mine: no such file"),
         (["recipe=own_package/halve.py"], "recipe=own_package/halve.py: "),
         (["recipe=mine", "rescale=haf"], "rescale=haf: no such rescale"),

@@ -163,7 +163,8 @@ def _recipe(value: str) -> str:
 
     file = Path(text).expanduser().absolute()
     if not file.is_file():
-        raise UserError(f"recipe={text}: no such file; a recipe is a file or one of {', '.join(recipe_files())}")
+        found = "this is a folder" if file.is_dir() else "no such file"
+        raise UserError(f"recipe={text}: {found}; a recipe is a YAML file or one of {', '.join(recipe_files())}")
     try:
         node = OmegaConf.load(file)
     except Exception as error:  # noqa: BLE001 - from YAML's parser, the encoding or OmegaConf

@@ -78,9 +78,9 @@ def find_split(config: DataConfig, there: Iterable[str | None]) -> str | None:
     if wanted == ALL or (not names and wanted == "train"):
         return None
     if wanted not in names:
-        known = ", ".join(sorted(names) or ["no splits"])
         shown = "null" if config.train_split is None else wanted
-        raise bad_value("data.train_split", shown, f"a split that has rows: {known}, or all")
+        known = f"a split that has rows: {', '.join(sorted(names))}, or all"
+        raise bad_value("data.train_split", shown, known if names else "null or all: this data has no splits")
     return wanted
 
 

@@ -41,7 +41,7 @@ def image_folder(root: Path, config: DataConfig) -> list[Captioned]:
     """
     files = [file for file in _visible(root) if file.suffix.lower() in IMAGES]
     if not files:
-        raise bad_value("data.path", config.path, "a folder that holds parquet files or images")
+        raise bad_value("data.path", config.path, "a folder of images, parquet files or tar files (webdataset)")
     tables = [file for file in _visible(root) if file.name.lower() in METADATA]
     found = _from_metadata(root, tables, config) if tables else _from_text_files(root, files, config)
     if tables:

@@ -128,13 +128,15 @@ def _parquet(function: str, file: Path, config: DataConfig, **keys: Any) -> Any:
 
 def read_texts(file: Path, key: str, value: str, column: str = "text") -> list[str]:
     """The lines of a .txt file, or a column of a csv or jsonl file."""
+    expected = f"a .txt file with a prompt in each line, or a .csv or .jsonl file with the column {column}"
+    if not file.is_file():
+        raise bad_value(key, value, f"an existing file: {expected}")
     try:
         if file.suffix.lower() == ".txt":
             found = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
         else:
             found = [text for _, (text,) in rows(file, [column])]
     except (OSError, ValueError) as error:
-        expected = f"a .txt file with a prompt in each line, or a .csv or .jsonl file with the column {column}"
         raise bad_value(key, value, f"{expected} ({error})") from error
     if not found:
         raise bad_value(key, value, "a file with at least one prompt")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from compress.data.calls import CallsConfig
 from compress.errors import bad_value
 from compress.prune.blocks import KINDS
-from compress.prune.channels.target import check_engine_name
+from compress.runtime import check_engine_name
 from compress.stage import Stage, StageContext, StageReport
 
 if TYPE_CHECKING:

@@ -166,10 +166,12 @@ def _formats(rows: Sequence[tuple[str, Entry]]) -> str:
             found[name] = max(by_dtype, key=lambda dtype: by_dtype[dtype])
     if len(set(found.values())) < 2:
         return ""
+    cast = len({dtype for dtype in found.values() if "F" in dtype}) > 1  # F32, F16, BF16
+    also = " A cast from 32 to 16 bits alone halves a file." if cast else ""
     if len(found) > NAMED:
         counts = Counter(found.values())
-        return f"On disk, mostly: {', '.join(f'{dtype} in {count} rows' for dtype, count in counts.items())}."
-    return f"On disk, mostly: {', '.join(f'{name} {dtype}' for name, dtype in found.items())}."
+        return f"On disk, mostly: {', '.join(f'{dtype} in {count} rows' for dtype, count in counts.items())}.{also}"
+    return f"On disk, mostly: {', '.join(f'{name} {dtype}' for name, dtype in found.items())}.{also}"
 
 
 def _sparse(rows: Sequence[tuple[str, Entry]]) -> list[str]:

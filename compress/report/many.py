@@ -65,7 +65,7 @@ def many_content(
     beyond = Seeds(series).beyond if repeated else beyond_noise
     shown = [with_best(table, means, beyond) for table in tables(means, "point")]
     if repeated:
-        shown = [_renamed(unmarked(table), f"{table.title}, mean over seeds", MEANS) for table in shown]
+        shown = [_renamed(unmarked(table), f"{table.title}, mean over seeds", _of_seeds(series)) for table in shown]
         shown += _paired(series)
     first = _one_seed(series)
     return Content(
@@ -80,11 +80,30 @@ def many_content(
         curves=_curves(first),
         stages=_stages(runs),
         differences=_differences(runs),
-        notes=notes_of(means, runs[0].report.get("manifest"), marked=not repeated) if runs else (),
+        notes=_notes(runs, means, marked=not repeated),
     )
 
 
+MIXED = "The runs were not all measured by one protocol: compare rows of the same evaluate.protocol alone."
 MEANS = "[low, high] is the 95 % interval of the mean over seeds, by Student's t; of a single seed, its own."
+
+
+def _of_seeds(series: Sequence[Series]) -> str:
+    """What the intervals of means are, and which means are of fewer seeds."""
+    most = max(len(one.students) for one in series)
+    fewer = [f"{one.line.name}: {len(one.students)}" for one in series if len(one.students) < most]
+    return MEANS + f" Of fewer than {most} seeds: {'; '.join(fewer)}." * bool(fewer)
+
+
+def _notes(runs: Sequence[RunFolder], means: Sequence[Line], marked: bool) -> list[str]:
+    manifests = [run.report.get("manifest") or {} for run in runs]
+    same = all(_protocol(manifest) == _protocol(manifests[0]) for manifest in manifests)
+    found = notes_of(means, manifests[0] if same and manifests else None, marked)
+    return found if same else [MIXED, *found]
+
+
+def _protocol(manifest: Entry) -> tuple[Any, ...]:
+    return tuple(manifest.get(key) for key in ("protocol", "version", "changed"))
 
 
 def _renamed(table: Table, title: str, note: str = "") -> Table:

@@ -56,12 +56,21 @@ class Engines:
             UserError: If one is unknown.
         """
         for key in ("denoiser", "vae", "text_encoder"):
-            if getattr(self, key) not in ("auto", *ENGINES):
-                raise bad_value(key, getattr(self, key), "one of " + ", ".join(("auto", *ENGINES)))
+            check_engine_name(getattr(self, key), key)
         if self.precision not in PRECISIONS:
             raise bad_value("precision", self.precision, "one of " + ", ".join(PRECISIONS))
         if self.linear not in (None, *LINEAR):
             raise bad_value("linear", self.linear, f"null or one of {', '.join(LINEAR)}")
+
+
+def check_engine_name(engine: str, key: str = "engine") -> None:
+    """Refuses an unknown engine.
+
+    Raises:
+        UserError: Naming the key, its value and what would be right.
+    """
+    if engine not in ("auto", *ENGINES):
+        raise bad_value(key, engine, "one of " + ", ".join(("auto", *ENGINES)))
 
 
 def resolve(engine: str, device: "torch.device") -> str:

@@ -382,5 +382,5 @@ def test_values_are_checked(changes: dict, message: str) -> None:
 
 
 def test_a_missing_file_of_prompts_is_named(config: DataConfig) -> None:
-    with pytest.raises(UserError, match=r"data\.prompts=nowhere\.txt: expected a \.txt file"):
+    with pytest.raises(UserError, match=r"data\.prompts=nowhere\.txt: expected an existing file: a \.txt file"):
         check(replace(config, prompts="nowhere.txt"))

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,17 @@ def test_the_files_hold_the_same_numbers(grid, tmp_path):
     assert "## Difference from ratio=0.25" in text and "+10.0 [+7.5, +12.5]" in text
     assert "18, 13 of them distinct" in text, "the shared stage counts once"
     assert "heads" not in text, "the same in all configs"
+
+
+def test_means_of_fewer_seeds_and_of_several_protocols_say_so(grid, tmp_path):
+    shutil.rmtree(grid / "ratio=0.5,seed=2")
+    report = json.loads((grid / "ratio=0.25,seed=0" / "report.json").read_text())
+    report["manifest"] = {"protocol": "fidelity", "version": 1, "changed": []}
+    (grid / "ratio=0.25,seed=0" / "report.json").write_text(json.dumps(report))
+    _, content = write_many(tmp_path / "report", "A grid", *read_runs(find_runs(str(grid))))
+    assert content.tables[0].note.endswith("Of fewer than 3 seeds: ratio=0.5: 2.")
+    assert content.notes[0].startswith("The runs were not all measured by one protocol")
+    assert not any("Protocol fidelity" in note for note in content.notes)
 
 
 @pytest.mark.slow  # the page of one run is opened in the usual suite

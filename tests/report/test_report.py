@@ -311,6 +311,9 @@ def test_footer_says_in_which_format_each_file_is():
     ]
     assert "On disk, mostly: teacher F16, quantize I8." in footer(rows, {}, ())
     assert not any("On disk" in line for line in footer(rows[:1], {}, ()))
+    rows[1][1]["cost"]["bytes_by_dtype"] = {"F32": 5}
+    cast = "On disk, mostly: teacher F16, quantize F32. A cast from 32 to 16 bits alone halves a file."
+    assert cast in footer(rows, {}, ())
 
 
 def test_a_row_sampled_as_it_was_trained_to_be_says_so(result):

@@ -192,8 +192,10 @@ def test_damaged_ranges_are_refused(content: bytes | None, int8: Path, tmp_path:
 
 
 def test_unknown_engines_and_precisions_are_refused() -> None:
-    with pytest.raises(UserError, match="denoiser=tensorrt: expected one of auto, eager, inductor, openvino"):
+    with pytest.raises(UserError, match="engine=tensorrt: expected one of auto, eager, inductor, openvino"):
         compress.accelerate(tiny_pipeline(), "tensorrt")
+    with pytest.raises(UserError, match="vae=tensorrt: expected"):
+        compress.accelerate(tiny_pipeline(), vae="tensorrt")
     with pytest.raises(UserError, match="precision=int4"):
         compress.accelerate(tiny_pipeline(), precision="int4")
     with pytest.raises(UserError, match="linear=int4: expected null or one of int8, fp8"):

@@ -9,7 +9,7 @@ from compress.report.footer import UNBIASED_FROM
 if TYPE_CHECKING:
     from rich.console import Console
 
-# Title, decimals and the direction of better values; other metrics use their name as title.
+# Title, decimals and the direction of better values; other metrics use their name as title. Retrieval is in percent.
 TITLES = {
     "fid": ("FID", 2, "↓"),
     "fid_teacher": ("FID to the teacher", 2, "↓"),
@@ -18,13 +18,14 @@ TITLES = {
     "recall": ("recall", 3, "↑"),
     "cmmd": ("CMMD", 3, "↓"),
     "clip_score": ("CLIP score", 2, "↑"),
-    "r_at_1": ("R@1", 3, "↑"),
-    "r_at_5": ("R@5", 3, "↑"),
+    "r_at_1": ("R@1 (%)", 1, "↑"),
+    "r_at_5": ("R@5 (%)", 1, "↑"),
     "psnr": ("PSNR (dB)", 2, "↑"),
     "ssim": ("SSIM", 4, "↑"),
     "ms_ssim": ("MS-SSIM", 4, "↑"),
     "lpips": ("LPIPS", 4, "↓"),
 }
+RETRIEVAL = {"r_at_1": 1, "r_at_5": 5}
 FAMILIES = {"fd": ("Fréchet distance", 3, "↓"), "mmd": ("MMD", 3, "↓")}
 
 
@@ -44,11 +45,12 @@ def print_scores(result: Mapping[str, Any], console: "Console") -> None:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, metric in result["metrics"].items():
         title, digits, better = described(name, metric["network"])
-        ends = "–" if metric["low"] is None else f"[{metric['low']:.{digits}f}, {metric['high']:.{digits}f}]"
-        far = metric.get("infinite")
-        table.add_row(
-            f"{title} {better}", f"{metric['value']:.{digits}f}", ends, "" if far is None else f"{far:.{digits}f}"
+        value, low, high, far = (
+            None if metric.get(part) is None else f"{metric[part] * (100 if name in RETRIEVAL else 1):.{digits}f}"
+            for part in ("value", "low", "high", "infinite")
         )
+        ends = "–" if low is None else f"[{low}, {high}]"
+        table.add_row(f"{title} {better}", value, ends, "< 0" if (far or "").startswith("-") else far)
     console.print(table)
     for line in notes(result):
         console.print(line, style="dim", markup=False, highlight=False)
@@ -95,7 +97,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             "bias that shrinks with N; this estimate has none."
         )
     if "r_at_1" in metrics:
-        lines.append(f"R@1 and R@5 are among {metrics['r_at_1']['among']} distinct captions.")
+        among = metrics["r_at_1"]["among"]
+        lines.append(f"R@1 and R@5 are among {among} distinct captions.")
+        if certain := [name for name, first in RETRIEVAL.items() if name in metrics and first >= among]:
+            titles = " and ".join(TITLES[name][0].partition(" (")[0] for name in certain)
+            lines.append(f"With so few captions {titles} counts every image.")
     equal = (metrics.get("psnr") or {}).get("equal")
     if equal:
         lines.append(f"{equal} pairs are equal to the bit; their PSNR counts as {metrics['psnr']['cap']:g} dB.")
@@ -109,7 +115,7 @@ def _networks(metrics: Mapping[str, Any]) -> list[str]:
         if metric["network"]:
             known = metric["network_sha256"]
             through = metric["network"] + (f" ({known[:8]})" if known else "")
-            users.setdefault(through, []).append(described(name, metric["network"])[0])
+            users.setdefault(through, []).append(described(name, metric["network"])[0].removesuffix(" (%)"))
     text = "; ".join(f"{', '.join(titles)}: {network}" for network, titles in users.items())
     return [f"Networks, with the first digits of their SHA-256: {text}."] if text else []
 

@@ -26,11 +26,15 @@ def run_job(cfg: "DictConfig") -> None:
     from compress.jobs.sensitivity.figure import draw_heat_map
     from compress.run import output, preflight
     from compress.run.config import to_run_config
+    from compress.store import Store
+    from compress.store.uses import key_inside, using
 
     config = to_run_config(cfg)
     stage = _stage(config)
     preflight.check(config)
-    result = measure(config, stage)
+    store = Store(config.store)
+    with using(store, config.out, config.recipe_name, key_inside(store, config.model.path)):
+        result = measure(config, stage)
     config.out.mkdir(parents=True, exist_ok=True)
     output.write_config(config)
     write_text(config.out / "sensitivity.json", json.dumps(result, indent=2) + "\n")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from compress.errors import UserError, bad_value
-from compress.runtime import ENGINES
+from compress.runtime import check_engine_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,16 +76,6 @@ class Target:
                 self.latency,
                 f"null: {method} has no such target; width (prune=magnitude, taylor, ...) and depth have it",
             )
-
-
-def check_engine_name(engine: str) -> None:
-    """Refuse an unknown engine.
-
-    Raises:
-        UserError: Naming the key, its value and what would be right.
-    """
-    if engine not in ("auto", *ENGINES):
-        raise bad_value("engine", engine, "one of " + ", ".join(("auto", *ENGINES)))
 
 
 class WidthCosts:
@@ -251,7 +241,10 @@ def meeting(target: Target, costs: WidthCosts, choices: Sequence[Widths]) -> lis
     if not found:
         near = [choices[i] for i in off.argsort()[:2].tolist()]
         listed = " or ".join(f"{costs.exact(choice):.3f} (widths {', '.join(map(str, choice))})" for choice in near)
-        raise UserError(f"target.{unit}={share:g}: no widths of this UNet meet this within 2 %; nearest: {listed}")
+        raise UserError(
+            f"target.{unit}={share:g}: no widths of this UNet meet this within 2 %; nearest: {listed}; "
+            "prune=per_layer comes nearer, as every layer has a width of its own"
+        )
     return found
 
 
