@@ -103,7 +103,7 @@ def encode_examples(
     if max_examples is not None and max_examples < len(chosen):
         chosen = torch.randperm(len(chosen), generator=generator(seed, "examples", 0))[:max_examples].sort().values
     texts = _captions(dataset, chosen.tolist()) * (1 + framing.flip)
-    count = samples.count or (0 if with_images else len(dataset))
+    count = samples.count or (0 if with_images else len(prompts or dataset))
     sampled = sampled_prompts(prompts or _captions(dataset, range(len(dataset))), count, seed) if count else []
     if not texts and not sampled:
         raise UserError("there is no example to train with: the training data is empty")

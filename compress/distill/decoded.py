@@ -1,10 +1,11 @@
 """The teacher's decoder as a loss sees it."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from compress.distill.alignment import tapped
 from compress.models import denoiser
@@ -43,8 +44,21 @@ def decoder_of(
     def decode(latents: Tensor) -> list[Tensor]:
         if packed:
             latents = pipeline._unpack_latents(latents, *size, pipeline.vae_scale_factor)
-        with tapped(vae, blocks) as features:
+        with tapped(vae, blocks) as features, _frozen(vae):
             picture = vae.decode(unscaled(vae, latents).to(vae.dtype), return_dict=False)[0]
         return [*features.values(), picture]
 
     return decode
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """The model's parameters without gradients for the passes within."""
+    free = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in free:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad_(True)

@@ -127,6 +127,7 @@ def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) ->
         len(examples.latents),
         config,
         seed=context.seed,
+        mirrored=(len(examples.latents) - config.samples.count) // 2 if context.data.framing.flip else 0,
         folder=context.folder,
         log=context.log,
     )
@@ -169,6 +170,7 @@ def distill_decoder(
     config: Config,
     *,
     seed: int = 0,
+    mirrored: int = 0,
     folder: Path | None = None,
     log: Callable[[dict[str, float], int], None] | None = None,
 ) -> "tuple[AutoencoderTiny, StageReport]":
@@ -183,6 +185,7 @@ def distill_decoder(
         count: Number of latents; the last :attr:`Config.held_out` of a random order measure the result.
         config: See :class:`Config`.
         seed: Of weights, order and crops.
+        mirrored: How many latents at the beginning are followed by those of the mirrored images.
         folder: For pictures and training states; None: pictures are in memory and there are no states.
         log: Called with metrics and the number of steps done.
 
@@ -193,20 +196,17 @@ def distill_decoder(
     Raises:
         UserError: The teacher's VAE is not supported, there are fewer than two latents, or the training diverged.
     """
-    from accelerate import Accelerator
-
+    from compress.distill.forecast import forecast
     from compress.distill.pair import arranged
-    from compress.distill.trainer import Trainer, autocast
-    from compress.system import processes
+    from compress.distill.trainer import Trainer, autocast, joined
 
     small: Any = small_autoencoder(teacher.config, config, seed)
     device = teacher.device
     small.to(device, teacher.dtype).eval().requires_grad_(False)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    processes.warn_if_alone()
-    trained, held = _split(count, config.held_out, seed)
+    accelerator, _ = joined(device)
+    trained, held = _split(count, config.held_out, seed, mirrored)
     cast = autocast(config.mixed_precision, teacher.dtype, device)
-    with accelerator.local_main_process_first():
+    with accelerator.main_process_first():
         pictures = _pictures(teacher, latents, count, folder)
 
     def batches(step: int, part: slice) -> "tuple[Tensor, Tensor]":
@@ -218,6 +218,7 @@ def distill_decoder(
             ["loss", *(f"{name}_loss" for name in config.losses)], accelerator,
             folder=folder, log=log, title="distilling the decoder",
         )  # fmt: skip
+        forecast(trainer)
         record = trainer.train()
     curves = record.curves
     figures = _quality(small, latents, pictures, held, seed) | _seconds(small, teacher, latents(held[:1]))
@@ -373,8 +374,8 @@ def _batch(
     return torch.stack(first), torch.stack(second)
 
 
-def _split(count: int, held_out: int, seed: int) -> "tuple[Tensor, Tensor]":
-    """Indices to train on and those held out."""
+def _split(count: int, held_out: int, seed: int, mirrored: int = 0) -> "tuple[Tensor, Tensor]":
+    """Indices to train on and those held out; the mirrored image of one held out is in neither."""
     import torch
 
     from compress.system.random import generator
@@ -383,7 +384,9 @@ def _split(count: int, held_out: int, seed: int) -> "tuple[Tensor, Tensor]":
         raise UserError(f"a decoder needs at least 2 examples, one to train on and one held out; there are {count}")
     held = min(held_out, max(1, count // 10))
     order = torch.randperm(count, generator=generator(seed, "held out", 0))
-    return order[held:], order[:held]
+    trained, out = order[held:], order[:held]
+    images = torch.where(order < 2 * mirrored, order % max(1, mirrored), order)
+    return trained[~torch.isin(images[held:], images[:held])], out
 
 
 def _quality(

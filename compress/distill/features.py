@@ -288,7 +288,6 @@ def distill(
         KeyboardInterrupt: After Ctrl-C, once the step is finished and its state saved.
     """
     import torch
-    from accelerate import Accelerator
 
     from compress.distill.alignment import matching_attentions, matching_blocks, tapped
     from compress.distill.batches import Batches
@@ -299,21 +298,16 @@ def distill(
     from compress.distill.objective import Objective, Teacher
     from compress.distill.pair import arranged, check_pair
     from compress.distill.timesteps import density_and_weights
-    from compress.distill.trainer import Trainer, autocast
+    from compress.distill.trainer import Trainer, autocast, joined
     from compress.models.schedule import schedule_of
-    from compress.system import processes
 
     check_pair(student, teacher)
     if config.guidance is not None:
         check_guidance(config.guidance, student, teacher)
         add_scale_input(student, config.guidance)
     schedule, losses, history = schedule_of(scheduler, student), load_losses(config.losses), list(history)
-    # We switch autocast: the accelerator's follows the environment, not the config.
-    device = torch.device(device)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    if accelerator.num_processes > 1:
-        device = accelerator.device
-    processes.warn_if_alone()
+    to_output = any(loss.name in ("noise", "output", "perceptual") for loss in losses)
+    accelerator, device = joined(torch.device(device), unused=not to_output)
     cast = autocast(config.mixed_precision, next(student.parameters()).dtype, device)
     density, weights = density_and_weights(schedule, config.timestep_sampling, config.min_snr_gamma)
     batches = Batches(
@@ -349,8 +343,7 @@ def distill(
         names = ["loss", *(loss.curve for loss in losses)]
         trainer = Trainer(
             objective, batches, config, names, accelerator,
-            averaged=trained, mask=zeros.mask_gradients if zeros else None,
-            folder=folder, log=log, validate=validate, title="distilling",
+            averaged=trained, zeros=zeros, folder=folder, log=log, validate=validate, title="distilling",
         )  # fmt: skip
         zeros.check()
         with compiled(student, trainer):

@@ -120,7 +120,7 @@ class FewStepObjective(Protocol):
     names: Sequence[str]
 
     def follow(self) -> None:
-        """Called once a step, when the gradients are there and the weights have not moved yet."""
+        """Called once a step, when the gradients are finite and the weights have not moved yet."""
 
 
 def boundary_scalings(timesteps: "Tensor") -> "tuple[Tensor, Tensor]":
@@ -212,8 +212,6 @@ def train(
     Raises:
         UserError: Student, teacher and data do not match, or the training diverged.
     """
-    from accelerate import Accelerator
-
     from compress.distill.batches import Batches
     from compress.distill.compiled import compiled
     from compress.distill.encoded import training_examples
@@ -222,12 +220,11 @@ def train(
     from compress.distill.objective import Teacher
     from compress.distill.pair import arranged, check_pair
     from compress.distill.placement import idle_parts, placed
-    from compress.distill.trainer import Trainer, autocast
+    from compress.distill.trainer import Trainer, autocast, joined
     from compress.distill.validation import drawing
     from compress.models import denoiser
     from compress.models.sampling import Sampling, draw_with
     from compress.models.schedule import schedule_of
-    from compress.system import processes
 
     student, teacher = denoiser(pipeline), denoiser(context.teacher)
     check_pair(student, teacher)
@@ -237,11 +234,7 @@ def train(
     scheduler = _scheduler(pipeline.scheduler, config)
     examples = training_examples(context, config.max_examples, config.samples)
     add_scale_input(student, config.guidance)
-    device = context.device
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-    if accelerator.num_processes > 1:
-        device = accelerator.device
-    processes.warn_if_alone()
+    accelerator, device = joined(context.device)
     cast = autocast(config.mixed_precision, next(student.parameters()).dtype, device)
     batches = Batches(examples, config.batch_size, draws, config.prompt_dropout, context.seed, config.guidance, more)
     grid = schedule.steps // config.solver_steps
@@ -258,14 +251,10 @@ def train(
         objective: Any = make(Scene(student, ask, schedule, times, grid, context.seed, cast, device))
         keep = bool(declares([*context.before, *context.history], "zeros"))
         zeros = kept_zeros(student, keep, config.guidance)
-
-        def follow() -> None:
-            zeros.mask_gradients()
-            objective.follow()
-
         trainer = Trainer(
             objective, batches, config, objective.names, accelerator,
-            averaged=list(student.parameters()), mask=follow, folder=context.folder, log=context.log, title=title,
+            averaged=list(student.parameters()), zeros=zeros, follow=objective.follow, folder=context.folder,
+            log=context.log, title=title,
             validate=drawing(pipeline, images, context.seed, context.show, context.folder, config.guidance),
         )  # fmt: skip
         zeros.check()

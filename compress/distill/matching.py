@@ -33,6 +33,8 @@ class Matching(nn.Module):
         processors = getattr(fake, "attn_processors", {}).values()
         if scene.device.type == "cpu" and all(isinstance(processor, AttnProcessor2_0) for processor in processors):
             fake.set_attn_processor(AttnProcessor())  # the backward pass of fused attention is slow there
+        if getattr(scene.student, "is_gradient_checkpointing", False):
+            fake.enable_gradient_checkpointing()
         self.student, self.fake, self._scene = scene.student, fake, scene
 
     def forward(self, batch: "Batch") -> Tensor:

@@ -28,6 +28,11 @@ def make(parameters: Sequence[nn.Parameter], settings: TrainingConfig) -> torch.
     return torch.optim.AdamW(parameters, settings.learning_rate, **options, **fused)
 
 
+def kind(settings: TrainingConfig) -> str:
+    """What decides the form of an optimizer's state."""
+    return "adamw" if settings.optimizer == "adamw_fused" else settings.optimizer
+
+
 def _muon(parameters: Sequence[nn.Parameter], settings: TrainingConfig) -> torch.optim.Optimizer:
     """Muon (Jordan et al. 2024) for matrices and convolutions, AdamW for all else.
 

@@ -7,7 +7,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Record:
         step: Steps done.
         curves: Name -> ``[[step, value], ...]``.
         window: The losses of each step since the last point of the curves.
-        figures: Results of evaluations of the averaged weights, each with its ``step``.
+        optimizer: What the optimizer's state is of; empty in older states.
         seconds: Spent on the steps, with validation and saving, by all processes that continued one another.
         ended: Why the training ended before its last step; empty if it did not.
     """
@@ -39,7 +39,7 @@ class Record:
     step: int = 0
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     window: list[list[float]] = field(default_factory=list)
-    figures: list[dict[str, float]] = field(default_factory=list)
+    optimizer: str = ""
     seconds: float = 0.0
     ended: str = ""
 
@@ -87,7 +87,8 @@ def read_state(file: Path) -> tuple[dict[str, torch.Tensor], Record]:
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
     if metadata.get("crc32") != str(_checksum(tensors)):
         raise ValueError("its checksum is wrong")
-    return tensors, Record(**json.loads(metadata["record"]))
+    known = {one.name for one in fields(Record)}
+    return tensors, Record(**{key: value for key, value in json.loads(metadata["record"]).items() if key in known})
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor]) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, broadcast
 from diffusers.training_utils import EMAModel
 from rich.progress import TextColumn
 from torch import nn
@@ -27,7 +27,9 @@ from compress.distill.state import (
     unpack,
 )  # fmt: skip
 from compress.distill.training import TrainingConfig
+from compress.distill.zeros import Zeros
 from compress.errors import UserError, bad_value
+from compress.system import processes
 from compress.system.bf16 import bf16_pays
 from compress.system.progress import bar
 
@@ -44,11 +46,10 @@ class Trainer:
         names: Of the k numbers.
         accelerator: Of the processes that take part; without mixed precision.
         averaged: Parameters that end with their averages; None: all.
-        mask: Called between the backward pass and the optimizer's step.
+        zeros: Weights that stay zero; None: all move.
+        follow: Called before the optimizer moves the weights.
         folder: For training states, continued from the newest; None: no states.
         log: Called with metrics and the number of steps done, in the first process.
-        evaluate: Called at every save in the first process, with the averaged weights in place; its result is added to
-            the record's figures.
         validate: Called every ``validation.every`` steps and at the end with the number of steps done, in the first
             process, with the averaged weights in place.
         title: Of the progress bar.
@@ -63,16 +64,16 @@ class Trainer:
         accelerator: Accelerator,
         *,
         averaged: Sequence[nn.Parameter] | None = None,
-        mask: Callable[[], None] | None = None,
+        zeros: Zeros | None = None,
+        follow: Callable[[], None] | None = None,
         folder: Path | None = None,
         log: Log | None = None,
-        evaluate: Callable[[], dict[str, float]] | None = None,
         validate: Callable[[int], None] | None = None,
         title: str = "training",
     ) -> None:
         self.objective, self.batches, self.settings, self.names = objective, batches, settings, list(names)
-        self.accelerator, self.folder, self.title, self.mask = accelerator, folder, title, mask
-        self.evaluate, self.validate = evaluate, validate
+        self.accelerator, self.folder, self.title = accelerator, folder, title
+        self.zeros, self.follow, self.validate = zeros or None, follow, validate
         self.sharded = self._shard() if sharding.wanted() else None
         self.parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
         self.averaged = self.parameters if averaged is None else list(averaged)
@@ -133,7 +134,6 @@ class Trainer:
                     with self._averages():
                         self.validate(record.step)
                 if record.step % settings.save_every == 0 or last or stop:
-                    self._evaluate()
                     self._save()
                 if last:
                     break
@@ -157,8 +157,8 @@ class Trainer:
                 values = self.model(batch)
                 accelerator.backward(values[0] / len(self.parts))
             total += values.detach() / len(self.parts)
-        if self.mask is not None:
-            self.mask()
+        if self.zeros is not None:
+            self.zeros.mask_gradients()
         norm = sharding.whole(nn.utils.clip_grad_norm_(self.parameters, settings.max_grad_norm))
         # One message for all, with Ctrl-C and the clock included, so that all processes stop at the same step.
         seconds = time.perf_counter() - self._began
@@ -169,7 +169,11 @@ class Trainer:
         self.record.seconds = seconds
         for group in self.optimizer.param_groups:
             group["lr"] = settings.rate(step, seconds)
+        if self.follow is not None:
+            self.follow()
         self.optimizer.step()
+        if self.zeros is not None:
+            self.zeros.restore()
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.step(self.averaged)
@@ -209,12 +213,13 @@ class Trainer:
         Raises:
             UserError: Something needs them whole in one process.
         """
-        for key, value in (("validation.prompts", self.validate), ("evaluate", self.evaluate)):
-            if value is not None:
-                raise UserError(f"{key}: images cannot be drawn while the student is sharded (FSDP); leave them out")
+        if self.validate is not None:
+            raise UserError(
+                "validation.prompts: images cannot be drawn while the student is sharded (FSDP); leave them out"
+            )
         if self.settings.compile:
             raise UserError("compile=true: not with a student that is sharded (FSDP)")
-        if self.mask is not None:
+        if self.zeros is not None or self.follow is not None:
             raise UserError(f"{self.title}: this needs whole gradients, so that FSDP is not possible; train without it")
         return sharding.Sharded(self.objective)
 
@@ -258,23 +263,23 @@ class Trainer:
             yield
         self.ema.restore(self.averaged)
 
-    def _evaluate(self) -> None:
-        if self.evaluate is not None and self.ema is not None:
-            with self._averages():
-                self.record.figures.append({"step": self.record.step, **self.evaluate()})
-
     def _resume(self) -> Record:
+        settings, other = self.settings, None
         found = load_state(self.folder) if self.folder is not None else None
-        if found is None and self.settings.from_state is not None:
-            found = self._other_state(Path(self.settings.from_state).expanduser())
+        if found is None and settings.from_state is not None:
+            other = Path(settings.from_state).expanduser()
+            found = self._other_state(other)
         if found is None:
-            return Record()
+            return Record(optimizer=optimizers.kind(settings))
         tensors, record = found
-        if record.step > self.settings.steps:
-            raise UserError(
-                f"{self.folder} holds a training of more than {self.settings.steps} steps; use another folder"
-            )
-        unpack(tensors, self.objective, self.optimizer, self.ema.shadow_params if self.ema is not None else [])
+        if record.step > settings.steps:
+            raise UserError(f"{self.folder} holds a training of more than {settings.steps} steps; use another folder")
+        try:
+            unpack(tensors, self.objective, self.optimizer, self.ema.shadow_params if self.ema is not None else [])
+        except UserError as error:
+            if other is None:
+                raise
+            raise bad_value("from_state", other, f"a state of this student and method ({error})") from error
         if self.ema is not None:
             self.ema.optimization_step = record.step
         for group in self.optimizer.param_groups:
@@ -285,12 +290,18 @@ class Trainer:
         """The state of another training, which this one continues.
 
         Raises:
-            UserError: It cannot be read.
+            UserError: It cannot be read, is of another optimizer, or leaves no step to train.
         """
         try:
-            return read_state(file)
+            tensors, record = read_state(file)
         except DAMAGED as error:
             raise bad_value("from_state", file, f"a whole training state, state-*.safetensors ({error})") from error
+        if record.step >= self.settings.steps:
+            expected = f"a state after fewer steps than steps, which is {self.settings.steps}, not {record.step}"
+            raise bad_value("from_state", file, expected)
+        if record.optimizer not in ("", optimizers.kind(self.settings)):
+            raise bad_value("optimizer", self.settings.optimizer, f"{record.optimizer}, which {file} was trained with")
+        return tensors, record
 
     def _save(self) -> None:
         if self.folder is None or self.ema is None:
@@ -310,6 +321,24 @@ class Trainer:
         for name, value in point.items():
             record.curves.setdefault(name, []).append([record.step, value])
         return point
+
+
+def joined(device: torch.device, unused: bool = False) -> tuple[Accelerator, torch.device]:
+    """The processes that train together, and where this one computes.
+
+    Precision and parts of a batch are ours: what a launcher says of them would count twice.
+
+    Args:
+        device: Of the run.
+        unused: Whether some parameters may get no gradient.
+    """
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+    )  # fmt: skip
+    processes.warn_if_alone()
+    return accelerator, accelerator.device if accelerator.num_processes > 1 else device
 
 
 def autocast(wanted: str, dtype: torch.dtype, device: torch.device) -> Callable[[], Any]:

@@ -16,7 +16,7 @@ SCHEDULES = (
     "cosine_with_restarts", "polynomial", "constant_with_warmup", "piecewise_constant",
 )  # fmt: skip
 """The first three have formulas here; the others are those of :func:`diffusers.optimization.get_scheduler`."""
-SCHEDULE_OPTIONS = ("num_cycles", "power", "step_rules")
+SCHEDULE_OPTIONS = {"cosine_with_restarts": "num_cycles", "polynomial": "power", "piecewise_constant": "step_rules"}
 TEACHER_ENGINES = ("eager", "openvino", "auto")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -206,15 +206,24 @@ def _shape(name: str, steps: int, rate: float, options: tuple[tuple[str, Any], .
 
 
 def _check_schedule(config: TrainingConfig) -> None:
-    """Refuses options that no schedule has, and missing or unreadable rules."""
+    """Refuses options that the schedule does not have, and values that it cannot work with."""
+    known = SCHEDULE_OPTIONS.get(config.schedule)
     for key in config.schedule_options:
-        if key not in SCHEDULE_OPTIONS:
-            raise UserError(f"schedule_options.{key}: no such option; known: {', '.join(SCHEDULE_OPTIONS)}")
+        if key != known:
+            has = f"its only one is {known}" if known else "it has none"
+            raise UserError(f"schedule_options.{key}: no option of schedule={config.schedule}; {has}")
     if config.schedule == "piecewise_constant":
         rules = str(config.schedule_options.get("step_rules", ""))
         if not re.fullmatch(r"([\d.e-]+:\d+,)+[\d.e-]+", rules):
             expected = "factors of the learning rate with the steps at which they end, such as 1:100,0.1:200,0.01"
             raise bad_value("schedule_options.step_rules", rules, expected)
+    if known:
+        try:
+            shape = _shape(config.schedule, config.steps, config.learning_rate, tuple(config.schedule_options.items()))
+            shape(config.steps // 2)
+        except (ValueError, TypeError, ArithmeticError) as error:
+            what = f"{known}={config.schedule_options.get(known)} and learning_rate={config.learning_rate:g}"
+            raise UserError(f"schedule={config.schedule}: impossible with {what} ({error})") from error
 
 
 def check_value(config: Any, key: str, good: bool, expected: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from compress.errors import UserError
@@ -11,7 +12,8 @@ class Zeros:
     """The zero weights of a student's Conv2d and Linear, which stay zero.
 
     Their gradients are masked first. So AdamW's moments and steps stay zero, and weight decay and averaging keep zeros.
-    The weights themselves mark the zeros, so renamed or narrowed layers need no record.
+    Muon moves every weight of a matrix, so they are set to zero again after each step. The weights themselves mark the
+    zeros, so renamed or narrowed layers need no record.
 
     Args:
         modules: The student's, in the dtype and memory format of the training; empty: no zeros are kept.
@@ -31,6 +33,12 @@ class Zeros:
         for weight, mask in self._masks:
             if weight.grad is not None:
                 weight.grad.mul_(mask)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Sets the weights to zero again."""
+        for weight, mask in self._masks:
+            weight.mul_(mask)
 
     def check(self) -> None:
         """Checks that they are still zero.

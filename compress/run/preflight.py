@@ -44,6 +44,7 @@ def check(config: RunConfig) -> "Verified | None":
     if config.publish is not None:
         compress.track.hub.check(config.publish)
     check_device(config.device)
+    check_prompts(config)
     check_stages(config)
     for key, folder in (("out", config.out), ("store", config.store)):
         check_writable(key, folder)
@@ -93,6 +94,25 @@ def check_reference(config: RunConfig) -> None:
             f"data.path={config.data.path} has prompts without images, and {', '.join(wanted)} compare with real "
             "images: set evaluate.reference to a folder of images, or leave these metrics out (evaluate.leave_out)"
         )
+
+
+def check_prompts(config: RunConfig) -> None:
+    """Refuses prompts for the teacher's samples where there are images and no stage samples.
+
+    Raises:
+        UserError: With the key that makes it sample.
+    """
+    import compress.data
+
+    samples = [getattr(stage.config, "samples", None) for stage in config.stages]
+    if not compress.data.has_images(config.data) or any(one is not None and one.count for one in samples):
+        return
+    names = [stage.name for stage, one in zip(config.stages, samples, strict=True) if one is not None]
+    key = f"stages.{names[0]}.samples.count" if names else "samples.count of a stage that distills"
+    for name, usual in (("prompts", None), ("styles", ())):
+        if (given := getattr(config.data, name)) and given != usual:
+            shown = list(given) if name == "styles" else given
+            raise bad_value(f"data.{name}", shown, f"nothing here, since no sample is drawn; set {key} for samples")
 
 
 def check_stages(config: RunConfig) -> None:

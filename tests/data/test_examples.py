@@ -70,6 +70,9 @@ def test_prompts_alone_give_one_sample_each(pipeline, tmp_path: Path) -> None:
     assert sorted(examples.captions.tolist()) == [1, 1, 2]
     again = encode_examples(pipeline, rows, samples=replace(SAMPLES, count=5), prompts=["a sun"], seed=0)
     assert len(again.latents) == 5 and again.captions.tolist() == [1] * 5
+    styles = ["a cat, flat", "a cat, 3d", "a dog, flat", "a dog, 3d"]
+    each = encode_examples(pipeline, rows, samples=replace(SAMPLES, count=0), prompts=styles, seed=0)
+    assert sorted(each.captions.tolist()) == [1, 2, 3, 4]
     assert not torch.equal(again.latents[0], again.latents[1])  # other noise
 
 

@@ -15,7 +15,7 @@ from tiny import tiny_pipeline, tiny_vae
 
 import compress
 from compress.__main__ import main
-from compress.distill.decoder import Config, distill_decoder, laplacian, run, small_autoencoder
+from compress.distill.decoder import Config, _split, distill_decoder, laplacian, run, small_autoencoder
 from compress.errors import UserError
 from compress.models.latents import encode_images, unpacked
 from compress.stage import StageContext
@@ -50,6 +50,13 @@ def test_decoder_follows_its_teacher_on_held_out_pictures():
     assert report.curves["encoder_loss"][-1][1] < report.curves["encoder_loss"][0][1]
     assert not small.training and not any(p.requires_grad for p in small.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+def test_the_mirror_image_of_a_held_out_one_is_not_trained_on():
+    trained, held = _split(count=26, held_out=4, seed=0, mirrored=10)  # ten images, their mirror images, six samples
+    image = {row: row % 10 if row < 20 else row for row in range(26)}
+    assert len(held) == 2 and not {image[row] for row in held.tolist()} & {image[row] for row in trained.tolist()}
+    assert len(trained) == 26 - len({row for row in image if image[row] in {image[row] for row in held.tolist()}})
 
 
 def test_laplacian_of_a_constant_and_of_a_checkerboard():

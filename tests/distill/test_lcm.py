@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, LatentConsistencyModelPipeline, LCMScheduler
+from safetensors.torch import load_file
 
 import compress
 from compress.distill import lcm
@@ -109,6 +110,26 @@ def test_stopped_training_continues_to_the_same_bits(tmp_path):
         distilled(tiny_pipeline(seed=1), tmp_path, steps=5, log=fail)
     parts, _ = distilled(tiny_pipeline(seed=1), tmp_path, steps=5)
     ours, theirs = whole.unet.state_dict(), parts.unet.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_the_state_before_a_divergence_is_that_after_the_step(tmp_path, monkeypatch):
+    from compress.distill.consistency import Consistency
+
+    with pytest.raises(UserError, match="diverged"):
+        forward = Consistency.forward
+        calls = []
+
+        def broken(self, batch):
+            calls.append(batch)
+            return forward(self, batch) * (float("nan") if len(calls) == 3 else 1.0)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Consistency, "forward", broken)
+            distilled(tiny_pipeline(seed=1), tmp_path / "broken", steps=5, target_decay=0.95)
+    distilled(tiny_pipeline(seed=1), tmp_path / "whole", steps=2, schedule="constant", target_decay=0.95)
+    ours, theirs = (load_file(tmp_path / name / "state-00000002.safetensors") for name in ("broken", "whole"))
+    assert ours.keys() == theirs.keys() and any(name.startswith("weight.average") for name in ours)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

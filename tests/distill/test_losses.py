@@ -1,6 +1,8 @@
 """The losses and what they compare."""
 
+import sys
 from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +60,15 @@ def features(*widths: int, seed: int = 0) -> dict[str, torch.Tensor]:
 def error(alignment: Alignment, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> torch.Tensor:
     nothing = torch.zeros(3)
     return features_loss(Seen(nothing, nothing, None, nothing, alignment(ours, theirs)))
+
+
+def test_losses_of_one_last_name_have_curves_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = SimpleNamespace(loss=lambda seen: seen.output)
+    for name in ("first.mine", "second.mine"):
+        monkeypatch.setitem(sys.modules, name.partition(".")[0], ModuleType(name.partition(".")[0]))
+        monkeypatch.setitem(sys.modules, name, module)
+    losses = load_losses({"output": 1.0, "first.mine": 1.0, "second.mine": 1.0})
+    assert [loss.curve for loss in losses] == ["output_loss", "first.mine_loss", "second.mine_loss"]
 
 
 def test_student_of_the_kept_channels_has_no_error():
@@ -199,6 +210,8 @@ def test_the_decoder_gives_features_and_the_pipelines_own_picture(name: str) -> 
         pipeline.default_sample_size = 8
     height, width = own_size(pipeline)
     latents = encode_images(pipeline, [pixels], height, width).requires_grad_(True)
+    if name != "ddpm":
+        pipeline.vae.requires_grad_(True)  # a library's caller need not freeze it
     *features, picture = decoder_of(pipeline)(latents)
     assert picture.shape == (1, 3, height, width)
     assert len(features) == (0 if name == "ddpm" else len(pipeline.vae.decoder.up_blocks))
@@ -206,6 +219,7 @@ def test_the_decoder_gives_features_and_the_pipelines_own_picture(name: str) -> 
     assert latents.grad is not None and latents.grad.abs().sum() > 0
     if name == "ddpm":
         return
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in pipeline.vae.parameters())
     spatial = (
         latents if latents.ndim == 4 else pipeline._unpack_latents(latents, height, width, pipeline.vae_scale_factor)
     )

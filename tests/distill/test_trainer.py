@@ -25,9 +25,11 @@ CONFIG = TrainingConfig(steps=12, batch_size=4, learning_rate=0.01, log_every=2,
 class Regression(nn.Module):
     """Fits a line through noise; from ``nan_at`` on its loss is not a number."""
 
+    outputs = 1
+
     def __init__(self, nan_at: int = -1) -> None:
         super().__init__()
-        self.layer = nn.Linear(3, 1)
+        self.layer = nn.Linear(3, self.outputs)
         nn.init.constant_(self.layer.weight, 0.5)
         nn.init.zeros_(self.layer.bias)
         self.nan_at = nan_at
@@ -89,7 +91,20 @@ def test_schedule_follows_the_budget_where_that_ends_first():
         ({"budget": "0m"}, "budget=0m"),
         ({"schedule": "cosin"}, "schedule=cosin: expected one of cosine, linear"),
         ({"schedule": "piecewise_constant"}, "schedule_options.step_rules"),
-        ({"schedule_options": {"cycles": 2}}, "schedule_options.cycles: no such option"),
+        (
+            {"schedule_options": {"num_cycles": 2}},
+            "schedule_options.num_cycles: no option of schedule=cosine; it has none",
+        ),
+        ({"schedule": "polynomial", "schedule_options": {"num_cycles": 2}}, "its only one is power"),
+        ({"schedule": "polynomial", "learning_rate": 1e-7}, "schedule=polynomial: impossible with power=None and "),
+        (
+            {"schedule": "cosine_with_restarts", "schedule_options": {"num_cycles": "x"}},
+            "schedule=cosine_with_restarts: impossible with num_cycles=x",
+        ),
+        (
+            {"schedule": "piecewise_constant", "schedule_options": {"step_rules": "1:100,0.1:200,0..1"}},
+            "schedule=piecewise_constant: impossible with step_rules=1:100,0.1:200,0..1",
+        ),
         ({"optimizer": "adam"}, "optimizer=adam: expected one of adamw"),
         ({"teacher_engine": "tensorrt"}, "teacher_engine=tensorrt: expected one of eager, openvino, auto"),
         ({"plateau": 5}, "plateau=5: expected 0, or at least twice log_every"),
@@ -134,6 +149,21 @@ def test_state_before_a_nan_is_kept_and_continued_from(tmp_path):
     assert [point[0] for point in record.curves["loss"]] == [2, 4, 6, 8, 10, 12]
     with pytest.raises(UserError, match="from_state=.*expected a whole training state"):
         train(replace(CONFIG, from_state=str(tmp_path / "none.safetensors")))
+    with pytest.raises(UserError, match="optimizer=muon: expected adamw, which .*state-00000007.* was trained with"):
+        train(replace(CONFIG, from_state=str(file), optimizer="muon"))
+    with pytest.raises(
+        UserError, match="from_state=.*expected a state after fewer steps than steps, which is 7, not 7"
+    ):
+        train(replace(CONFIG, from_state=str(file), steps=7))
+    train(replace(CONFIG, from_state=str(file), optimizer="adamw_fused"))
+
+
+def test_a_state_of_another_model_is_named(tmp_path, monkeypatch):
+    train(folder=tmp_path)
+    file = tmp_path / "state-00000008.safetensors"
+    monkeypatch.setattr(Regression, "outputs", 2)
+    with pytest.raises(UserError, match="from_state=.*expected a state of this student and method"):
+        train(replace(CONFIG, from_state=str(file)))
 
 
 def test_nan_at_the_first_step_says_what_to_change():

@@ -20,11 +20,10 @@ from compress.prune.width import prune_width
 from compress.quantize import int8
 from tests.distill.test_features import SCHEDULER, examples
 from tests.distill.test_resume import launch
-from tests.distill.worker import CONFIG, distilled
+from tests.distill.worker import CONFIG, SPARSE, distilled
 from tests.tiny import tiny_pipeline, tiny_unet
 
 HARSH = replace(CONFIG, learning_rate=1e-2, weight_decay=0.5)
-SPARSE = [{"kind": "prune", "method": "sparse", "declared": sparse.STAGE.declared(), "details": {}}]
 
 
 def zeros(unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
@@ -47,11 +46,12 @@ def sparse_unet(seed: int = 1, **keys: Any) -> UNet2DConditionModel:
     return unet
 
 
-def test_all_of_a_state_is_zero_there(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_all_of_a_state_is_zero_there(tmp_path: Path, optimizer: str) -> None:
     student = sparse_unet()
     before = zeros(student)
     start = {name: weight.clone() for name, weight in student.named_parameters()}
-    report = trained(tmp_path, student)
+    report = trained(tmp_path, student, config=replace(HARSH, optimizer=optimizer))
     assert kept(before, student)
     moved = [name for name, weight in student.named_parameters() if not torch.equal(weight, start[name])]
     assert len(moved) == len(start), "what is not zero has been trained"
@@ -61,8 +61,13 @@ def test_all_of_a_state_is_zero_there(tmp_path: Path) -> None:
     state = load_file(max(tmp_path.glob("state-*")))
     for index, (name, weight) in enumerate(student.named_parameters()):
         if name in before:
-            parts = [state[f"{part}.student.{name}"] for part in ("weight", "exp_avg", "exp_avg_sq")]
-            assert all(part[before[name]].count_nonzero() == 0 for part in [*parts, state[f"ema.{index}"]]), name
+            moments = [
+                kind for kind in ("exp_avg", "exp_avg_sq", "momentum_buffer") if f"{kind}.student.{name}" in state
+            ]
+            parts = [state[f"{part}.student.{name}"] for part in ("weight", *moments)]
+            assert moments and all(
+                part[before[name]].count_nonzero() == 0 for part in [*parts, state[f"ema.{index}"]]
+            ), name
             assert torch.equal(state[f"ema.{index}"], weight)
 
 
@@ -104,7 +109,7 @@ def test_only_a_stage_that_made_zeros_counts() -> None:
 
 @pytest.mark.parametrize("where", ["history", "before"])
 def test_the_stage_keeps_them_for_what_was_done_before(tmp_path: Path, where: str) -> None:
-    stages = {"history": [], "before": [], where: SPARSE}
+    stages = {"history": [], "before": [], where: [SPARSE]}
     pipeline, report = distilled(tmp_path, replace(HARSH, steps=2), sparse=True, **stages)
     assert report.details["zeros_kept"] == sum(int(zero.sum()) for zero in zeros(pipeline.unet).values()) > 1000
 

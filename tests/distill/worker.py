@@ -23,10 +23,12 @@ from safetensors.torch import save_file
 from compress.data import Data
 from compress.distill.batches import Batches
 from compress.distill.features import Config, run
+from compress.prune import sparse
 from compress.prune.sparse import prune_sparse
 from compress.stage import StageContext, StageReport
 from tests.tiny import tiny_pipeline
 
+SPARSE = {"kind": "prune", "method": "sparse", "declared": sparse.STAGE.declared(), "details": {}}
 CONFIG = Config(
     steps=10,
     batch_size=4,
@@ -97,7 +99,7 @@ def main() -> None:
         return draw(self, step, part)
 
     Batches.__call__ = batches  # type: ignore[method-assign]
-    changes = {"sparse": True, "history": [{"kind": "prune", "method": "sparse"}]} if arguments.sparse else {}
+    changes = {"sparse": True, "history": [SPARSE]} if arguments.sparse else {}
     student, report = distilled(arguments.folder, **changes)
     assert PartialState().num_processes == int(os.environ.get("WORLD_SIZE", "1"))
     rank = os.environ.get("RANK", "0")

@@ -99,6 +99,17 @@ def test_what_can_be_done_passes(folders: dict[str, Path], arguments: list[str])
     preflight.check_stages(config_of(folders["sd"], *arguments))
 
 
+def test_prompts_that_nothing_would_sample_from_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a cat\n")
+    given = [f"data.prompts={tmp_path / 'prompts.txt'}", "recipe=prune_distill"]
+    expected = "data.prompts=.*expected nothing here, .* set stages.distill.samples.count for samples"
+    with pytest.raises(UserError, match=expected):
+        preflight.check_prompts(config_of(folders["sd"], *given))
+    with pytest.raises(UserError, match=r"data.styles=.*set stages.distill.samples.count"):
+        preflight.check_prompts(config_of(folders["sd"], "data.styles=['{} drawn']", "recipe=prune_distill"))
+    preflight.check_prompts(config_of(folders["sd"], *given, "stages.distill.samples.count=4"))
+
+
 def test_what_diffusers_does_not_know_is_left_to_loading(folders: dict[str, Path], tmp_path: Path) -> None:
     index = (folders["sd"] / "model_index.json").read_text(encoding="utf-8")
     (tmp_path / "model_index.json").write_text(index.replace("UNet2DConditionModel", "Other"), encoding="utf-8")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from compress.distill.batches import drawn
 from compress.distill.trainer import Trainer, autocast
-from compress.distill.training import TrainingConfig
+from compress.distill.training import TrainingConfig, Validation
 from compress.system.random import generator
 
 Batch = tuple[Tensor, torch.Generator]
@@ -94,15 +94,22 @@ def train(
     settings = TrainingConfig(
         steps=config.steps, batch_size=config.batch_size, learning_rate=config.learning_rate, warmup=0.04,
         weight_decay=config.weight_decay, betas=(0.9, 0.99), ema_decay=config.ema_decay, save_every=config.save_every,
-        log_every=50, schedule_steps=config.schedule_steps,
+        log_every=50, schedule_steps=config.schedule_steps, validation=Validation(every=config.save_every),
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
+    file = out / "figures.json"
+    figures = json.loads(file.read_text()) if file.exists() else []
+
+    def validate(step: int) -> None:
+        figures[:] = [found for found in figures if found["step"] < step] + [{"step": step, **(evaluate or dict)()}]
+        file.write_text(json.dumps(figures))
+
     trainer = Trainer(
         Objective(model, loss, config.bf16), batches, settings, ["loss"], Accelerator(cpu=True, mixed_precision="no"),
-        folder=out, evaluate=evaluate,
+        folder=out, validate=validate if evaluate is not None else None,
     )  # fmt: skip
     record = trainer.train()
     model.eval()
-    result = {"curves": record.curves, "figures": record.figures}
+    result = {"curves": record.curves, "figures": figures}
     (out / "curve.json").write_text(json.dumps(result))
     return result

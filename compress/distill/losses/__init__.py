@@ -54,6 +54,7 @@ class Loss:
         features: Whether it uses features.
         attention: Whether it uses outputs of self-attentions.
         decoder: Whether it uses the teacher's decoder.
+        curve: Name of its curve.
     """
 
     name: str
@@ -63,11 +64,7 @@ class Loss:
     features: bool
     attention: bool
     decoder: bool
-
-    @property
-    def curve(self) -> str:
-        """Name of its curve."""
-        return f"{self.name.rpartition('.')[2]}_loss"
+    curve: str
 
 
 def load_losses(weights: Mapping[str, float]) -> list[Loss]:
@@ -77,12 +74,14 @@ def load_losses(weights: Mapping[str, float]) -> list[Loss]:
         UserError: Unknown loss.
     """
     found = []
+    last = {name: name.rpartition(".")[2] for name in weights}
     for name, weight in weights.items():
         module = importlib.import_module(name if "." in name else f"{__name__}.{name}")
         if not hasattr(module, "loss"):
             raise UserError(f"losses.{name}: {module.__name__} has no function loss(seen)")
-        needs = (getattr(module, key, False) for key in ("TEACHER", "FEATURES", "ATTENTION", "DECODER"))
-        found.append(Loss(name, weight, module.loss, *needs))
+        needs = {key: getattr(module, key.upper(), False) for key in ("teacher", "features", "attention", "decoder")}
+        curve = f"{name if list(last.values()).count(last[name]) > 1 else last[name]}_loss"
+        found.append(Loss(name, weight, module.loss, curve=curve, **needs))
     return found
 
 
