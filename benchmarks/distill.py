@@ -3,10 +3,10 @@
 The student is the model with a quarter of its channels pruned. The public loop follows the scripts of BK-SDM and of
 diffusers: images are decoded and augmented, encoded by the VAE and the text encoder in every step; student and teacher
 run eagerly in the default memory layout, with torch's fused attention; AdamW and EMA as they come. All rows train the
-same student with the same batch size in turns in one process; each turn starts from the student's first weights. The losses
-of this trainer's rows can be compared; the public loop's are plain errors, which are other numbers. Seconds are medians over steps, without the first of each turn; with
-``--cpu-time`` those of the processor, for a machine that is busy otherwise (one thread). The peak memory is that of
-a process of its own.
+same student with the same batch size in turns in one process; each turn starts from the student's first weights. The
+losses of this trainer's rows can be compared; the public loop's are plain errors, which are other numbers. Seconds are
+medians over steps, without the first of each turn; with ``--cpu-time`` those of the processor, for a machine that is
+busy otherwise (one thread). The peak memory is that of a process of its own.
 """
 
 import argparse

@@ -6,6 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 NOT_STAGES = ("model", "data", "evaluate", "track", "benchmark")  # groups of conf/ without stages
 REPORT, FAILURE = "report.json", "failure.json"  # what a run, and a point of a grid that failed, leaves in its folder
+POINTS = "points.json"  # what a report of several runs leaves in its folder
 config_dirs: list[Path] = []  # the user's --config-dir; see compress.config.compose.use_config_dir
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from compress.evaluate.reference import Reference
 
 PATHS = ("prompts", "reference", "clip", "clip_name", "inception", "encoders")
+UNCHANGED = (*PATHS, "noise_floor")
+"""Keys with which no number of a row changes, or which the notes name by themselves."""
 
 
 def settings(
@@ -99,7 +101,7 @@ def _plain(value: Any) -> Any:
 
 
 def changed(config: EvaluateConfig) -> list[str]:
-    """The keys that differ from the protocol's file, without the user's paths."""
+    """The keys that differ from the protocol's file, without the user's paths and the noise floor's."""
     from omegaconf import OmegaConf
 
     from compress.config.folders import conf_folders
@@ -116,5 +118,5 @@ def changed(config: EvaluateConfig) -> list[str]:
     return [
         key
         for key, value in expected.items()
-        if key not in PATHS and (tuple(value) if isinstance(value, list) else value) != getattr(config, key)
+        if key not in UNCHANGED and (tuple(value) if isinstance(value, list) else value) != getattr(config, key)
     ]

@@ -9,7 +9,8 @@ from typing import Any
 from compress.config.folders import REPORT
 from compress.report.card import coverage_line, model_card, usage
 from compress.report.footer import MARKS, counted, how_to_load
-from compress.report.single import write_page
+from compress.report.formats import markdown
+from compress.report.single import refusals, write_page
 from compress.report.stages import change, effort, layer_types
 from compress.report.table import (
     markdown_notes,
@@ -156,6 +157,8 @@ def _markdown(result: Mapping[str, Any], links: Sequence[tuple[str, str]]) -> st
     parts.append(summary)
     marks = [text for sign, text in MARKS.items() if sign in summary]
     parts += [f"{'; '.join(marks)}.\n"] * bool(marks)
+    if refused := refusals(result):
+        parts += [f"## {refused.title}\n", markdown(refused)]
     parts += [f"## {title}\n\n![{title}](images/{file})\n" for title, file in links]
     parts += ["## All numbers\n", wide_tables(result)]
     parts += ["## What they mean and how they were measured\n", markdown_notes(result)]

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compress.report.best import beyond_noise, with_best
+from compress.config.folders import POINTS
+from compress.report.best import Beyond, beyond_noise, with_best
 from compress.report.figures import losses
 from compress.report.footer import NOISE_FLOOR
 from compress.report.formats import Cell, Table, csv_text, latex, markdown
@@ -48,7 +49,7 @@ def write_many(
     write_text(out / "report.md", _markdown(content))
     write_text(out / "report.csv", csv_text(headings, rows))
     write_text(out / "report.tex", latex(content.all_tables(), f"{title}, {out}"))
-    write_text(out / "points.json", json.dumps(_points(content, runs, failed, found, series), indent=1) + "\n")
+    write_text(out / POINTS, json.dumps(_points(content, runs, failed, found, series), indent=1) + "\n")
     return (headings, rows), content
 
 
@@ -62,7 +63,10 @@ def many_content(
     """What the page of many runs shows."""
     repeated = any(len(one.students) > 1 for one in series)
     each, means = _of_each(found), _of_means(series)
-    beyond = Seeds(series).beyond if repeated else beyond_noise
+    one_teacher = len({_measured_as(student.run, None) for student in found}) < 2
+    beyond: Beyond = Seeds(series).beyond if repeated else beyond_noise
+    if not one_teacher:
+        beyond = _but_paired(beyond)
     shown = [with_best(table, means, beyond) for table in tables(means, "point")]
     if repeated:
         shown = [_renamed(unmarked(table), f"{table.title}, mean over seeds", _of_seeds(series)) for table in shown]
@@ -75,17 +79,26 @@ def many_content(
         tables=[table for table in shown if len(table.headings) > 1],
         each=[_renamed(table, f"{table.title} of every run") for table in tables(each, "run")] if repeated else (),
         failures=_failures(failed),
-        fronts=fronts(means),
+        fronts=fronts(means, paired=one_teacher),
         pictures=gather(*_pictures(first)),
         curves=_curves(first),
         stages=_stages(runs),
         differences=_differences(runs),
-        notes=_notes(runs, means, marked=not repeated),
+        notes=[*([] if one_teacher else [TEACHERS]), *_notes(runs, means, marked=not repeated)],
     )
 
 
 MIXED = "The runs were not all measured by one protocol: compare rows of the same evaluate.protocol alone."
+TEACHERS = (
+    "The runs have several teachers, or one that was sampled in several ways; each row is held against its own. "
+    "What is measured from a teacher's images, such as PSNR and SSIM, cannot be compared between such rows."
+)
 MEANS = "[low, high] is the 95 % interval of the mean over seeds, by Student's t; of a single seed, its own."
+
+
+def _but_paired(beyond: Beyond) -> Beyond:
+    """The same, but no difference counts in what is measured from a teacher's images."""
+    return lambda column, ours, theirs: not column.paired and beyond(column, ours, theirs)
 
 
 def _of_seeds(series: Sequence[Series]) -> str:
@@ -96,14 +109,11 @@ def _of_seeds(series: Sequence[Series]) -> str:
 
 
 def _notes(runs: Sequence[RunFolder], means: Sequence[Line], marked: bool) -> list[str]:
-    manifests = [run.report.get("manifest") or {} for run in runs]
-    same = all(_protocol(manifest) == _protocol(manifests[0]) for manifest in manifests)
-    found = notes_of(means, manifests[0] if same and manifests else None, marked)
-    return found if same else [MIXED, *found]
-
-
-def _protocol(manifest: Entry) -> tuple[Any, ...]:
-    return tuple(manifest.get(key) for key in ("protocol", "version", "changed"))
+    manifests = [manifest for run in runs if (manifest := run.report.get("manifest"))]
+    if len({(manifest["protocol"], manifest["version"]) for manifest in manifests}) > 1:
+        return [MIXED, *notes_of(means, None, marked)]
+    changed = list(dict.fromkeys(key for manifest in manifests for key in manifest.get("changed") or ()))
+    return notes_of(means, {**manifests[0], "changed": changed} if manifests else None, marked)
 
 
 def _renamed(table: Table, title: str, note: str = "") -> Table:
@@ -117,12 +127,12 @@ def _with_teachers(found: Sequence[tuple[Line, RunFolder, Any]]) -> list[Line]:
         found: Lines, the run that says how their teacher was measured, and its seed, or None for a mean over seeds.
     """
     above: dict[str, list[Line]] = {}
+    several = len({_measured_as(run, None) for _, run, _ in found}) > 1
     for line, run, seed in found:
         key = _measured_as(run, seed)
         if key in above or not line.teacher:
             continue
-        again = _measured_as(run, None) in {_measured_as(other, None) for _, other, _ in found[:1]}
-        of = "" if not above else f", {SEED}={seed}" if again and seed is not None else f" of {line.name}"
+        of = f" of {line.name}" if several else f", {SEED}={seed}" if above and seed is not None else ""
         above[key] = [Line(f"teacher{of}", line.teacher, line.teacher, line.floor)]
         if any((line.floor.get("metrics") or {}).values()):
             above[key].append(Line(f"{NOISE_FLOOR}{of}", line.floor, line.teacher, line.floor))

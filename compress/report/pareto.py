@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from compress.report.best import better
-from compress.report.table import Column, Line, columns_of, number
+from compress.report.footer import values
+from compress.report.table import Column, Entry, Line, columns_of, number
 
 # Cost over quality, by their keys.
 FRONTS = (("bytes", "fid"), ("latency_s", "fid"), ("latency_s", "psnr"), ("latency_s", "clip_score"))
@@ -55,12 +56,26 @@ class Front:
         return f"{self.quality.title.partition(' (')[0]} and {'size' if self.cost.key == 'bytes' else 'latency'}"
 
 
-def fronts(lines: Sequence[Line]) -> list[Front]:
-    """The planes in which at least one student can be drawn."""
-    shown = {column.key: column for column in columns_of([line.entry for line in lines])}
+def fronts(lines: Sequence[Line], paired: bool = True) -> list[Front]:
+    """The planes in which at least one student can be drawn.
+
+    Latency is that of one pass, or of a whole image where rows are not sampled alike.
+
+    Args:
+        lines: The rows.
+        paired: Whether metrics count that are measured from the teacher's images.
+    """
+    shown = {column.key: column for column in columns_of([line.entry for line in lines]) if paired or not column.paired}
+    if len({_sampled(line.entry) for line in lines} - {()}) > 1 and "image_latency_s" in shown:
+        shown["latency_s"] = shown["image_latency_s"]
     planes = [(shown[cost], shown[quality]) for cost, quality in FRONTS if cost in shown and quality in shown]
     made = [_front(cost, quality, lines) for cost, quality in planes]
     return [front for front in made if not all(spot.teacher for spot in front.spots)]
+
+
+def _sampled(entry: Entry) -> tuple[str, ...]:
+    """Steps and passes of a row's images; nothing for a row without images."""
+    return tuple(" / ".join(found) for key in ("steps", "passes") if (found := values([entry], key)))
 
 
 def _front(cost: Column, quality: Column, lines: Sequence[Line]) -> Front:

@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from compress.config.folders import FAILURE, REPORT
+from compress.config.folders import FAILURE, POINTS, REPORT
 from compress.config.values import flat
 from compress.errors import UserError, bad_value
 from compress.report.table import Entry, Line
@@ -87,13 +87,30 @@ def find_runs(pattern: str) -> list[Path]:
         UserError: There is none.
     """
     found: dict[Path, None] = {}
-    for match in map(Path, sorted(glob(str(Path(pattern).expanduser()), recursive=True))):
+    for match in map(Path, glob(str(Path(pattern).expanduser()), recursive=True)):
         folder = match.parent if match.name in (REPORT, FAILURE) else match
-        inside = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.iterdir())) if folder.is_dir() else []
+        inside = [folder] if _is_run(folder) else list(filter(_is_run, folder.iterdir())) if folder.is_dir() else []
         found |= dict.fromkeys(inside)
     if not found:
         raise bad_value("runs", pattern, f"a glob of folders that hold a {REPORT}, or of folders of such folders")
-    return list(found)
+    places = {grid: _places(grid) for grid in {folder.parent for folder in found}}
+    last = len(found)
+    return sorted(found, key=lambda run: (_natural(run.parent), places[run.parent].get(run.name, last), _natural(run)))
+
+
+def _places(grid: Path) -> dict[str, int]:
+    """The places of a grid's points by their folders' names, as its own report has them; empty for other folders."""
+    try:
+        runs = _json(grid / POINTS)["runs"]
+        return {name: place for place, name in enumerate(dict.fromkeys(Path(run["folder"]).name for run in runs))}
+    except (OSError, UserError, KeyError, TypeError):
+        return {}
+
+
+def _natural(path: Path) -> list[str | float]:
+    """A key that sorts numbers in a path by their value."""
+    parts = re.split(r"(\d+(?:\.\d+)?)", str(path))
+    return [float(part) if place % 2 else part for place, part in enumerate(parts)]
 
 
 def _is_run(folder: Path) -> bool:
@@ -192,9 +209,21 @@ def aligned(reports: Sequence[Mapping[str, Any]]) -> list[dict[str, Mapping[str,
 
 
 def differences(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The keys whose values are not the same in all configs."""
+    """The keys whose values are not the same in all configs that could have them."""
     keys = dict.fromkeys(key for config in configs for key in config)
-    return [key for key in keys if len({json.dumps(c.get(key, "-"), default=str) for c in configs}) > 1]
+    return [
+        key for key in keys if len({json.dumps(c.get(key, "-"), default=str) for c in _with_place(key, configs)}) > 1
+    ]
+
+
+def _with_place(key: str, configs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The configs that could have a key: one of a stage belongs to the methods that have it."""
+    top, _, rest = key.partition(".")
+    if top != "stages":
+        return list(configs)
+    method = f"stages.{rest.partition('.')[0]}.method"
+    methods = {config.get(method) for config in configs if key in config}
+    return [config for config in configs if config.get(method) in methods]
 
 
 def _names(folders: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -46,6 +46,7 @@ def page_content(folder: Path, report: Mapping[str, Any]) -> Content:
         fronts=fronts(found),
         pictures=gather([(name, folder, name) for name, _ in rows(report)], [str(cell["prompt"]) for cell in grid]),
         curves={f"Losses of {stage['name']}": c for stage in report.get("stages", []) if (c := losses(stage))},
+        failures=refusals(report),
         stages=_stages(report),
         notes=notes(report),
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
@@ -65,6 +66,12 @@ def _facts(folder: Path, report: Mapping[str, Any]) -> list[tuple[str, str]]:
         "Versions": ", ".join(f"{name} {value}" for name, value in (report.get("versions") or {}).items()),
     }
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+def refusals(report: Mapping[str, Any]) -> Table | None:
+    """The alternatives that could not run, and why."""
+    found = tuple((name, (Cell(why),)) for name, why in (report.get("refused") or {}).items())
+    return Table("Not run", ("alternative", "why"), found, text=True) if found else None
 
 
 def _stages(report: Mapping[str, Any]) -> Table | None:

@@ -17,12 +17,21 @@ def verdict(result: Mapping[str, Any]) -> str:
     """
     if not result.get("stages"):
         return ""
+    if "refused" in result:
+        return _alternatives(result)
     engine = result.get("accelerated") or {}
     teacher, last = result.get("teacher") or {}, engine or result["stages"][-1]
     cost = _cost(last, teacher)
     after = result["stages"][-1]["name"] + (f", run by {engine['engine']}," if engine else "")
     start = f"After {after} the model {f'has {cost}' if cost else 'is finished'}"
     return f"{start}; {_quality(result, last, teacher) or 'its images were not evaluated'}."
+
+
+def _alternatives(result: Mapping[str, Any]) -> str:
+    made = [stage["name"] for stage in result["stages"] if stage.get("kind") != "engine"]
+    refused = list(result["refused"])
+    text = f"{len(made)} alternative{'s' * (len(made) != 1)}, each made from the teacher alone: {', '.join(made)}"
+    return f"{text}; not run: {', '.join(refused)}." if refused else f"{text}."
 
 
 def _cost(last: Entry, teacher: Entry) -> str:

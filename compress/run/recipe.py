@@ -167,8 +167,9 @@ class _Run:
         else:
             self._export(steps[-1], history, result)
         result |= self._seconds(begun)
-        compress.report.write_page(config.out, compress.report.write_report(config.out, result, self.grids))
-        return result
+        written = compress.report.write_report(config.out, result, self.grids)
+        compress.report.write_page(config.out, written)
+        return written
 
     def _seconds(self, begun: float) -> dict[str, float]:
         return {"seconds": time.perf_counter() - begun, "computed_seconds": self.computing}

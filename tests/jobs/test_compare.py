@@ -35,6 +35,10 @@ def test_each_choice_is_a_row_and_one_that_fails_costs_its_row_alone(
     int8, int4 = (stage["cost"]["bytes"] for stage in report["stages"])
     assert int4 < int8 < report["teacher"]["cost"]["bytes"]
     printed = capsys.readouterr().out
+    page, text = (out / "report.html").read_text(), (out / "report.md").read_text()
+    for written in (page, text):
+        assert "2 alternatives, each made from the teacher alone: int8, int4; not run: nf4." in written
+        assert "needs the package nothing" in written
     assert "nf4: not run: " in printed and str(out / "report.md") in printed
     assert json.loads((out / "int4" / "report.json").read_text())["teacher"]["cached"], "measured once"
 

@@ -18,7 +18,8 @@ from test_page import Numbers, compiles
 from compress.errors import UserError
 from compress.report.best import best
 from compress.report.many import write_many
-from compress.report.runs import find_runs, read_runs, students
+from compress.report.page import Content
+from compress.report.runs import differences, find_runs, read_runs, students
 from compress.report.seeds import all_series, difference, student, without_seed
 from compress.report.table import columns_of
 
@@ -115,13 +116,64 @@ def test_the_files_hold_the_same_numbers(grid, tmp_path):
 
 def test_means_of_fewer_seeds_and_of_several_protocols_say_so(grid, tmp_path):
     shutil.rmtree(grid / "ratio=0.5,seed=2")
-    report = json.loads((grid / "ratio=0.25,seed=0" / "report.json").read_text())
-    report["manifest"] = {"protocol": "fidelity", "version": 1, "changed": []}
-    (grid / "ratio=0.25,seed=0" / "report.json").write_text(json.dumps(report))
-    _, content = write_many(tmp_path / "report", "A grid", *read_runs(find_runs(str(grid))))
+    file = grid / "ratio=0.25,seed=0" / "report.json"
+    report = json.loads(file.read_text())
+    for manifest, mixed in (
+        ({"protocol": "quick", "version": 1, "changed": ["guidance"]}, False),
+        ({"protocol": "fidelity", "version": 1, "changed": []}, True),
+    ):
+        file.write_text(json.dumps({**report, "manifest": manifest}))
+        _, content = write_many(tmp_path / "report", "A grid", *read_runs(find_runs(str(grid))))
+        assert content.notes[0].startswith("The runs were not all measured by one protocol") == mixed
+        assert content.notes[0].startswith("Protocol quick version 1 with other guidance, steps. ") != mixed
+        assert not any("Protocol fidelity" in note for note in content.notes)
     assert content.tables[0].note.endswith("Of fewer than 3 seeds: ratio=0.5: 2.")
-    assert content.notes[0].startswith("The runs were not all measured by one protocol")
-    assert not any("Protocol fidelity" in note for note in content.notes)
+
+
+def test_rows_of_other_teachers_are_not_held_against_each_other(grid, tmp_path):
+    def write() -> Content:
+        return write_many(tmp_path / "report", "A grid", *read_runs(find_runs(str(grid))))[1]
+
+    content = write()
+    assert any(front.quality.paired for front in content.fronts) and content.notes[0].startswith("Protocol")
+    assert {front.cost.key for front in content.fronts} == {"bytes", "latency_s"}
+    for file in grid.glob("ratio=0.5*/report.json"):
+        report = json.loads(file.read_text())
+        report["settings"] = {"fid": {"steps": 5}}
+        for entry in (report["teacher"], *report["stages"]):
+            entry["cost"]["image_latency_s"] = 0.25
+            for of in filter(None, entry["metrics"].values()):
+                of["steps"] = 5
+        file.write_text(json.dumps(report))
+    content = write()
+    assert [name for name, _ in content.tables[0].rows][:2] == ["teacher of ratio=0.25", "teacher of ratio=0.5"]
+    assert content.notes[0].startswith("The runs have several teachers")
+    assert not any(front.quality.paired for front in content.fronts)
+    assert {front.cost.key for front in content.fronts} == {"bytes", "image_latency_s"}, "steps differ"
+    place = [i for i, heading in enumerate(content.tables[1].headings[1:]) if heading.startswith("PSNR")]
+    assert place and not any(cells[i].best for i in place for _, cells in content.tables[1].rows)
+
+
+def test_a_key_of_one_method_is_no_difference_from_another():
+    free = {"order": "prune", "stages.prune.method": "per_layer", "stages.prune.ratio": 0.5, "stages.prune.keep": 8}
+    width = {"order": "prune", "stages.prune.method": "width", "stages.prune.ratio": 0.5, "seed": 0}
+    more = {**width, "stages.prune.losses.mine": 0.5}
+    both = {**width, "order": "prune, quantize", "stages.quantize.method": "packed", "stages.quantize.bits": 4}
+    assert differences([free, width]) == ["stages.prune.method", "seed"]
+    assert differences([width, more]) == ["stages.prune.losses.mine"], "a key of the same method"
+    assert differences([width, both]) == ["order"]
+
+
+def test_runs_stand_in_the_order_of_their_grid_or_by_their_numbers(grid, tmp_path):
+    names = [f"ratio={ratio},seed={seed}" for ratio in (0.25, 0.5) for seed in range(3)]
+    (grid / "ratio=0.5,seed=2").rename(grid / "ratio=0.25,seed=10")
+    found = [folder.name for folder in find_runs(f"{grid}/ratio=0.[25]*")]
+    assert found == [*names[:3], "ratio=0.25,seed=10", *names[3:5]]
+    points = {"runs": [{"folder": str(grid / name)} for name in ("ratio=0.5,seed=1", "ratio=0.25,seed=10")]}
+    (grid / "points.json").write_text(json.dumps(points))
+    assert [folder.name for folder in find_runs(str(grid))][:3] == ["ratio=0.5,seed=1", "ratio=0.25,seed=10", names[0]]
+    (grid / "points.json").write_text("{")
+    assert [folder.name for folder in find_runs(f"{grid}/ratio=0.[25]*")] == found
 
 
 @pytest.mark.slow  # the page of one run is opened in the usual suite
