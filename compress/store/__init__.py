@@ -145,9 +145,10 @@ class Store:
             UserError: A file of such an evaluation is damaged.
         """
         for file in sorted((self.root / "evaluations").glob("*/evaluation.json")):
-            with self.lock(file.parent.name):  # so that it is not removed meanwhile
-                if file.exists() and json.loads(file.read_text(encoding="utf-8")).get("images") == images:
-                    self._adopt(file.parent, self.work(key))
+            if _has_images(file, images):
+                with self.lock(file.parent.name):  # so that it is not removed meanwhile
+                    if _has_images(file, images):
+                        self._adopt(file.parent, self.work(key))
 
     def _adopt(self, folder: Path, target: Path) -> None:
         self.evaluation(folder.name)  # verified
@@ -159,6 +160,14 @@ class Store:
     def evaluation_folder(self, key: str) -> Path:
         """Path of the evaluation of ``key``, existing or not."""
         return self.root / "evaluations" / key
+
+
+def _has_images(file: Path, images: str) -> bool:
+    """Whether an evaluation is there and has the images of that key."""
+    try:
+        return bool(json.loads(file.read_text(encoding="utf-8")).get("images") == images)
+    except FileNotFoundError:
+        return False
 
 
 def _files(folder: Path) -> list[Path]:

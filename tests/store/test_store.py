@@ -79,6 +79,7 @@ def test_images_are_adopted_from_an_evaluation_that_has_them(
     folder = store.evaluation_folder("k")
     store.adopt("other", "new")
     assert not (tmp_path / "work" / "new").exists()
+    assert not (tmp_path / "locks").exists(), "the lock of an evaluation without them is not taken"
     (store.work("new") / "images").mkdir()
     (store.work("new") / "images" / "sample-000002.png").write_bytes(b"sampled before")
     store.adopt("images", "new")
