@@ -215,7 +215,7 @@ class _Run:
                     cached = self.store.find(step.key) is not None  # another run may have computed it
                     if not cached:
                         self._make(step, history, run)
-                self.store.finish(step.key)
+            self.store.finish(step.key)  # also what a process that was killed before this left
             folder = self.store.path(step.key)
             about = checkpoint.read_info(folder)
             entry = about["stages"][-1] | {"name": stage.name}

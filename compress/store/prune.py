@@ -49,17 +49,19 @@ def prune(store: Store, older: float, *, keep_used: bool = True, dry_run: bool =
 
 
 def removable(found: list[Entry], before: float, keep_used: bool) -> list[Entry]:
-    """The entries made before a time that nothing kept needs."""
+    """The entries made before a time that nothing kept needs; what a finished one left behind counts as unused."""
     by_key = {entry.key: entry for entry in found if entry.kind in ("checkpoint", "evaluation")}
-    used = {id(entry) for entry in found if keep_used and any(user not in by_key for user in entry.used_by)}
-    kept = [entry for entry in found if entry.active or entry.made >= before or id(entry) in used]
+    left_over = {id(entry) for entry in found if entry.kind in ("work", "partial") and entry.key in by_key}
+    others = [entry for entry in found if id(entry) not in left_over]
+    used = {id(entry) for entry in others if keep_used and any(user not in by_key for user in entry.used_by)}
+    kept = [entry for entry in others if entry.active or entry.made >= before or id(entry) in used]
     keys: set[str] = set()
     while kept:  # what they were made from, and what that was made from
         entry = kept.pop()
         if entry.key not in keys:
             keys.add(entry.key)
             kept += [by_key[key] for key in entry.needs if key in by_key]
-    return [entry for entry in found if entry.key not in keys]
+    return [entry for entry in found if (entry.made < before if id(entry) in left_over else entry.key not in keys)]
 
 
 def verify(store: Store) -> tuple[int, list[str]]:
@@ -91,8 +93,6 @@ def _put_aside(store: Store, entry: Entry) -> Path | None:
         if entry.kind not in CACHES and not stack.enter_context(unless_held(store, entry.key)):
             return None
         aside = store.root / f"{TRASH}{uuid.uuid4().hex}"
-        if entry.kind == "partial":
-            return aside  # gone since its lock was taken
         try:
             os.mkdir(aside)
             os.rename(entry.path, aside / entry.path.name)

@@ -19,7 +19,7 @@ from typing import Any
 from compress.config.folders import REPORT
 from compress.store import Store
 from compress.system.files import write_text
-from compress.system.leases import LEASE
+from compress.system.leases import LEASE, leased
 
 GATE = "uses"  # the lock under which runs enter their keys and entries are removed
 REPORTS = (REPORT, "benchmark.json")
@@ -85,7 +85,7 @@ def unless_held(store: Store, key: str) -> Iterator[bool]:
 
     with ExitStack() as stack:
         try:
-            stack.enter_context(store.lock(key, held))
+            stack.enter_context(leased(store.lock_file(key), held))
             free = True
         except BlockingIOError:
             free = False

@@ -220,6 +220,23 @@ def test_what_a_process_computes_is_not_removed(store: Store) -> None:
     assert removed(store) == {A}
 
 
+def test_what_a_finished_checkpoint_left_behind_goes_though_the_checkpoint_stays(store: Store, tmp_path: Path) -> None:
+    checkpoint(store, A)
+    report(tmp_path / "runs" / "mine" / "point", A)
+    half = store.root / f".{A}.0.partial"
+    half.mkdir()
+    (half / "weights").write_bytes(bytes(700))
+    (store.work(A) / "state").write_bytes(bytes(50))
+    assert removed(store) == set(), "they are young"
+    aged(half, 40)
+    aged(store.root / "work", 40)
+    with using(store, tmp_path / "runs" / "next", "mine", [A]):
+        assert prune.prune(store, 30 * DAY, dry_run=True)[1] == 750
+        found, freed = prune.prune(store, 30 * DAY)
+    assert (sorted(entry.kind for entry in found), freed) == (["partial", "work"], 750)
+    assert store.path(A).is_dir() and not half.exists() and not (store.root / "work" / A).exists()
+
+
 def test_links_are_not_followed(store: Store, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
