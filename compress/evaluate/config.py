@@ -15,6 +15,7 @@ from compress.runtime import ENGINES
 
 EMBEDDED_CLIP = "embedded:emoji/clip"
 EMBEDDED_CLIP_NAME = "emoji-clip"
+OTHER_CLIP = "emoji-clip knows 64 px emoji only: for other images set evaluate.clip=DIR and evaluate.clip_name=NAME"
 
 SAMPLED_FAST_FROM = 64
 """Images from which on compiling a model to sample them saves time."""

@@ -49,6 +49,7 @@ def check(config: RunConfig) -> "Verified | None":
     for key, folder in (("out", config.out), ("store", config.store)):
         check_writable(key, folder)
     check_replaced(config)
+    tell_clip(config)
     return compress.data.verify(config.data, config.store / "data")
 
 
@@ -94,6 +95,18 @@ def check_reference(config: RunConfig) -> None:
             f"data.path={config.data.path} has prompts without images, and {', '.join(wanted)} compare with real "
             "images: set evaluate.reference to a folder of images, or leave these metrics out (evaluate.leave_out)"
         )
+
+
+def tell_clip(config: RunConfig) -> None:
+    """Says where the CLIP network that knows emoji only would score images of other data."""
+    from compress.evaluate.config import EMBEDDED_CLIP, OTHER_CLIP
+    from compress.evaluate.networks import OF_CLIP_IMAGES, OF_CLIP_TEXT
+    from compress.system.progress import say
+
+    settings = config.evaluate
+    measured = settings.images and any(map(settings.wants, (*OF_CLIP_IMAGES, *OF_CLIP_TEXT)))
+    if measured and settings.clip == EMBEDDED_CLIP and not config.data.is_embedded:
+        say(OTHER_CLIP)
 
 
 def check_prompts(config: RunConfig) -> None:

@@ -243,3 +243,14 @@ def test_mistakes_about_the_teacher_are_found_whatever_the_pruning_leaves(tmp_pa
     words[1] = "prune=fitted"
     with pytest.raises(UserError, match=r"prune=depth takes whole blocks of it, .* ~stages.prune"):
         preflight.check_stages(to_run_config(compose(words)))
+
+
+def test_the_clip_that_knows_emoji_only_is_named_where_it_scores_other_images(
+    folders: dict[str, Path], tiny_parquet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, quick = f"data.path={tiny_parquet}", "evaluate=quick"
+    for given in ([quick], [other], [quick, other, "evaluate.clip=null"]):
+        preflight.tell_clip(config_of(folders["sd"], *given))
+    assert capsys.readouterr().err == ""
+    preflight.tell_clip(config_of(folders["sd"], quick, other))
+    assert "emoji-clip knows 64 px emoji only: for other images set evaluate.clip=DIR" in capsys.readouterr().err

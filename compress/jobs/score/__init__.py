@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from compress.config.values import build
 from compress.errors import UserError, bad_value
 from compress.evaluate.captions import some
-from compress.evaluate.config import EMBEDDED_CLIP, EvaluateConfig
+from compress.evaluate.config import EMBEDDED_CLIP, OTHER_CLIP, EvaluateConfig
 from compress.evaluate.images import ImageFiles, ImageSlice
 from compress.jobs.score.inputs import LEAST, inputs
 from compress.run.config import check_device_name
@@ -255,6 +255,5 @@ def _show(result: dict[str, Any], out: Path) -> None:
     if result["manifest"]["evaluate"]["clip"] == EMBEDDED_CLIP and any(
         metric["network"] == result["manifest"]["evaluate"]["clip_name"] for metric in result["metrics"].values()
     ):
-        line = "emoji-clip knows 64 px emoji only: for other images set evaluate.clip=DIR and evaluate.clip_name=NAME."
-        console.print(line, style="dim")
+        console.print(f"{OTHER_CLIP}.", style="dim")
     console.print(f"\nscores     {out / 'score.json'}", markup=False, highlight=False, soft_wrap=True)
