@@ -20,6 +20,7 @@ from compress.grid import job
 from compress.grid.points import folder_name, varied
 from compress.grid.progress import Progress
 from compress.jobs.report import report_grid
+from compress.report.runs import has_ended
 from compress.system import processes
 from compress.system.progress import duration
 
@@ -341,7 +342,7 @@ def _look(point: Point, before: dict[str, tuple[int, int] | None]) -> None:
     if FAILURE in new:
         found = json.loads((point.out / FAILURE).read_text(encoding="utf-8"))
         point.message, point.code = found["message"], found["exit_code"]
-    elif REPORT in new and ((point.out / "checkpoint").is_dir() or _report(point.out).get("stopped")):
+    elif REPORT in new and has_ended(_report(point.out)):
         point.code = 0
     else:
         point.message, point.code = "it was not run, or its process ended before it was done", 1

@@ -117,6 +117,14 @@ def _is_run(folder: Path) -> bool:
     return (folder / REPORT).is_file() or (folder / FAILURE).is_file()
 
 
+def has_ended(report: Mapping[str, Any]) -> bool:
+    """Whether a run has written its report to the end, and not only what it had so far.
+
+    At the end it has a checkpoint or the bound that it was stopped by; that of alternatives, what could not run.
+    """
+    return bool(report.get("checkpoint")) or "stopped" in report or "refused" in report
+
+
 def read_runs(folders: Iterable[Path]) -> tuple[list[RunFolder], list[FailedRun]]:
     """Reads what runs left; folders without a file of either kind are left out.
 
@@ -132,11 +140,12 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[RunFolder], list[FailedRun]
             failed.append(FailedRun(folder.name, words, str(about.get("message")), int(about.get("exit_code") or 1)))
         elif (folder / REPORT).is_file():
             report = _json(folder / REPORT)
-            if report.get("checkpoint") or "refused" in report:
+            if "stopped" in report:
+                failed.append(FailedRun(folder.name, (), f"ended early: {report['stopped']}", 0))
+            elif has_ended(report):
                 done.append((folder, report, _config(folder / "config.yaml")))
             else:
-                why = f"ended early: {report['stopped']}" if "stopped" in report else "it has not finished"
-                failed.append(FailedRun(folder.name, (), why, 0 if "stopped" in report else 1))
+                failed.append(FailedRun(folder.name, (), "it has not finished", 1))
     for folder, report, _ in done:
         if not all({"name", "kind"} <= set(stage) for stage in report.get("stages") or [{}]):
             raise UserError(f"{folder / REPORT}: it does not hold what a run writes")

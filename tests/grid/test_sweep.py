@@ -88,7 +88,7 @@ def test_what_a_launcher_loses_is_taken_from_the_folders_of_the_points(
 ) -> None:
     monkeypatch.setattr(compress.grid.sweep, "MINUTE", 0.05)
     config = replace(to_run_config(compose(["recipe=prune", *tiny_overrides])), store=tmp_path / "store")
-    points = [Point(number, [], [f"p={number}"], tmp_path / str(number), config) for number in range(4)]
+    points = [Point(number, [], [f"p={number}"], tmp_path / str(number), config) for number in range(6)]
     for point in points:
         (point.out / "checkpoint").mkdir(parents=True)
         (point.out / "report.json").write_text("{}")  # of an earlier grid
@@ -98,12 +98,14 @@ def test_what_a_launcher_loses_is_taken_from_the_folders_of_the_points(
         with using(Store(tmp_path / "store"), points[1].out, "prune", []):
             begun.set()
             time.sleep(0.5)
-            (points[1].out / "report.json").write_text("{ }")
+            (points[1].out / "report.json").write_text('{"stopped": "fid"}')
 
     def work() -> None:
-        (points[0].out / "report.json").write_text("{ }")
+        (points[0].out / "report.json").write_text('{"checkpoint": "checkpoint"}')
         os.utime(points[0].out / "report.json", (1.0, 1.0))  # of a machine whose clock is wrong
         (points[2].out / "failure.json").write_text('{"message": "seed=x: expected y", "exit_code": 2}')
+        (points[4].out / "report.json").write_text('{"stages": []}')  # after one of its stages
+        (points[5].out / "report.json").write_text('{"stages": [], "refused": {}}')  # of alternatives
         threads.append(threading.Thread(target=late))
         threads[0].start()
         assert begun.wait(30)
@@ -111,8 +113,9 @@ def test_what_a_launcher_loses_is_taken_from_the_folders_of_the_points(
     begun = threading.Event()
     launch(points, Lost(work))
     threads[0].join()
+    lost = (1, "it was not run, or its process ended before it was done")
     assert [(point.code, point.message) for point in points] == [
-        (0, ""), (0, ""), (2, "seed=x: expected y"), (1, "it was not run, or its process ended before it was done"),
+        (0, ""), (0, ""), (2, "seed=x: expected y"), lost, lost, (0, "")
     ]  # fmt: skip
     shown = capsys.readouterr()
     assert "ConnectionError: a worker was killed" in shown.err and "waiting for 1 points that still run" in shown.out
