@@ -4,7 +4,15 @@ import os
 import sys
 
 import compress
-from compress.config.compose import explain, place_choices, quoted, register_recipes, sentence, use_config_dir
+from compress.config.compose import (
+    explain,
+    leave_to_points,
+    place_choices,
+    quoted,
+    register_recipes,
+    sentence,
+    use_config_dir,
+)
 from compress.config.folders import NOT_STAGES, conf_folder, groups, options, recipe_files
 from compress.errors import UserError
 from compress.grid import job
@@ -100,11 +108,13 @@ def main() -> int:
         overrides = place_choices(quoted(words))
     except UserError as error:
         return refuse(str(error))
-    sys.argv[1:] = overrides + [word for word in arguments if word not in words]  # Hydra wants options last
+    flags = [word for word in arguments if word not in words]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then hands its errors to us instead of printing them
     job.arguments[:], job.codes[:] = arguments, []
     try:
         register_recipes()
+        of_grid = leave_to_points(overrides, multirun=bool({"-m", "--multirun"} & set(flags)))
+        sys.argv[1:] = of_grid + flags  # Hydra wants options last
         hydra.main(version_base="1.3", config_path=str(conf_folder().resolve()), config_name="config")(job.run)()
     except UserError as error:
         return refuse(str(error))

@@ -121,10 +121,14 @@ def quoted(overrides: list[str]) -> list[str]:
             parser.parse_override(override)
         except HydraException:
             if equals and value[:1] not in "[{('\"":
-                escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-                override = f'{key}="{escaped}"'
+                override = f"{key}={_in_quotes(value)}"
         found.append(override)
     return found
+
+
+def _in_quotes(value: str) -> str:
+    """A value as text that Hydra reads as it is: a backslash escapes quotes, and itself before quotes alone."""
+    return '"' + re.sub(r'(\\*)("|$)', lambda found: found[1] * 2 + found[2].replace('"', '\\"'), value) + '"'
 
 
 def place_choices(overrides: list[str]) -> list[str]:
@@ -141,6 +145,55 @@ def place_choices(overrides: list[str]) -> list[str]:
         UserError: A recipe's file is missing or cannot be read.
     """
     return [_placed(override) for override in overrides]
+
+
+def leave_to_points(overrides: list[str], multirun: bool) -> list[str]:
+    """Hands the fixed keys of a stage whose choice varies to the sweeper, where this is a grid.
+
+    Hydra composes a grid once with the recipe's own choice, and would refuse a key that only other choices have.
+
+    Args:
+        overrides: As :func:`place_choices` returns them.
+        multirun: Whether the command line asks for a grid; a recipe can, too.
+
+    Raises:
+        HydraException: An override cannot be read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    recipe = _hydra_of_recipe(overrides)
+    modes = [word.partition("=")[2] for word in overrides if word.startswith("hydra.mode=")]
+    if not multirun and [recipe.get("mode"), *modes][-1] != "MULTIRUN":
+        return overrides
+    params = [f"{key}={value}" for key, value in ((recipe.get("sweeper") or {}).get("params") or {}).items()]
+    parsed = OverridesParser.create().parse_overrides([*params, *overrides])
+    last = {override.get_key_element(): override for override in parsed}  # a later one replaces that of a recipe
+    varied = [key for key, override in last.items() if override.is_sweep_override()]
+    stages = [r"\w+"] * (RECIPE in varied) + re.findall(r"@stages\.(\w+)", " ".join(varied))
+    theirs = re.compile(rf"([\w/]+@)?stages\.({'|'.join(stages)})\.")
+    fixed = {
+        key: value
+        for key, _, value in (override.partition("=") for override in overrides)
+        if theirs.match(key) and key not in varied
+    }
+    if not fixed:
+        return overrides
+    values = ", ".join(f"{key}: {_in_quotes(value)}" for key, value in fixed.items())
+    rest = [override for override in overrides if override.partition("=")[0] not in fixed]
+    return [*rest, f"++hydra.sweeper.params={{{values}}}"]
+
+
+def _hydra_of_recipe(overrides: list[str]) -> dict[str, Any]:
+    """What the chosen recipe itself sets of Hydra's config; nothing if there is no such recipe, or several."""
+    from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
+
+    name = next((word.partition("=")[2] for word in reversed(overrides) if word.startswith(f"{RECIPE}=")), "")
+    registered: Any = ConfigStore.instance().repo.get("recipe", {}).get(f"{name}.yaml")
+    file = recipe_files().get(name)
+    node = OmegaConf.load(file) if file else registered.node if registered else OmegaConf.create()
+    tree: Any = OmegaConf.to_container(node)
+    return (tree.get("hydra") if isinstance(tree, dict) else None) or {}
 
 
 def _placed(override: str) -> str:

@@ -17,6 +17,7 @@ from compress.grid.sweep import (
     Point,
     check_point,
     compose_point,
+    given_params,
     launch,
     refuse_points,
     refuse_processes,
@@ -63,8 +64,8 @@ def run_search(
         )
     objective = build(SearchObjective, OmegaConf.to_container(config.objective, resolve=True), "objective")
     settings, begun = config.hydra.sweeper, time.time()
-    params = [f"{key}={value}" for key, value in (settings.get("params") or {}).items()]
-    parsed = OverridesParser.create(config_loader=context.config_loader).parse_overrides([*params, *arguments])
+    parser = OverridesParser.create(config_loader=context.config_loader)
+    parsed = parser.parse_overrides([*given_params(config), *arguments])
     last = {override.get_key_element(): override for override in parsed}
     space = {
         key: _distribution(override, OmegaConf.select(config, key))

@@ -105,8 +105,7 @@ def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[s
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader, begun = context.config_loader, datetime.now()
-    params = [f"{key}={value}" for key, value in (config.hydra.sweeper.get("params") or {}).items()]
-    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*params, *arguments])
+    parsed = OverridesParser.create(config_loader=loader).parse_overrides([*given_params(config), *arguments])
     given = [override.value() for override in parsed if override.key_or_group == "out"]
     last = {override.get_key_element(): override for override in parsed}  # a later one replaces that of a recipe
     varying = [key for key, override in last.items() if override.is_sweep_override()]
@@ -134,6 +133,14 @@ def _points(config: "DictConfig", context: "HydraContext", arguments: Sequence[s
             check_point(point, cfg, checked)
     _refuse_shared_folders(points)
     return points, folder
+
+
+def given_params(config: "DictConfig") -> list[str]:
+    """The overrides in ``hydra.sweeper.params``; what refers to another key is resolved in each point."""
+    from omegaconf import OmegaConf
+
+    params: Any = OmegaConf.to_container(config.hydra.sweeper).get("params")  # type: ignore[union-attr]
+    return [f"{key}={value}" for key, value in (params or {}).items()]
 
 
 def _refuse_shared_folders(points: Sequence[Point]) -> None:
@@ -229,7 +236,8 @@ def refuse_points(bad: Sequence[Point], total: int) -> None:
     """Reports the points that cannot run, each message once."""
     for message in dict.fromkeys(point.message for point in bad):
         same = [point for point in bad if point.message == message]
-        job.refuse(message if len(same) == total else f"{message} ({len(same)} of {total} points: {_names(same)})")
+        names = "" if _says(message, same) else f": {_names(same)}"
+        job.refuse(message if len(same) == total else f"{message} ({len(same)} of {total} points{names})")
         for point in same:
             job.write_failure(point.out, point.overrides, message, 2)
             job.codes.append(2)
@@ -360,7 +368,8 @@ def summarize(points: Sequence[Point], folder: Path) -> None:
     say(f"\ngrid        {len(points)} points: {counts}{f'; {early} ended early' if early else ''}")
     say(f"folder      {folder}")
     for message in dict.fromkeys(point.message for point in failed):
-        say(f"failed      {_names([point for point in failed if point.message == message])}: {message}")
+        same = [point for point in failed if point.message == message]
+        say(f"failed      {message if _says(message, same) else f'{_names(same)}: {message}'}")
 
 
 def report(configs: "Sequence[RunConfig]", points: Sequence[Point], folder: Path) -> None:
@@ -392,6 +401,11 @@ def say_times(points: Sequence[Point], begun: float, one_by_one: bool) -> None:
 def _names(points: Sequence[Point]) -> str:
     """The first points by name."""
     return ", ".join(point.name or "the only point" for point in points[:3]) + (", ..." if len(points) > 3 else "")
+
+
+def _says(message: str, points: Sequence[Point]) -> bool:
+    """Whether a message begins with what its points are named after."""
+    return message.startswith(f"{_names(points)}:")
 
 
 def _is_cached(out: Path) -> bool:
