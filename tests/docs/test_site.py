@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
 
 from compress.config.compose import compose
 from compress.run.config import to_run_config
@@ -59,19 +61,31 @@ def test_a_comment_goes_on_in_the_next_line(tmp_path: Path) -> None:
 def commands() -> list[str]:
     """Every documented command that runs stages of a shipped recipe."""
     found = []
-    for file in [ROOT / "docs" / "tutorial.md", *sorted((ROOT / "docs" / "how-to").glob("*.md"))]:
-        for block in re.findall(r"```\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
-            lines = block.replace("\\\n", " ").splitlines()
+    files = [ROOT / "docs" / "tutorial.md", ROOT / "docs" / "grids.md"]
+    for file in [*files, *sorted((ROOT / "docs" / "how-to").glob("*.md"))]:
+        for language, block in re.findall(r"```(\w*)\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL):
+            lines = [] if language else block.replace("\\\n", " ").splitlines()
             found += [line for line in lines if " compress " in line and "recipe=" in line and "recipe=./" not in line]
     return found
+
+
+def first(word: str) -> str:
+    """An override with the first of its values."""
+    override = OverridesParser.create().parse_override(word)
+    if not override.is_sweep_override():
+        return word
+    value: Any = override.value()
+    start = value.start if isinstance(value, IntervalSweep) else next(override.sweep_string_iterator())
+    return f"{override.get_key_element()}={start}"
 
 
 @pytest.mark.parametrize("command", commands())
 def test_documented_commands_compose(command: str) -> None:
     words = shlex.split(command, comments=True)
     words = words[words.index("compress") + 1 :]
-    several = "-m" in words
-    overrides = [re.sub(r"=([^,\[{]+),.*", r"=\1", word) if several else word for word in words if "=" in word]
+    # A launcher needs its package.
+    overrides = [word for word in words if "=" in word and not re.match("hydra[/.]launcher", word)]
+    overrides = [first(word) for word in overrides] if "-m" in words else overrides
     assert to_run_config(compose(overrides)).stages
 
 
