@@ -299,9 +299,7 @@ def test_stages_that_points_share_run_once_and_the_second_command_takes_all_from
     assert re.search(r"time        .+ s; stages and evaluations, each once, .+ s; the rest is \d+\.\d%", shown)
     made.clear()
     done = json.loads(next(Path("grid").glob("*/report.json")).read_text())
-    Store(Path("store")).work(
-        done["stages"][0]["key"]
-    )  # of a process that was killed before it removed this
+    Store(Path("store")).work(done["stages"][0]["key"])  # of a process that was killed before it removed this
     assert cli(*grid, "out=grid", "store=store") == 0
     assert made == [] and not list(Path("store/work").iterdir())
     assert "4 points: 0 computed, 4 from the store, 0 failed" in capsys.readouterr().out
