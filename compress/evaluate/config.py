@@ -77,7 +77,7 @@ class EvaluateConfig:
         engine: What runs the pipeline: ``eager``, ``inductor``, ``openvino``, or ``auto`` for the fastest that is here.
         sampling_engine: What samples the images where ``engine`` is eager: ``eager``, or ``auto`` for OpenVINO in
             float32 on CPUs, from :data:`SAMPLED_FAST_FROM` images on: the same images but for rounding.
-        latency_repeats: Timed passes of the denoiser, at least 1.
+        latency_repeats: Timed passes of the denoiser, at least 1; of one there is no interval.
         compiled: Whether to measure the latency of the compiled denoiser too.
     """
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bokeh.plotting import figure as Figure
 
 LABELED = 8  # up to so many spots all have their names beside them; of more only those of the front
+NAME = 34  # letters of a name, its last ones; so many have room on one side of every spot
 DRAWN = 200  # points of a curve
 CURVES = 20  # curves in a chart
 PIXELS = (480, 285)  # of the plane of a chart, about
@@ -39,7 +40,7 @@ def front_chart(front: Front) -> "Figure":
 
     wide = _range([spot.x for spot in front.spots], 0.08, 0.3)  # room for names on the right
     high = _range([end for spot in front.spots for end in (spot.low, spot.high)], 0.1, 0.12)
-    labels, above = _labels(front.spots, wide, high)
+    labels = _labels(front.spots, wide, high)
     drawn = _figure(front.cost.title, front.quality.heading, x_range=wide, y_range=high)
     kept = [spot for spot in front.spots if not spot.dominated]
     if len(kept) > 1:
@@ -54,8 +55,7 @@ def front_chart(front: Front) -> "Figure":
             "color": colors,
             "marker": ["diamond" if spot.teacher else "circle" for spot in front.spots],
             "size": [14 if spot.teacher else 9 for spot in front.spots],
-            "label": labels,
-            "above": above,
+            **labels,
         }
     )
     whisker = Whisker(base="x", lower="low", upper="high", source=source, line_color="color", line_alpha=0.6)
@@ -64,7 +64,16 @@ def front_chart(front: Front) -> "Figure":
     drawn.add_layout(whisker)
     glyphs = drawn.scatter("x", "y", source=source, color="color", marker="marker", size="size")
     drawn.add_layout(
-        LabelSet(x="x", y="y", text="label", source=source, x_offset=7, y_offset="above", text_font_size="11px")
+        LabelSet(
+            x="x",
+            y="y",
+            text="label",
+            source=source,
+            x_offset="beside",
+            y_offset="above",
+            text_align="side",
+            text_font_size="11px",
+        )
     )
     drawn.add_tools(
         HoverTool(
@@ -81,25 +90,41 @@ def _range(values: Sequence[float], before: float, after: float) -> tuple[float,
     return min(values) - before * length, max(values) + after * length
 
 
-def _labels(spots: Sequence[Spot], wide: tuple[float, float], high: tuple[float, float]) -> tuple[list[str], list[int]]:
-    """The names to write, and how many pixels above its spot each stands; one with no room is left to the pointer."""
+def _labels(spots: Sequence[Spot], wide: tuple[float, float], high: tuple[float, float]) -> dict[str, list[Any]]:
+    """The names to write and where each stands; one without room, and a long one's beginning, show on hover.
+
+    Returns:
+        ``label``; ``side``, the end of the name that is at its spot; ``beside`` and ``above`` it in pixels.
+    """
     to_pixels = [PIXELS[axis] / (end - begin) for axis, (begin, end) in enumerate((wide, high))]
     placed: list[tuple[float, float, float]] = []  # left end, right end, bottom
-    names, above = [], []
-    named = [not spot.dominated or len(spots) <= LABELED for spot in spots]
-    for spot, is_named in zip(spots, named, strict=True):
-        left = (spot.x - wide[0]) * to_pixels[0]
-        right, y = left + 6.5 * len(spot.name) + 10, (spot.y - high[0]) * to_pixels[1]
+    found: dict[str, list[Any]] = {"label": [], "side": [], "beside": [], "above": []}
+    for spot in spots:
+        name = spot.name if len(spot.name) <= NAME else f"…{spot.name[1 - NAME :]}"
+        x, y, width = (spot.x - wide[0]) * to_pixels[0], (spot.y - high[0]) * to_pixels[1], 6.5 * len(name) + 10
+        to_right = x + width <= PIXELS[0]
+        left, right = (x, x + width) if to_right else (x - width, x)
         free = [
             offset
             for offset in (4, -18)
             if not any(left < r and right > b and abs(y + offset - bottom) < 14 for b, r, bottom in placed)
         ]
-        names.append(spot.name if is_named and free else "")
-        above.append(free[0] if free else 0)
-        if names[-1]:
-            placed.append((left, right, y + above[-1]))
-    return names, above
+        is_named = bool(free) and (not spot.dominated or len(spots) <= LABELED)
+        place = (name if is_named else "", "left" if to_right else "right", 7 if to_right else -7, (free or [0])[0])
+        for key, value in zip(found, place, strict=True):
+            found[key].append(value)
+        if is_named:
+            placed.append((left, right, y + place[-1]))
+    return found
+
+
+def curve_styles(curves: Mapping[str, Curve]) -> list[tuple[str, str, str]]:
+    """Name, color and ``"solid"`` or ``"dashed"`` of each curve that is drawn."""
+    colors = COLORS[1:]
+    return [
+        (name, colors[index % len(colors)], "solid" if index < len(colors) else "dashed")
+        for index, name in enumerate(list(curves)[:CURVES])
+    ]
 
 
 def curve_chart(curves: Mapping[str, Curve]) -> "Figure":
@@ -107,23 +132,13 @@ def curve_chart(curves: Mapping[str, Curve]) -> "Figure":
     from bokeh.models import HoverTool
 
     drawn = _figure("step", "loss", y_axis_type="log")
-    for index, (name, points) in enumerate(list(curves.items())[:CURVES]):
-        steps, values = zip(*points, strict=True)
+    for name, color, dash in curve_styles(curves):
+        steps, values = zip(*curves[name], strict=True)
         if len(values) >= 60:
             values = tuple(smooth(values, len(values) // 20))
         every = -(-len(values) // DRAWN)
-        color = COLORS[1 + index % (len(COLORS) - 1)]
-        dash = "solid" if index < len(COLORS) - 1 else "dashed"
-        line = drawn.line(
-            steps[::every], values[::every], name=name, color=color, line_width=1.8, line_dash=dash, legend_label=name
-        )
+        line = drawn.line(steps[::every], values[::every], name=name, color=color, line_width=1.8, line_dash=dash)
         drawn.add_tools(HoverTool(renderers=[line], tooltips=[("", "$name"), ("step", "$snap_x"), ("loss", "$snap_y")]))
-    drawn.legend.click_policy = "mute"
-    drawn.legend.background_fill_alpha = 0.6
-    drawn.legend.border_line_alpha = 0
-    drawn.legend.label_text_font_size = "11px"
-    if len(curves) > 6:
-        drawn.legend.visible = False  # names show on hover
     return drawn
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compress.report.charts import CURVES, Curve, curve_chart, embed, front_chart
+from compress.report.charts import CURVES, Curve, curve_chart, curve_styles, embed, front_chart
 from compress.report.formats import Table
 from compress.report.pareto import Front
 from compress.report.pictures import PictureGrid
@@ -63,7 +63,10 @@ def render(content: Content) -> str:
         loader=FileSystemLoader(Path(__file__).parent / "template"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
     ).get_template("page.html")  # fmt: skip
+    curves = [
+        (*chart, curve_styles(of))
+        for chart, of in zip(charts[len(content.fronts) :], content.curves.values(), strict=True)
+    ]
     return template.render(
-        content=content, library=library, script=script,
-        fronts=charts[: len(content.fronts)], curves=charts[len(content.fronts) :],
-    )  # fmt: skip
+        content=content, library=library, script=script, fronts=charts[: len(content.fronts)], curves=curves
+    )

@@ -5,15 +5,18 @@ import io
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from bokeh.models import ColumnDataSource
 from browser import chromium
 from made import metric, write_run
 
 from compress import report
 from compress.report.best import best
+from compress.report.charts import curve_styles, front_chart
 from compress.report.pareto import fronts, is_dominated
 from compress.report.table import columns, lines, number, rows
 
@@ -101,6 +104,26 @@ def test_a_front_leaves_out_what_is_beaten_in_both(result):
     assert {s.name for s in found["latency_s", "psnr"].spots} == {"prune", "distill", "quantize"}
     assert found["latency_s", "psnr"].floor == 9.0 and len(found) == 4
     assert not is_dominated((1, 1), [(1, 1), (0.5, 2)]) and is_dominated((1, 1), [(1, 0.5)])
+
+
+def test_names_stay_inside_of_their_chart(result):
+    front = next(found for found in fronts(lines(result)) if found.cost.key == "bytes")
+    names = ["losses=" + "noise_1.0_" * 5 + end for end in "abcd"]
+    front = replace(front, spots=tuple(map(lambda s, name: replace(s, name=name), front.spots, names)))
+    source = next(s.data for s in front_chart(front).select(ColumnDataSource) if "label" in s.data)
+    assert [text[0] + text[-1] for text in source["label"] if text] and {len(text) for text in source["label"]} <= {
+        0,
+        34,
+    }
+    right = [place for place, side in enumerate(source["side"]) if side == "right"]
+    assert max(range(4), key=lambda place: source["x"][place]) in right and len(right) < 4
+    assert all((source["beside"][place] < 0) == (place in right) for place in range(4))
+
+
+def test_each_curve_is_named_below_its_chart(folder):
+    page = (folder / "report.html").read_text()
+    assert [name for name, *_ in curve_styles({"loss": [], "output": []})] == ["loss", "output"]
+    assert re.search(r'<i style="border-top: 2px solid #\w{6}"></i>loss</span>', page)
 
 
 def test_the_page_of_costs_alone_has_no_charts(result, tmp_path):

@@ -46,11 +46,14 @@ def timed(call: Callable[[], Any], repeats: int, device: torch.device, warm_up: 
 
 
 def spread(name: str, seconds: list[float]) -> dict[str, float | None]:
-    """Median, and 5th and 95th percentile, as ``<name>_s``, ``<name>_low_s`` and ``<name>_high_s``; None of nothing."""
-    if not seconds:
-        return {f"{name}_s": None, f"{name}_low_s": None, f"{name}_high_s": None}
-    ends = {f"{name}_{end}_s": float(np.percentile(seconds, percent)) for end, percent in (("low", 5), ("high", 95))}
-    return {f"{name}_s": statistics.median(seconds), **ends}
+    """Median, and 5th and 95th percentile, as ``<name>_s``, ``<name>_low_s`` and ``<name>_high_s``.
+
+    None of nothing; a single call has no percentiles.
+    """
+    found: dict[str, float | None] = {f"{name}_s": statistics.median(seconds) if seconds else None}
+    for end, percent in (("low", 5), ("high", 95)):
+        found[f"{name}_{end}_s"] = float(np.percentile(seconds, percent)) if len(seconds) > 1 else None
+    return found
 
 
 @torch.no_grad()
