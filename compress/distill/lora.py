@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from compress.distill.training import check_value
 from compress.errors import UserError, bad_value
@@ -89,7 +89,8 @@ def adapted(student: "nn.Module", lora: Lora, seed: int) -> Iterator[list[str]]:
     from peft import LoraConfig, inject_adapter_in_model
 
     student.requires_grad_(False)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha or lora.rank, target_modules=names)
+    alpha: Any = lora.alpha or lora.rank  # peft names an integer, and takes any number
+    config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=names)
     inject_adapter_in_model(config, student)
     for number, name in enumerate(names):
         down = student.get_submodule(f"{name}.lora_A.default").weight
