@@ -30,7 +30,7 @@ PRUNE = {
 }
 DEPTH = ["prune=depth", "stages.prune.calibration.examples=1", "stages.prune.calibration.steps=2"]
 DRAW = [name for name in PIPELINES if name not in ("ddpm", "inpainting")]
-OFTEN_RUN = ("sd 1.x", "sd 2.x v", "lcm", "pixart sigma", "inpainting", "ddpm")  # their kind is in the other tests
+OFTEN_RUN = ("sd 1.x", "sd 2.x v", "lcm", "pixart sigma", "sana", "inpainting", "ddpm")  # others are of their kind
 SIZE = {"flux": ["evaluate.height=32", "evaluate.width=32"]}  # Flux draws 128 x 128 latents where no size is given
 
 

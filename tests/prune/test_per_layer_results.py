@@ -32,6 +32,7 @@ def pruned() -> dict[str, Any]:
     return Lazily(lambda name: prune_per_layer(random_unet(name, width=2), Config(0.4, importance="random")).unet)
 
 
+@pytest.mark.slow  # one such checkpoint is loaded so in tests/models/test_shaped_checkpoint.py
 def test_a_fresh_process_loads_them_without_compress(
     pruned: dict[str, Any], tmp_path: Path, stranger: Callable[..., str]
 ) -> None:

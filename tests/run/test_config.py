@@ -193,16 +193,15 @@ def test_build_names_the_whole_key(values: dict[str, object], text: str) -> None
 
 def test_every_method_has_a_choice_and_every_choice_a_method() -> None:
     for kind in known_kinds():
-        choices = {file.stem for file in (conf_folder() / kind).glob("*.yaml")}
-        methods = set()
-        for name in choices:
-            composed = compose(["recipe=int8", "~stages.quantize", f"+{kind}@stages.x={name}"])
-            (stage,) = to_run_config(composed).stages
+        choices = sorted(file.stem for file in (conf_folder() / kind).glob("*.yaml"))
+        composed = compose(["recipe=int8", "~stages.quantize", *(f"+{kind}@stages.{name}={name}" for name in choices)])
+        stages = to_run_config(composed, alternatives=True).stages
+        assert {stage.name for stage in stages} == set(choices)
+        for stage in stages:
             assert stage.kind == kind
-            methods.add(stage.method)
             keys = {"kind", "method", *dataclasses.asdict(stage.config)}
-            assert set(composed.stages.x) == keys, name  # every key is shown and explained
-        assert methods == set(known_methods(kind))
+            assert set(composed.stages[stage.name]) == keys, stage.name  # every key is shown and explained
+        assert {stage.method for stage in stages} == set(known_methods(kind))
 
 
 def test_nothing_follows_an_artifact(monkeypatch: pytest.MonkeyPatch) -> None:

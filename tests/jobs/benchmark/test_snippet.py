@@ -36,6 +36,7 @@ def test_the_code_gives_the_images_of_the_row(tiny_model: Path, choices: Choices
     assert_same_images(tiny_model, choices)
 
 
+@pytest.mark.slow  # with one text encoder it is run in the usual suite
 def test_the_code_gives_the_images_of_a_pipeline_with_two_text_encoders(tiny_sdxl: Path):
     for change in ({}, {"reuse_prompt": True}, {"reuse_prompt": True, "batch_size": 2}):
         assert_same_images(tiny_sdxl, replace(Choices(scheduler="ddim", steps=2), **change))
