@@ -35,7 +35,7 @@ def footer(
         manifest: See :func:`compress.evaluate.manifest.manifest`.
     """
     entries = [entry for _, entry in rows]
-    sampled = [entry for name, entry in rows if name != NOISE_FLOOR]  # its seeds are others, on purpose
+    sampled = [entry for name, entry in rows if not name.startswith(NOISE_FLOOR)]  # its seeds are others, on purpose
     usual = [entry for entry in sampled if not how_sampled(entry)] or sampled
     lines = [_protocol(manifest or {}) + _images(usual, manifest or {}), _networks(entries, titles), _cost(entries)]
     lines += [f"{name}: {how_sampled(entry)}." for name, entry in rows if entry in sampled and entry not in usual]
@@ -43,7 +43,7 @@ def footer(
     paired = [title.partition(" (")[0] for key, title in titles.items() if key in PAIRED]
     if paired:
         lines.append(f"{', '.join(paired)}: to the teacher's images of the same prompts and seeds.")
-    if any(name == NOISE_FLOOR for name, _ in rows):
+    if any(name.startswith(NOISE_FLOOR) for name, _ in rows):
         lines.append(
             f"{NOISE_FLOOR}: the teacher with other seeds: what chance alone does to a metric, and what a different "
             "image of the same prompt gets."

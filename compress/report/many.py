@@ -9,7 +9,7 @@ from typing import Any
 from compress.config.folders import POINTS
 from compress.report.best import Beyond, beyond_noise, with_best
 from compress.report.figures import losses
-from compress.report.footer import NOISE_FLOOR
+from compress.report.footer import NOISE_FLOOR, PAIRED
 from compress.report.formats import Cell, Table, csv_text, latex, markdown
 from compress.report.page import Content, render
 from compress.report.pareto import fronts
@@ -70,7 +70,7 @@ def many_content(
     shown = [with_best(table, means, beyond) for table in tables(means, "point")]
     if repeated:
         shown = [_renamed(unmarked(table), f"{table.title}, mean over seeds", _of_seeds(series)) for table in shown]
-        shown += _paired(series)
+        shown += _paired(series, one_teacher)
     first = _one_seed(series)
     return Content(
         title=title,
@@ -157,15 +157,27 @@ def _of_means(series: Sequence[Series]) -> list[Line]:
     return [line for line in lines if not line.is_student] + [one.line for one in series]
 
 
-def _paired(series: Sequence[Series]) -> list[Table]:
-    """Differences from the teacher and from the first row, paired by seed."""
+def _paired(series: Sequence[Series], one_teacher: bool) -> list[Table]:
+    """Differences from the teacher and from the first row, paired by seed.
+
+    Args:
+        series: The rows.
+        one_teacher: Whether rows can be compared in what is measured from their teacher's images.
+    """
     teachers = [{seed: student.line.teacher for seed, student in one.students.items()} for one in series]
     found = [difference_table("Difference from the teacher", series, teachers, "point")]
     if len(series) > 1:
         first = {seed: student.line.entry for seed, student in series[0].students.items()}
+        if not one_teacher:
+            first = {seed: _without_paired(entry) for seed, entry in first.items()}
         title = f"Difference from {series[0].line.name}"
         found.append(difference_table(title, series[1:], [first] * (len(series) - 1), "point"))
     return found
+
+
+def _without_paired(entry: Entry) -> Entry:
+    metrics = entry.get("metrics") or {}
+    return {**entry, "metrics": {key: value for key, value in metrics.items() if key not in PAIRED}}
 
 
 def _one_seed(series: Sequence[Series]) -> list[tuple[str, Student]]:
@@ -177,12 +189,18 @@ def _one_seed(series: Sequence[Series]) -> list[tuple[str, Student]]:
 
 
 def _pictures(found: Sequence[tuple[str, Student]]) -> tuple[list[tuple[str, Path, str]], list[str]]:
-    """Rows of the grid of pictures, the teacher first, and the prompts."""
+    """Rows of the grid of pictures, each teacher above its rows, and the prompts."""
     if not found:
         return [], []
     first = max((s.run for _, s in found), key=lambda run: sum(_grid(run) == _grid(s.run) for _, s in found))
     alike = [(name, s) for name, s in found if _grid(s.run) == _grid(first)]
-    rows = [("teacher", first.folder, "teacher"), *((name, s.run.folder, s.row) for name, s in alike)]
+    of_teacher: dict[str, list[tuple[str, Student]]] = {}
+    for name, student in alike:
+        of_teacher.setdefault(_measured_as(student.run, None), []).append((name, student))
+    rows: list[tuple[str, Path, str]] = []
+    for below in of_teacher.values():
+        name = f"teacher of {below[0][0]}" if len(of_teacher) > 1 else "teacher"
+        rows += [(name, below[0][1].run.folder, "teacher"), *((name, s.run.folder, s.row) for name, s in below)]
     return rows, [str(cell["prompt"]) for cell in _grid(first)]
 
 

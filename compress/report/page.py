@@ -22,7 +22,7 @@ class Content:
         each: Of the numbers of every run, where the first tables are means; folded up.
         failures: Points that have no numbers, and why.
         fronts: Quality over cost.
-        pictures: The same prompts for all rows; the first row is the teacher's.
+        pictures: The same prompts for all rows; each teacher stands above its rows.
         curves: Title to name to losses.
         stages: Times, and what came from the store.
         differences: Between the configs.

@@ -63,13 +63,13 @@ def fronts(lines: Sequence[Line], paired: bool = True) -> list[Front]:
 
     Args:
         lines: The rows.
-        paired: Whether metrics count that are measured from the teacher's images.
+        paired: Whether they have one teacher, so that its noise floor and what is measured from its images count.
     """
     shown = {column.key: column for column in columns_of([line.entry for line in lines]) if paired or not column.paired}
     if len({_sampled(line.entry) for line in lines} - {()}) > 1 and "image_latency_s" in shown:
         shown["latency_s"] = shown["image_latency_s"]
     planes = [(shown[cost], shown[quality]) for cost, quality in FRONTS if cost in shown and quality in shown]
-    made = [_front(cost, quality, lines) for cost, quality in planes]
+    made = [_front(cost, quality, lines, floor=paired) for cost, quality in planes]
     return [front for front in made if not all(spot.teacher for spot in front.spots)]
 
 
@@ -78,7 +78,7 @@ def _sampled(entry: Entry) -> tuple[str, ...]:
     return tuple(" / ".join(found) for key in ("steps", "passes") if (found := values([entry], key)))
 
 
-def _front(cost: Column, quality: Column, lines: Sequence[Line]) -> Front:
+def _front(cost: Column, quality: Column, lines: Sequence[Line], floor: bool) -> Front:
     found = []
     for line in lines:
         x, y = number(line.entry, cost), number(line.entry, quality)
@@ -95,8 +95,8 @@ def _front(cost: Column, quality: Column, lines: Sequence[Line]) -> Front:
         )
         for (line, x, y, low, high), place in zip(found, places, strict=True)
     )  # fmt: skip
-    floor = next((value for line in lines if (value := number(line.floor, quality)) is not None), None)
-    return Front(cost, quality, spots, None if floor is None else floor * scale)
+    floors = [value for line in lines if (value := number(line.floor, quality)) is not None]
+    return Front(cost, quality, spots, floors[0] * scale if floor and floors else None)
 
 
 def is_dominated(place: tuple[float, float], places: Sequence[tuple[float, float]]) -> bool:

@@ -146,9 +146,15 @@ def test_rows_of_other_teachers_are_not_held_against_each_other(grid, tmp_path):
                 of["steps"] = 5
         file.write_text(json.dumps(report))
     content = write()
-    assert [name for name, _ in content.tables[0].rows][:2] == ["teacher of ratio=0.25", "teacher of ratio=0.5"]
+    names = ["teacher of ratio=0.25", "ratio=0.25", "teacher of ratio=0.5", "ratio=0.5"]
+    assert [name for name, _ in content.tables[0].rows][:2] == names[::2]
+    assert [name for name, _ in content.pictures.rows] == names
+    differences = next(table for table in content.tables if table.title == "Difference from ratio=0.25")
+    assert "FID ↓" in differences.headings and not any(heading.startswith("PSNR") for heading in differences.headings)
+    assert str(2**31) not in content.notes[1], "without the noise floors' other seeds"
+    assert any(note.startswith("noise floor: the teacher with other seeds") for note in content.notes)
     assert content.notes[0].startswith("The runs have several teachers")
-    assert not any(front.quality.paired for front in content.fronts)
+    assert not any(front.quality.paired or front.floor is not None for front in content.fronts)
     assert {front.cost.key for front in content.fronts} == {"bytes", "image_latency_s"}, "steps differ"
     place = [i for i, heading in enumerate(content.tables[1].headings[1:]) if heading.startswith("PSNR")]
     assert place and not any(cells[i].best for i in place for _, cells in content.tables[1].rows)
