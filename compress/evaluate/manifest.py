@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from compress.evaluate.reference import Reference
 
 PATHS = ("prompts", "reference", "clip", "clip_name", "inception", "encoders")
-UNCHANGED = (*PATHS, "noise_floor")
-"""Keys with which no number of a row changes, or which the notes name by themselves."""
 
 
 def settings(
@@ -73,7 +71,7 @@ def manifest(
     return {
         "protocol": config.protocol,
         "version": config.version,
-        "changed": changed(config),
+        "changed": [key for key in changed(config) if key != "noise_floor"],  # it changes no row
         **{key: value for key, value in shown.items() if key != "seed"},
         **({"scheduler_asked": config.scheduler} if config.scheduler not in ("checkpoint", shown["scheduler"]) else {}),
         **({"engine": config.engine} if config.engine != "eager" else {}),
@@ -101,7 +99,7 @@ def _plain(value: Any) -> Any:
 
 
 def changed(config: EvaluateConfig) -> list[str]:
-    """The keys that differ from the protocol's file, without the user's paths and the noise floor's."""
+    """The keys that differ from the protocol's file, without the user's paths."""
     from omegaconf import OmegaConf
 
     from compress.config.folders import conf_folders
@@ -118,5 +116,5 @@ def changed(config: EvaluateConfig) -> list[str]:
     return [
         key
         for key, value in expected.items()
-        if key not in UNCHANGED and (tuple(value) if isinstance(value, list) else value) != getattr(config, key)
+        if key not in PATHS and (tuple(value) if isinstance(value, list) else value) != getattr(config, key)
     ]

@@ -103,7 +103,8 @@ def draw_size_quality(result: Mapping[str, Any], file: Path) -> bool:
                     zorder=4,
                 )
                 points.append((x, y))
-            axes.plot(*zip(*points, strict=True), color="#bbbbbb", linewidth=1, zorder=1)
+            if "refused" not in result:  # alternatives are no path
+                axes.plot(*zip(*points, strict=True), color="#bbbbbb", linewidth=1, zorder=1)
             axes.margins(x=0.18, y=0.14)
             axes.set_xlabel("denoiser on disk (MB)")
             better = "lower" if column.better == "down" else "higher"

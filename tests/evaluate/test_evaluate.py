@@ -56,7 +56,7 @@ def test_teacher_noise_floor_and_student(tmp_path, tiny_networks):
     manifest = first.manifest
     assert (manifest["protocol"], manifest["version"]) == ("quick", 1)
     assert {"images", "batch_size", "steps"} <= set(manifest["changed"])
-    assert not {"guidance", "clip", "scheduler", "leave_out"} & set(manifest["changed"])
+    assert not {"guidance", "clip", "scheduler", "leave_out", "noise_floor"} & set(manifest["changed"])
     assert manifest["seeds"] == {"first": 5, "last": 16}
     assert manifest["networks"]["tiny"] == fid["network_sha256"] and set(manifest["networks"]) == {"tiny", "tiny-clip"}
     assert set(manifest["reference"]["sha256"]) == {"inception", "clip"} and manifest["reference"]["n"] == 10

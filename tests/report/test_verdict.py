@@ -87,6 +87,12 @@ def test_one_stage_without_a_noise_floor_or_intervals(result: dict[str, Any]) ->
     assert verdict({"teacher": result["teacher"], "stages": []}) == ""
 
 
+def test_alternatives_are_no_chain(result: dict[str, Any]) -> None:
+    result["stages"].append({"name": "quantize, openvino", "kind": "engine", "cost": {}, "metrics": {}})
+    assert verdict(result | {"refused": {}}) == "2 alternatives, each made from the teacher alone: prune, quantize."
+    assert verdict(result | {"refused": {"nf4": "no"}}).endswith("prune, quantize; not run: nf4.")
+
+
 def test_zeros(result: dict[str, Any]) -> None:
     result["stages"][-1]["cost"] |= {"sparsity": 0.5, "sparse_bytes": 10}
     assert "0.31x of its bytes, 50 % zeros among its weights, at 0.88x its speed;" in verdict(result)
