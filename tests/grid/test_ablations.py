@@ -13,7 +13,7 @@ from compress.config.folders import recipe_files
 
 POINTS = {
     "importance_ratio": 24, "width_depth_free": 18, "stage_order": 9, "schedulers_steps": 12,
-    "distillation_losses": 18, "distillation_levers": 27, "data_size": 12,
+    "distillation_losses": 18, "distillation_levers": 21, "data_size": 12,
     "bits_ptq_qat": 18, "bits_int8_inputs": 18, "one_training_or_two": 9,
 }  # fmt: skip
 ALL = [name.partition("/")[2] for name in recipe_files() if name.startswith("ablations/")]
