@@ -26,9 +26,11 @@ def main(arguments: list[str]) -> int:
     for name in names:
         runs = ROOT / "runs" / "ablations" / name
         command = [sys.executable, "-m", "compress", f"recipe=ablations/{name}", f"out={runs}", "track=none"]
-        if code := subprocess.run([*command, *overrides], cwd=ROOT, check=False).returncode:
+        code = subprocess.run([*command, *overrides], cwd=ROOT, check=False).returncode
+        if (runs / "points.json").is_file():  # points that failed are named in it
+            keep(runs, ROOT / "results" / name)
+        if code:
             return code
-        keep(runs, ROOT / "results" / name)
     return 0
 
 

@@ -138,6 +138,8 @@ def curve_chart(curves: Mapping[str, Curve]) -> "Figure":
             values = tuple(smooth(values, len(values) // 20))
         every = -(-len(values) // DRAWN)
         line = drawn.line(steps[::every], values[::every], name=name, color=color, line_width=1.8, line_dash=dash)
+        if len(values) < 3:  # no line, or one too short to see
+            drawn.scatter(steps, values, color=color, size=7)
         drawn.add_tools(HoverTool(renderers=[line], tooltips=[("", "$name"), ("step", "$snap_x"), ("loss", "$snap_y")]))
     return drawn
 

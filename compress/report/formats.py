@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 MISSING = "–"
+LONG = 60  # letters that LaTeX breaks into lines
 
 
 @dataclass(frozen=True)
@@ -77,23 +78,43 @@ SYMBOLS = {
 }  # fmt: skip
 
 
-def latex(tables: Iterable[Table], source: str) -> str:
+def latex(tables: Iterable[Table], source: str, notes: Sequence[str] = ()) -> str:
     r"""The tables as LaTeX with booktabs, to be read by ``\input``; a table that is too wide is scaled down.
 
     Args:
-        tables: With their titles as captions.
+        tables: With their titles and notes as captions.
         source: What the tables are of, for a comment.
+        notes: What the numbers mean, for a list below the tables.
     """
     lines = [f"% {' '.join(source.split())}", r"% In the preamble: \usepackage{booktabs,graphicx}"]
     for table in tables:
-        lines += ["", r"\begin{table}", r"\centering", f"\\caption{{{_tex(table.title)}}}"]
+        caption = f"{table.title}. {table.note}" if table.note else table.title
+        lines += ["", r"\begin{table}", r"\centering", f"\\caption{{{_tex(caption)}}}"]
         lines.append(r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%")
-        lines.append(f"\\begin{{tabular}}{{l{('l' if table.text else 'r') * (len(table.headings) - 1)}}}")
+        lines.append(f"\\begin{{tabular}}{{l{''.join(_tex_columns(table))}}}")
         lines += [r"\toprule", " & ".join(map(_tex, table.headings)) + r" \\", r"\midrule"]
         # A [ or * after the break of a line would belong to it.
         lines += [" & ".join([f"{{}}{_tex(name)}", *map(_tex_cell, cells)]) + r" \\" for name, cells in table.rows]
         lines += [r"\bottomrule", r"\end{tabular}}", r"\end{table}"]
+    if notes:
+        lines += [
+            "",
+            r"{\footnotesize",
+            r"\begin{itemize}",
+            *(f"\\item {_tex(note)}" for note in notes),
+            r"\end{itemize}}",
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _tex_columns(table: Table) -> list[str]:
+    """The kinds of the columns of cells: numbers on the right, texts on the left, long ones in lines."""
+    if not table.text:
+        return ["r"] * (len(table.headings) - 1)
+    longest = [
+        max(len(cell.line()) for cell in column) for column in zip(*(cells for _, cells in table.rows), strict=True)
+    ]
+    return [r"p{0.4\textwidth}" if letters > LONG else "l" for letters in longest]
 
 
 def _tex_cell(cell: Cell) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 from compress.config.folders import POINTS
 from compress.report.best import Beyond, beyond_noise, with_best
 from compress.report.figures import losses
-from compress.report.footer import NOISE_FLOOR, PAIRED
+from compress.report.footer import MARKS, NO_NEARER, NOISE, NOISE_FLOOR, PAIRED
 from compress.report.formats import Cell, Table, csv_text, latex, markdown
 from compress.report.page import Content, render
 from compress.report.pareto import fronts
 from compress.report.pictures import gather
 from compress.report.runs import SEED, FailedRun, RunFolder, Student, aligned, differences, students
-from compress.report.seeds import Seeds, Series, all_series, difference_table, unmarked
-from compress.report.table import Entry, Line, notes_of, plain_lines, tables
+from compress.report.seeds import Seeds, Series, all_series, difference, difference_table, unmarked
+from compress.report.table import Entry, Line, columns_of, notes_of, plain_lines, tables
 from compress.system.files import write_text
 from compress.system.progress import duration
 
@@ -48,7 +48,7 @@ def write_many(
     write_text(out / "report.html", render(content))
     write_text(out / "report.md", _markdown(content))
     write_text(out / "report.csv", csv_text(headings, rows))
-    write_text(out / "report.tex", latex(content.all_tables(), f"{title}, {out}"))
+    write_text(out / "report.tex", latex(content.all_tables(), f"{title}, {out}", content.notes))
     write_text(out / POINTS, json.dumps(_points(content, runs, failed, found, series), indent=1) + "\n")
     return (headings, rows), content
 
@@ -77,14 +77,20 @@ def many_content(
         lead=_lead(runs, failed, series, repeated),
         facts=_facts(runs),
         tables=[table for table in shown if len(table.headings) > 1],
-        each=[_renamed(table, f"{table.title} of every run") for table in tables(each, "run")] if repeated else (),
+        each=[_renamed(table, f"{table.title} of every run", EACH) for table in tables(each, "run")]
+        if repeated
+        else (),
         failures=_failures(failed),
         fronts=fronts(means, paired=one_teacher),
         pictures=gather(*_pictures(first)),
         curves=_curves(first),
         stages=_stages(runs),
         differences=_differences(runs),
-        notes=[*([] if one_teacher else [TEACHERS]), *_notes(runs, means, marked=not repeated)],
+        notes=[
+            *[TEACHERS] * (not one_teacher),
+            *_notes(runs, means, marked=not repeated),
+            *_seed_note(first, repeated),
+        ],
     )
 
 
@@ -93,7 +99,11 @@ TEACHERS = (
     "The runs have several teachers, or one that was sampled in several ways; each row is held against its own. "
     "What is measured from a teacher's images, such as PSNR and SSIM, cannot be compared between such rows."
 )
-MEANS = "[low, high] is the 95 % interval of the mean over seeds, by Student's t; of a single seed, its own."
+MEANS = (
+    "[low, high] is the 95 % interval of the mean over seeds, by Student's t (of times on a logarithmic scale); of a "
+    "single seed, its own."
+)
+EACH = f"[low, high] of a metric: the 95 % interval over images. {MARKS[NOISE]}; {MARKS[NO_NEARER]}."
 
 
 def _but_paired(beyond: Beyond) -> Beyond:
@@ -128,11 +138,12 @@ def _with_teachers(found: Sequence[tuple[Line, RunFolder, Any]]) -> list[Line]:
     """
     above: dict[str, list[Line]] = {}
     several = len({_measured_as(run, None) for _, run, _ in found}) > 1
+    repeated = len({seed for *_, seed in found}) > 1
     for line, run, seed in found:
         key = _measured_as(run, seed)
         if key in above or not line.teacher:
             continue
-        of = f" of {line.name}" if several else f", {SEED}={seed}" if above and seed is not None else ""
+        of = f" of {line.name}" if several else f", {SEED}={seed}" if repeated and seed is not None else ""
         above[key] = [Line(f"teacher{of}", line.teacher, line.teacher, line.floor)]
         if any((line.floor.get("metrics") or {}).values()):
             above[key].append(Line(f"{NOISE_FLOOR}{of}", line.floor, line.teacher, line.floor))
@@ -188,6 +199,12 @@ def _one_seed(series: Sequence[Series]) -> list[tuple[str, Student]]:
     return [(name, found or other) for (name, found), other in zip(chosen, rest, strict=True)]
 
 
+def _seed_note(found: Sequence[tuple[str, Student]], repeated: bool) -> list[str]:
+    """Which seed's pictures and curves are shown."""
+    seeds = list(dict.fromkeys(str(student.run.seed) for _, student in found))
+    return [f"Pictures and curves are those of seed {', '.join(seeds)}."] * repeated
+
+
 def _pictures(found: Sequence[tuple[str, Student]]) -> tuple[list[tuple[str, Path, str]], list[str]]:
     """Rows of the grid of pictures, each teacher above its rows, and the prompts."""
     if not found:
@@ -210,15 +227,21 @@ def _grid(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def _curves(found: Sequence[tuple[str, Student]]) -> dict[str, dict[str, Any]]:
-    """Title to the loss of each run; of several losses the first, which is the whole one."""
-    made: dict[str, dict[str, Any]] = {}
+    """Title to the loss of each training; of several losses the first, which is the whole one."""
+    made: dict[str, dict[str, tuple[list[str], Any]]] = {}
     for (name, student), stages in zip(found, aligned([s.run.report for _, s in found]), strict=True):
         for title, stage in stages.items():
             curves = losses(stage)
             if curves and student.part in ("0", stage["name"]):
                 key = "loss" if "loss" in curves else next(iter(curves))
-                made.setdefault(f"{title}: {key}", {})[name] = curves[key]
-    return made
+                of = made.setdefault(f"{title}: {key}", {})
+                of.setdefault(stage.get("key") or name, ([], curves[key]))[0].append(name)
+    return {title: {_and_more(names): curve for names, curve in of.values()} for title, of in made.items()}
+
+
+def _and_more(names: Sequence[str]) -> str:
+    """The first of the points that share a training, and how many others do."""
+    return names[0] + (f" and {len(names) - 1} more of the same training" if names[1:] else "")
 
 
 def _lead(runs: Sequence[RunFolder], failed: Sequence[FailedRun], series: Sequence[Series], repeated: bool) -> str:
@@ -338,6 +361,12 @@ def _points(
         }
         return {"cost": cost, "metrics": metrics}
 
+    def by_teacher(one: Series) -> dict[str, Any]:
+        ours = {seed: student.line.entry for seed, student in one.students.items()}
+        theirs = {seed: student.line.teacher for seed, student in one.students.items()}
+        every = {c.key: difference(c, ours, theirs) for c in columns_of([one.line.entry]) if c.group == "metrics"}
+        return {key: {"value": at[0], "low": at[0] - at[1], "high": at[0] + at[1]} for key, at in every.items() if at}
+
     varying = differences([run.config for run in runs])
     return {
         "title": content.title,
@@ -351,7 +380,15 @@ def _points(
             }
             for student in found
         ],
-        "points": [{"name": one.line.name, "seeds": list(one.students), **numbers(one.line.entry)} for one in series],
+        "points": [
+            {
+                "name": one.line.name,
+                "seeds": list(one.students),
+                **numbers(one.line.entry),
+                "from_teacher": by_teacher(one),
+            }
+            for one in series
+        ],
         "fronts": {f.title: [spot.name for spot in f.spots if not spot.dominated] for f in content.fronts},
         "failed": [
             {"name": run.name, "overrides": run.overrides, "message": run.message, "exit_code": run.exit_code}

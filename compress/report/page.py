@@ -1,13 +1,18 @@
 """``report.html``: one page without a network, from tables, charts and pictures."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from compress.report.charts import CURVES, Curve, curve_chart, curve_styles, embed, front_chart
 from compress.report.formats import Table
 from compress.report.pareto import Front
 from compress.report.pictures import PictureGrid
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 
 @dataclass(frozen=True)
@@ -59,10 +64,12 @@ def render(content: Content) -> str:
         f"{title}, {CURVES} of {len(of)} rows" if len(of) > CURVES else title for title, of in content.curves.items()
     ]
     charts = list(zip([*(front.title for front in content.fronts), *losses], divs, strict=True))
-    template = Environment(
+    templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "template"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
-    ).get_template("page.html")  # fmt: skip
+    )  # fmt: skip
+    templates.filters["breakable"] = _breakable
+    template = templates.get_template("page.html")
     curves = [
         (*chart, curve_styles(of))
         for chart, of in zip(charts[len(content.fronts) :], content.curves.values(), strict=True)
@@ -70,3 +77,10 @@ def render(content: Content) -> str:
     return template.render(
         content=content, library=library, script=script, fronts=charts[: len(content.fronts)], curves=curves
     )
+
+
+def _breakable(name: str) -> "Markup":
+    """A name whose lines may break after an underscore or an equals sign, and not inside of a word."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("([_=])", r"\1<wbr>", str(escape(name))))

@@ -16,6 +16,8 @@ from compress.report.table import Entry, Line
 
 NOT_COMPARED = ("out", "store", "track", "publish", "objective")  # keys of a config that change no result
 SEED = "seed"
+CONFIG = "config.yaml"  # the first file of a run
+UNFINISHED = "it has not finished"
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _natural(path: Path) -> list[str | float]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / REPORT).is_file() or (folder / FAILURE).is_file()
+    return any((folder / name).is_file() for name in (REPORT, FAILURE, CONFIG))
 
 
 def has_ended(report: Mapping[str, Any]) -> bool:
@@ -143,9 +145,11 @@ def read_runs(folders: Iterable[Path]) -> tuple[list[RunFolder], list[FailedRun]
             if "stopped" in report:
                 failed.append(FailedRun(folder.name, (), f"ended early: {report['stopped']}", 0))
             elif has_ended(report):
-                done.append((folder, report, _config(folder / "config.yaml")))
+                done.append((folder, report, _config(folder / CONFIG)))
             else:
-                failed.append(FailedRun(folder.name, (), "it has not finished", 1))
+                failed.append(FailedRun(folder.name, (), UNFINISHED, 1))
+        elif (folder / CONFIG).is_file():
+            failed.append(FailedRun(folder.name, (), UNFINISHED, 1))
     for folder, report, _ in done:
         if not all({"name", "kind"} <= set(stage) for stage in report.get("stages") or [{}]):
             raise UserError(f"{folder / REPORT}: it does not hold what a run writes")

@@ -1,5 +1,6 @@
 """Means over seeds and differences paired by seed, with intervals by Student's t."""
 
+import math
 import re
 import statistics
 from collections import Counter
@@ -74,10 +75,10 @@ def mean(entries: Sequence[Entry], shown: Sequence[Column]) -> Entry:
     """The mean row: each number that all entries have, with its interval where the column has one.
 
     What else an entry says, such as a metric's network, is the first's, but for what belongs to a seed: the seeds are
-    all named, images of one color are added up, and what an interval is of is left out.
+    all named, images of one color or equal to the teacher's are added up, and what an interval is of is left out.
     """
-    made: dict[str, Any] = {"cost": {}, "metrics": {}}
     first = entries[0]
+    made: dict[str, Any] = {"cost": {}, "metrics": {}}
     for group in made:
         kept = dict(first.get(group) or {})
         made[group] = {key: dict(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
@@ -89,25 +90,44 @@ def mean(entries: Sequence[Entry], shown: Sequence[Column]) -> Entry:
             if not inner:
                 group[key] = None
             continue
-        value, half = student(there)
+        value, low, high = _mean(there, column, entries)
         if column.group == "cost":
             group[key] = value
-            group |= {end: value + sign * half for end, sign in zip(column.ends, (-1, 1), strict=True) if end}
+            group |= {end: bound for end, bound in zip(column.ends, (low, high), strict=True) if end}
         elif inner:
             group[key][inner] = value
         else:
-            group[key] |= {"value": value, "low": value - half, "high": value + half}
+            group[key] |= {"value": value, "low": low, "high": high}
     made["cost"]["interval_of"] = "mean over seeds"
     for key, metric in made["metrics"].items():
         if isinstance(metric, dict):
             every = [entry["metrics"][key] for entry in entries if isinstance(entry["metrics"].get(key), Mapping)]
-            for name in ("interval", "interval_of"):
+            for name in ("interval", "interval_of", "why"):
                 metric.pop(name, None)
             if all("seed" in one for one in every):
                 metric["seed"] = ", ".join(str(one["seed"]) for one in every)
-            if all("blank" in one for one in every):
-                metric["blank"] = sum(one["blank"] for one in every)
-    return made
+            for name in ("blank", "equal"):
+                if all(name in one for one in every):
+                    metric[name] = sum(one[name] for one in every)
+    return made | {key: first[key] for key in ("model_file",) if key in first}
+
+
+def _mean(values: Sequence[float], column: Column, entries: Sequence[Entry]) -> tuple[float, float, float]:
+    """The mean of a column's numbers and the ends of its interval, inside of what the number can be.
+
+    A time's mean is that of its logarithm, so no end is below 0. Where all numbers are the same, which says little (a
+    share that counts few images), the interval is as wide as that of one seed, over the root of the number of seeds.
+    """
+    if any(column.ends) and min(values) > 0:
+        value, half = student([math.log(time) for time in values])
+        return math.exp(value), math.exp(value - half), math.exp(value + half)
+    value, half = student(values)
+    if not half and column.group == "metrics" and "." not in column.key:
+        ends = [(number(entry, column, "low"), number(entry, column, "high")) for entry in entries]
+        halves = [(high - low) / 2 for low, high in ends if low is not None and high is not None]
+        half = statistics.fmean(halves) / len(values) ** 0.5 if halves else half
+    least, most = column.bounds
+    return value, max(value - half, least), min(value + half, most)
 
 
 def difference(column: Column, ours: Mapping[Any, Entry], theirs: Mapping[Any, Entry]) -> tuple[float, float] | None:

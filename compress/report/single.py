@@ -30,7 +30,7 @@ def write_page(folder: Path, report: Mapping[str, Any]) -> None:
     content = page_content(folder, report)
     write_text(folder / "report.html", render(content))
     write_text(folder / "report.csv", csv_text(*plain_rows(report)))
-    write_text(folder / "report.tex", latex(content.all_tables(), f"{content.title}, {folder}"))
+    write_text(folder / "report.tex", latex(content.all_tables(), f"{content.title}, {folder}", content.notes))
 
 
 def page_content(folder: Path, report: Mapping[str, Any]) -> Content:

@@ -31,6 +31,7 @@ class Column:
         paired: Whether it compares with the teacher's image of the same prompt and noise.
         needs: A cost that some row has to have for this one to be shown.
         ratio: Whether a cost is written as a multiple of the teacher's too.
+        bounds: What the stored number cannot leave.
     """
 
     group: str
@@ -43,6 +44,7 @@ class Column:
     paired: bool = False
     needs: str = ""
     ratio: bool = True
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
     @property
     def heading(self) -> str:
@@ -66,18 +68,19 @@ COST = (
     ),
     Column("cost", "image_latency_s", "image (s)", ends=("image_latency_low_s", "image_latency_high_s")),
 )
+SHARE = (0.0, 1.0)
 SETS = (
     Column("metrics", "fid", "FID", digits=1, better="down"),
     Column("metrics", "fid.infinite", "FID∞", digits=1, better="down"),
     Column("metrics", "kid", "KID", digits=4, better="down"),
     Column("metrics", "cmmd", "CMMD", digits=3, better="down"),
-    Column("metrics", "precision", "precision", digits=3, better="up"),
-    Column("metrics", "recall", "recall", digits=3, better="up"),
+    Column("metrics", "precision", "precision", digits=3, better="up", bounds=SHARE),
+    Column("metrics", "recall", "recall", digits=3, better="up", bounds=SHARE),
 )
 TEXT = (
     Column("metrics", "clip_score", "CLIP score", digits=2, better="up"),
-    Column("metrics", "r_at_1", "R@1 (%)", 100, digits=1, better="up"),
-    Column("metrics", "r_at_5", "R@5 (%)", 100, digits=1, better="up"),
+    Column("metrics", "r_at_1", "R@1 (%)", 100, digits=1, better="up", bounds=SHARE),
+    Column("metrics", "r_at_5", "R@5 (%)", 100, digits=1, better="up", bounds=SHARE),
 )
 PAIRED = (
     Column("metrics", "fid_teacher", "FID to teacher", digits=1, better="down", paired=True),

@@ -107,5 +107,9 @@ def test_a_run_that_has_not_finished_is_no_point(tmp_path: Path) -> None:
     content = json.loads((folder / "report.json").read_text())
     del content["checkpoint"]
     (folder / "report.json").write_text(json.dumps(content))
-    run_job(compose(["recipe=report", f"runs={tmp_path}", f"out={tmp_path / 'out'}"]))
-    assert "it has not finished" in (tmp_path / "out" / "report.md").read_text()
+    for report in (True, False):  # stopped at a stage, or before the first was done
+        run_job(compose(["recipe=report", f"runs={tmp_path}", f"out={tmp_path / 'out'}"]))
+        assert "it has not finished" in (tmp_path / "out" / "report.md").read_text()
+        if report:
+            (folder / "report.json").unlink()
+            (folder / "config.yaml").write_text("seed: 0")

@@ -69,6 +69,36 @@ def test_runs_that_differ_in_the_seed_alone_are_one_point(grid):
     assert [run.message for run in failed] == ["ratio=1.5: expected < 1"]
 
 
+def test_the_interval_of_a_mean_stays_in_what_the_number_can_be(grid):
+    """A machine that was busy once gives no time below 0; equal shares say no more than what each says."""
+    for seed, latency in enumerate((0.010, 0.011, 0.100)):
+        file = grid / f"ratio=0.25,seed={seed}" / "report.json"
+        report = json.loads(file.read_text())
+        last = report["stages"][-1]
+        last["cost"]["latency_s"] = latency
+        last["metrics"]["r_at_1"] = metric(0.98, 0.03) | {"high": 1.0}
+        last["metrics"]["precision"] = metric((0.90, 0.99, 0.80)[seed], 0.01) | {"why": "too few"}
+        last["metrics"]["psnr"]["equal"] = seed
+        file.write_text(json.dumps(report | {"stages": [*report["stages"][:-1], last | {"model_file": "model.py"}]}))
+    mean = all_series(students(read_runs(find_runs(str(grid)))[0]))[0].line.entry
+    cost, metrics = mean["cost"], mean["metrics"]
+    assert 0 < cost["latency_low_s"] < cost["latency_s"] == pytest.approx((0.010 * 0.011 * 0.100) ** (1 / 3))
+    assert metrics["precision"]["high"] == 1.0 and metrics["precision"]["low"] < 0.7
+    assert metrics["r_at_1"]["high"] == pytest.approx(0.98 + 0.025 / math.sqrt(3))
+    assert metrics["psnr"]["equal"] == 3 and mean["model_file"] == "model.py" and "why" not in metrics["precision"]
+
+
+def test_points_of_the_same_training_share_a_curve(grid, tmp_path):
+    for ratio in FIDS:
+        file = grid / f"ratio={ratio},seed=0" / "report.json"
+        report = json.loads(file.read_text())
+        report["stages"][0]["curves"] = {"loss": [[10, 0.5], [20, 0.25]]}
+        file.write_text(json.dumps(report))
+    content = write_many(tmp_path / "report", "A grid", *read_runs(find_runs(str(grid))))[1]
+    assert ["ratio=0.25 and 1 more of the same training"] in [list(curves) for curves in content.curves.values()]
+    assert content.notes[-1] == "Pictures and curves are those of seed 0."
+
+
 def test_differences_are_paired_by_seed(grid):
     series = all_series(students(read_runs(find_runs(str(grid)))[0]))
     entries = [{seed: s.line.entry for seed, s in one.students.items()} for one in series]
@@ -98,12 +128,14 @@ def test_the_files_hold_the_same_numbers(grid, tmp_path):
         f"ratio={ratio}, seed={seed}": str(fid) for ratio, fids in FIDS.items() for seed, fid in enumerate(fids)
     }
     assert {row["point"]: row["fid"] for row in rows if row["point"].startswith("teacher")} == {
-        "teacher": "117.0", "teacher, seed=1": "119.0", "teacher, seed=2": "124.0",
+        "teacher, seed=0": "117.0", "teacher, seed=1": "119.0", "teacher, seed=2": "124.0",
     }  # fmt: skip
     found = json.loads((out / "points.json").read_text())
     assert [(p["name"], p["seeds"], p["metrics"]["fid"]["value"]) for p in found["points"]] == [
         ("ratio=0.25", [0, 1, 2], 153.0), ("ratio=0.5", [0, 1, 2], 163.0),
     ]  # fmt: skip
+    apart = found["points"][0]["from_teacher"]["fid"]
+    assert apart["value"] == pytest.approx(33.0) and apart["low"] == pytest.approx(33 - student([32.0, 33.0, 34.0])[1])
     assert found["runs"][3]["config"] == {"stages.prune.ratio": 0.5, "seed": 0}
     assert set(found["fronts"]["FID and size"]) == {"teacher", "ratio=0.25", "ratio=0.5"}
     text = (out / "report.md").read_text()
@@ -217,6 +249,12 @@ def test_the_page_in_a_browser(grid, tmp_path):
         assert len(browser.find_elements("css selector", "table.pictures tbody tr")) == 3
         images = browser.find_elements("css selector", "table.pictures img")
         assert images and all(image.get_property("naturalWidth") for image in images)
+        folded = "return document.querySelector('#numbers details').open"
+        states = [
+            browser.execute_script(f"dispatchEvent(new Event('{event}')); {folded}") for event in ("x", "beforeprint")
+        ]
+        states.append(browser.execute_script(f"dispatchEvent(new Event('afterprint')); {folded}"))
+        assert states == [False, True, False], "every run is printed"
         assert [h.text for h in browser.find_elements("tag name", "h2")][:3] == [
             "Cost and quality", "Failed", "Pareto fronts",
         ]  # fmt: skip

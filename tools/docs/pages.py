@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 API = ("compress.api", "compress.stage", "compress.errors")
 PACKAGES = (
     "config", "models", "data", "store", "runtime", "evaluate", "prune", "distill", "quantize", "report", "track",
-    "run", "jobs", "system",
+    "run", "grid", "jobs", "system",
 )  # fmt: skip
 LINE = re.compile(r"(?P<indent> *)(?P<key>[\w.-]+):(?:\s+(?P<value>.*?))??(?:\s+#\s?(?P<comment>.*)|\s*)")
 

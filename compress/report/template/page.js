@@ -19,6 +19,13 @@ for (const button of document.querySelectorAll("thead button")) {
     body.append(...[...body.rows].sort(order));
   });
 }
+// On paper nothing can be opened.
+addEventListener("beforeprint", () => {
+  for (const closed of document.querySelectorAll("#numbers details:not([open])")) {
+    closed.open = true;
+    addEventListener("afterprint", () => { closed.open = false; }, { once: true });
+  }
+});
 // Lays the left picture over the right one, as far as the slider says.
 const slide = document.getElementById("slide");
 if (slide) {
