@@ -291,7 +291,7 @@ def _stages(runs: Sequence[RunFolder]) -> Table | None:
         seconds = run.report.get("seconds")
         whole = Cell(duration(seconds), number=seconds) if seconds is not None else Cell()
         rows.append((run.name, (*(_time(stages.get(name)) for name in names), whole)))
-    note = "how long a stage took where it was computed; the last column is the run itself, with its evaluations"
+    note = "How long a stage took where it was computed; the last column is the run itself, with its evaluations"
     return Table("Stages", ("run", *names, "whole run"), tuple(rows), text=True, note=note) if names else None
 
 
