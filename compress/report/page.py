@@ -80,7 +80,7 @@ def render(content: Content) -> str:
 
 
 def _breakable(name: str) -> "Markup":
-    """A name whose lines may break after an underscore or an equals sign, and not inside of a word."""
+    """A name whose lines may break after an underscore, and not inside of a word."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub("([_=])", r"\1<wbr>", str(escape(name))))
+    return Markup(re.sub("(_)", r"\1<wbr>", str(escape(name))))
