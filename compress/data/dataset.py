@@ -1,5 +1,6 @@
 """The rows of data as a ``datasets.Dataset``: of local files or of the hub."""
 
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,7 +33,7 @@ def rows_of(config: DataConfig, cache: Path | None) -> tuple["datasets.Dataset",
         if source.texts:
             return datasets.Dataset.from_dict({"text": source.texts}), [f"row {i}" for i in range(len(source.texts))]
         if source.shards:
-            rows, config = _from_hub(config, _shard_builder(config, source.shards, cache))
+            rows, config = _from_shards(config, source.shards, cache)
         if source.images:
             found = {"image": [str(i.file) for i in source.images], "text": [i.text for i in source.images]}
             features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
@@ -82,14 +83,33 @@ def hub_builder(config: DataConfig) -> "datasets.DatasetBuilder":
         ) from error
 
 
-def _shard_builder(config: DataConfig, files: list[Path], cache: Path | None) -> "datasets.DatasetBuilder":
+def _from_shards(config: DataConfig, files: list[Path], cache: Path | None) -> tuple["datasets.Dataset", DataConfig]:
     """Reads tar files into a cache that is mapped to memory: tar files have no index."""
     import datasets
 
     folder = None if cache is None else str(cache / "shards")
     names = {"train": [str(file) for file in files]}
-    with quiet():
-        return datasets.load_dataset_builder("webdataset", data_files=names, cache_dir=folder)
+    try:
+        with quiet():
+            builder = datasets.load_dataset_builder("webdataset", data_files=names, cache_dir=folder)
+        return _from_hub(config, builder)
+    except (UserError, tarfile.TarError):
+        for file in files:
+            _check_tar(file, config)
+        raise
+
+
+def _check_tar(file: Path, config: DataConfig) -> None:
+    """Reads the headers of a tar file, to its end.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        with tarfile.open(file) as opened:
+            opened.getmembers()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(f"data.path={config.path}: {file} cannot be read as a tar file ({error})") from error
 
 
 def _from_hub(config: DataConfig, builder: "datasets.DatasetBuilder") -> tuple["datasets.Dataset", DataConfig]:

@@ -319,11 +319,12 @@ def test_a_hub_id_that_cannot_be_had_is_a_users_mistake() -> None:
         load_data(DataConfig("nobody/nothing"))
 
 
-def test_tar_shards_are_read_through_datasets(tmp_path: Path) -> None:
+def shards(folder: Path) -> DataConfig:
+    """Two tar files of two images each, with captions in a text file and in JSON."""
     import tarfile
 
     for shard in range(2):
-        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+        with tarfile.open(folder / f"{shard}.tar", "w") as tar:
             for index in range(2):
                 number = 2 * shard + index
                 entry = json.dumps({"caption": f"image {number}", "url": "nowhere"}).encode()
@@ -331,7 +332,11 @@ def test_tar_shards_are_read_through_datasets(tmp_path: Path) -> None:
                     info = tarfile.TarInfo(f"{number:04d}.{ending}")
                     info.size = len(content)
                     tar.addfile(info, io.BytesIO(content))
-    config = DataConfig(str(tmp_path))
+    return DataConfig(str(folder))
+
+
+def test_tar_shards_are_read_through_datasets(tmp_path: Path) -> None:
+    config = shards(tmp_path)
     check(config)
     assert verify(config, tmp_path / "cache").examples == 4
     data = load_data(config, tmp_path / "cache")
@@ -342,6 +347,18 @@ def test_tar_shards_are_read_through_datasets(tmp_path: Path) -> None:
     assert nested.fingerprint != data.fingerprint
     (tmp_path / "1.tar").unlink()
     assert len(load_data(replace(config, path=str(tmp_path / "0.tar")), tmp_path / "cache").text) == 2
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_damaged_tar_file_is_named(number: int, tmp_path: Path) -> None:
+    config = shards(tmp_path)
+    broken = tmp_path / f"{number}.tar"
+    broken.write_bytes(broken.read_bytes()[:1560])
+    with pytest.raises(UserError, match=rf"data\.path=.*{number}\.tar cannot be read as a tar file \(unexpected end"):
+        verify(config, tmp_path / "cache")
+    broken.write_bytes(b"no tar file")
+    with pytest.raises(UserError, match=rf"{number}\.tar cannot be read as a tar file"):
+        verify(config, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("name", ["prompts.txt", "prompts.csv", "prompts.jsonl"])
