@@ -37,7 +37,9 @@ def rows_of(config: DataConfig, cache: Path | None) -> tuple["datasets.Dataset",
         if source.images:
             found = {"image": [str(i.file) for i in source.images], "text": [i.text for i in source.images]}
             features = datasets.Features({"image": datasets.Image(decode=False), "text": datasets.Value("string")})
-            return datasets.Dataset.from_dict(found, features), [image.name for image in source.images]
+            rows = datasets.Dataset.from_dict(found, features)
+            rows = rows.select_columns("text") if config.image_column == NONE else rows
+            return rows, [image.name for image in source.images]
         if source.parquet:
             rows = _from_parquet(source.parquet, config)
     places: list[int] = list(range(len(rows)))

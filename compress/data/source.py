@@ -67,7 +67,8 @@ def find(config: DataConfig) -> Source:
         images = image_folder(path, config)
         if not images:
             raise bad_value("data.path", config.path, "at least one image to train on")
-        found = replace(config, image_column="image", text_column="text", split_column=None, train_split=ALL)
+        column = NONE if config.image_column == NONE else "image"
+        found = replace(config, image_column=column, text_column="text", split_column=None, train_split=ALL)
         return Source(found, images=images)
     splits = [named_split(file.relative_to(path).parts, config) for file in files] if path.is_dir() else [None]
     if any(splits):

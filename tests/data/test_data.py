@@ -385,6 +385,14 @@ def test_captions_alone_of_data_with_images(config: DataConfig) -> None:
     assert data.train.column_names == ["text"] and len(data.text) == 12
 
 
+def test_captions_alone_of_a_folder_of_images(tmp_path: Path) -> None:
+    config = replace(metadata(tmp_path / "images"), image_column="none")
+    check(config)
+    data = load_data(config)
+    assert data.train.column_names == ["text"] and data.text == ["image 0", "image 1", "image 2"]
+    assert data.fingerprint != fingerprint(replace(config, image_column=None)) and verify(config) is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
