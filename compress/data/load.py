@@ -80,14 +80,14 @@ def has_images(config: DataConfig) -> bool:
 
 
 def verify(config: DataConfig, cache: Path | None = None) -> Verified | None:
-    """Decodes every image of local data, so that one that cannot be read is found before anything is computed.
+    """Decodes every image of local data and looks for its caption, so that what is missing is found at once.
 
     Args:
         config: The embedded data and data of the hub are not looked into.
         cache: Folder where the result is kept, so that the same files are not decoded twice; None keeps nothing.
 
     Returns:
-        What was found; None for data that is not looked into.
+        What was found; None for data that is not looked into, and for captions without images.
 
     Raises:
         UserError: ``on_error`` is ``stop`` and an image cannot be used, or none can.
@@ -96,12 +96,10 @@ def verify(config: DataConfig, cache: Path | None = None) -> Verified | None:
         return None
     with quiet():
         rows, names = rows_of(config, cache)
-        if "image" not in rows.column_names:
-            return None
         found = _verified(rows, names, config, None if cache is None else cache / f"{fingerprint(config)}.json")
     if found.problems and config.on_error == "stop":
         raise _unusable(config, found)
-    return found
+    return found if "image" in rows.column_names else None
 
 
 def fingerprint(config: DataConfig) -> str:
@@ -151,7 +149,7 @@ def load_data(config: DataConfig, cache: Path | None = None) -> Data:
         rows, names = rows_of(config, cache)
         text = list(rows.with_format(None)["text"])
         problems = _without_caption(names, text)
-        if config.on_error == "skip" and not config.is_embedded and "image" in rows.column_names:
+        if config.on_error == "skip" and not config.is_embedded:
             problems = _verified(rows, names, config, None if cache is None else cache / f"{key}.json").problems
             kept = [index for index, name in enumerate(names) if name not in problems]
             rows, text, skipped = rows.select(kept, keep_in_memory=True), [text[index] for index in kept], len(problems)
@@ -192,7 +190,7 @@ def _hash(file: Path) -> str | None:
 
 
 def _verified(rows: "datasets.Dataset", names: list[str], config: DataConfig, cache: Path | None) -> Verified:
-    """Decodes every image, or reads the cached result."""
+    """Looks for every caption and decodes every image, or reads the cached result."""
     import PIL
 
     from compress.data.decode import unreadable
@@ -204,7 +202,8 @@ def _verified(rows: "datasets.Dataset", names: list[str], config: DataConfig, ca
         if known.pop("of", None) == of:
             return Verified(**known)
     problems = _without_caption(names, rows.with_format(None)["text"])
-    problems |= {names[index]: why for index, why in unreadable(rows).items()}
+    if "image" in rows.column_names:
+        problems |= {names[index]: why for index, why in unreadable(rows).items()}
     found = Verified(len(rows) - len(problems), problems)
     if not found.examples:
         raise _unusable(config, found)

@@ -385,6 +385,15 @@ def test_captions_alone_of_data_with_images(config: DataConfig) -> None:
     assert data.train.column_names == ["text"] and len(data.text) == 12
 
 
+def test_a_missing_one_of_captions_alone(tmp_path: Path) -> None:
+    config = parquet(tmp_path / "data.parquet", image=[png()] * 3, text=["a", None, "b"])
+    config = replace(config, image_column="none")
+    with pytest.raises(UserError, match=r"1 of 3 .*row 1: no caption.*data\.on_error=skip"):
+        verify(config)
+    data = load_data(replace(config, on_error="skip"))
+    assert data.text == ["a", "b"] == list(data.train["text"]) and data.skipped == 1
+
+
 def test_captions_alone_of_a_folder_of_images(tmp_path: Path) -> None:
     config = replace(metadata(tmp_path / "images"), image_column="none")
     check(config)
