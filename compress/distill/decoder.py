@@ -107,6 +107,17 @@ def check(config: Config, denoiser: "nn.Module", outline: "Outline") -> "nn.Modu
     return denoiser
 
 
+def check_teacher(config: Config, outline: "Outline") -> None:
+    """Refuses an optimizer that cannot run here.
+
+    Raises:
+        UserError: See :func:`compress.distill.optimizers.check_optimizer`.
+    """
+    from compress.distill.optimizers import check_optimizer
+
+    check_optimizer(config.optimizer)
+
+
 def run(pipeline: "DiffusionPipeline", config: Config, context: StageContext) -> StageReport:
     """Trains a small autoencoder on the teacher's latents and makes it ``pipeline``'s VAE; called in every process.
 

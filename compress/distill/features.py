@@ -205,9 +205,11 @@ def check_teacher(config: Config, outline: "Outline") -> None:
     """
     from compress.distill.compiled import check_compiler
     from compress.distill.guidance import check_unguided
+    from compress.distill.optimizers import check_optimizer
 
     check_model(outline)
     check_compiler(config.compile)
+    check_optimizer(config.optimizer)
     teacher = outline.denoiser()
     if teacher is not None:
         check_lora(teacher, config.lora)

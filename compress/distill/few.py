@@ -156,18 +156,20 @@ def check_teacher(config: FewStepConfig, outline: "Outline") -> None:
     """Refuses a teacher whose schedule few steps cannot follow.
 
     Raises:
-        UserError: See :func:`compress.distill.features.check_model`; or it takes no prompt, or its noise is that of
-            flow matching.
+        UserError: See :func:`compress.distill.features.check_model`; or it takes no prompt, its noise is that of flow
+            matching, or a package or a compiler is missing.
     """
     from compress.distill import features
     from compress.distill.compiled import check_compiler
     from compress.distill.guidance import check_unguided
+    from compress.distill.optimizers import check_optimizer
     from compress.models.schedule import schedule_of
 
     if outline.classes and not any(name.startswith("text_encoder") for name in outline.classes):
         raise UserError(f"guidance: {outline.kind} takes no prompt, so there is no guidance to train for few steps")
     features.check_model(outline)
     check_compiler(config.compile)
+    check_optimizer(config.optimizer)
     scheduler, teacher = outline.scheduler(), outline.denoiser()
     if teacher is not None:
         check_unguided(config.guidance, teacher)

@@ -11,6 +11,7 @@ from compress.errors import UserError
 
 SMALLEST_MATRIX = 16
 """Rows and columns that a weight needs for Muon; output layers and scales, which have fewer, stay with AdamW."""
+NO_GPU = "optimizer=adamw_8bit: needs a GPU, and this training is on the CPU; take adamw_fused"
 
 
 def make(parameters: Sequence[nn.Parameter], settings: TrainingConfig) -> torch.optim.Optimizer:
@@ -26,6 +27,18 @@ def make(parameters: Sequence[nn.Parameter], settings: TrainingConfig) -> torch.
         return _adamw_8bit(parameters, settings.learning_rate, options)
     fused = {"fused": True} if settings.optimizer == "adamw_fused" else {}
     return torch.optim.AdamW(parameters, settings.learning_rate, **options, **fused)
+
+
+def check_optimizer(name: str) -> None:
+    """Checks that what an optimizer needs is here.
+
+    Raises:
+        UserError: It needs a package or a GPU that is not there.
+    """
+    if name == "adamw_8bit":
+        _class_8bit()
+        if not torch.accelerator.is_available():
+            raise UserError(NO_GPU)
 
 
 def kind(settings: TrainingConfig) -> str:
@@ -62,12 +75,17 @@ def _adamw_8bit(parameters: Sequence[nn.Parameter], rate: float, options: dict[s
     Raises:
         UserError: There is no bitsandbytes, or no GPU.
     """
+    made = _class_8bit()
+    if parameters[0].device.type == "cpu":
+        raise UserError(NO_GPU)
+    return made(parameters, rate, **options)
+
+
+def _class_8bit() -> Any:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise UserError(
             f'optimizer=adamw_8bit: needs the package bitsandbytes: pip install "compress[bitsandbytes]" ({error})'
         ) from error
-    if parameters[0].device.type == "cpu":
-        raise UserError("optimizer=adamw_8bit: needs a GPU, and this training is on the CPU; take adamw_fused")
-    return AdamW8bit(parameters, rate, **options)
+    return AdamW8bit

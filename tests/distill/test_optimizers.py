@@ -8,10 +8,11 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from compress.distill import optimizers
+from compress.distill import decoder, dmd, features, lcm, optimizers
 from compress.distill.trainer import Trainer
 from compress.distill.training import TrainingConfig
 from compress.errors import UserError
+from compress.models.outline import Outline
 from compress.system.random import generator
 
 MUON = TrainingConfig(
@@ -82,6 +83,10 @@ def test_missing_8_bit_optimizer_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(UserError, match=r"adamw_8bit: needs the package bitsandbytes: pip install"):
         optimizers.make([nn.Parameter(torch.zeros(1))], TrainingConfig(optimizer="adamw_8bit"))
+    outline = Outline("StableDiffusionPipeline", {}, {})
+    for method in (features, lcm, dmd, decoder):  # before a run begins
+        with pytest.raises(UserError, match="adamw_8bit: needs the package bitsandbytes"):
+            method.check_teacher(method.Config(optimizer="adamw_8bit"), outline)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", SimpleNamespace(AdamW8bit=None))
     with pytest.raises(UserError, match="needs a GPU"):
         optimizers.make([nn.Parameter(torch.zeros(1))], TrainingConfig(optimizer="adamw_8bit"))
