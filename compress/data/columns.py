@@ -63,6 +63,14 @@ def find_columns(config: DataConfig, features: dict[str, Any]) -> DataConfig:
     return replace(config, image_column=found["image_column"], text_column=found["text_column"], split_column=split)
 
 
+def looks_inside(config: DataConfig, features: dict[str, Any]) -> bool:
+    """Whether columns of the columns count too, as ``json.caption``: one of them is named, or no other holds text."""
+    nested = [name for name, feature in features.items() if isinstance(feature, dict) and not is_image(feature)]
+    named = [name.partition(".")[0] for name in (config.text_column, config.split_column) if name]
+    texts = [name for name, feature in features.items() if is_text(feature) and not name.startswith("__")]
+    return any(name in nested for name in named) or bool(nested and not texts)
+
+
 def find_split(config: DataConfig, there: Iterable[str | None]) -> str | None:
     """The split to train on: the one named, ``train`` where there is one, None for all rows.
 

@@ -21,7 +21,7 @@ class DataConfig:
         revision: Branch, tag or commit of a hub id; None is the newest.
         image_column: Column of images; None: the one of that type; ``none``: the captions are used without images.
         text_column: Column of captions; None: ``text``, ``caption``, ``prompt`` or ``txt``, or the only column of text.
-            A dot separates the keys of nested columns: ``json.caption``.
+            A dot separates the keys of nested columns of tar files and of the hub: ``json.caption``.
         split_column: Column that says which split a row belongs to; None: ``split`` where there is one.
         train_split: The split to train on, of ``split_column``, of the hub or by the folders' names; None: ``train``
             where there are splits; ``all``: all rows.

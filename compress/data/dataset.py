@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from compress.data.columns import ALL, NONE, find_columns, find_split
+from compress.data.columns import ALL, NONE, find_columns, find_split, looks_inside
 from compress.data.config import DataConfig
 from compress.data.source import find, is_local, read_table
 from compress.errors import UserError, bad_value
@@ -124,8 +124,7 @@ def _from_hub(config: DataConfig, builder: "datasets.DatasetBuilder") -> tuple["
         rows = builder.as_dataset(split=split or ALL)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise UserError(f"data.path={config.path}: {error}") from error
-    nested = [name for name, feature in rows.features.items() if isinstance(feature, dict)]
-    if any(name.partition(".")[0] in nested for name in (config.text_column, config.split_column) if name):
+    if looks_inside(config, rows.features):
         rows = rows.flatten()
     config = find_columns(config if len(there) < 2 else replace(config, train_split=ALL), rows.features)
     found: list[Any] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from compress.assets import resolve
-from compress.data.columns import NONE, find_columns
+from compress.data.columns import NONE, find_columns, looks_inside
 from compress.data.config import DataConfig
 from compress.data.dataset import hub_builder, quiet, rows_of
 from compress.data.framing import Framing
@@ -119,7 +119,8 @@ def fingerprint(config: DataConfig) -> str:
         builder = hub_builder(config)
         content = f"{config.path}@{builder.hash}"
         if builder.info.features:
-            config = find_columns(config, builder.info.features)
+            features = builder.info.features
+            config = find_columns(config, features.flatten() if looks_inside(config, features) else features)
     choice: list[Any] = [config.image_column, config.text_column, config.split_column, config.train_split]
     if (more := _more(config)) != _more(DataConfig(config.path)):
         choice.append(more)

@@ -319,7 +319,7 @@ def test_a_hub_id_that_cannot_be_had_is_a_users_mistake() -> None:
         load_data(DataConfig("nobody/nothing"))
 
 
-def shards(folder: Path) -> DataConfig:
+def shards(folder: Path, endings: tuple[str, ...] = ("png", "json", "txt")) -> DataConfig:
     """Two tar files of two images each, with captions in a text file and in JSON."""
     import tarfile
 
@@ -328,11 +328,19 @@ def shards(folder: Path) -> DataConfig:
             for index in range(2):
                 number = 2 * shard + index
                 entry = json.dumps({"caption": f"image {number}", "url": "nowhere"}).encode()
-                for ending, content in (("png", png(number)), ("json", entry), ("txt", b"other words")):
+                contents = {"png": png(number), "json": entry, "txt": b"other words"}
+                for ending in endings:
                     info = tarfile.TarInfo(f"{number:04d}.{ending}")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+                    info.size = len(contents[ending])
+                    tar.addfile(info, io.BytesIO(contents[ending]))
     return DataConfig(str(folder))
+
+
+def test_captions_in_json_of_tar_shards_are_found_or_named(tmp_path: Path) -> None:
+    config = shards(tmp_path, endings=("png", "json"))
+    with pytest.raises(UserError, match=r"data\.text_column=null: .* captions, one of json\.caption, json\.url\."):
+        verify(config)
+    assert load_data(replace(config, text_column="json.caption")).text == [f"image {number}" for number in range(4)]
 
 
 def test_tar_shards_are_read_through_datasets(tmp_path: Path) -> None:
