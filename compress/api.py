@@ -425,11 +425,13 @@ def _load_data(value: "Images") -> "Data":
     import datasets
 
     from compress.data import Data, DataConfig, load_data
+    from compress.data.columns import is_image
 
     if isinstance(value, Data):
         return value
     if isinstance(value, datasets.Dataset):
-        if "text" not in value.column_names:
+        pictures = any(is_image(feature) for feature in value.features.values())
+        if "text" not in value.column_names or (pictures and "image" not in value.column_names):
             raise UserError(f"data has the columns {', '.join(value.column_names)}: expected image and text, or text")
         return Data(train=value, text=list(value["text"]), fingerprint=str(value._fingerprint), reference=None)
     return load_data(DataConfig(str(value)))

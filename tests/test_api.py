@@ -39,6 +39,9 @@ def test_a_folder_continues_the_same_training_alone(tmp_path: Path) -> None:
 def test_data_without_captions_is_refused() -> None:
     with pytest.raises(UserError, match="data has the columns image: expected image and text, or text"):
         compress.distill(tiny_pipeline(), teacher=tiny_pipeline(), data=images(1).remove_columns("text"), steps=1)
+    renamed = images(1).rename_column("image", "photo")  # no prompts without pictures
+    with pytest.raises(UserError, match="data has the columns photo, text: expected image and text, or text"):
+        compress.distill(tiny_pipeline(), teacher=tiny_pipeline(), data=renamed, steps=1)
 
 
 def test_a_recipe_in_ten_lines(tiny_model: Path, tiny_parquet: Path, tmp_path: Path) -> None:
