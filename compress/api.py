@@ -322,7 +322,12 @@ def _stage(
             given = later.fingerprint if isinstance(data, str | Path) else ""
             _check_call(Path(folder), [stage.method, _of_training(stage.config), seed, given], [student, teacher])
         set_seed(seed)
-        report = stage.module.run(student, stage.config, context)
+        try:
+            report = stage.module.run(student, stage.config, context)
+        except UserError as error:
+            if folder is None and scratch in str(error):
+                raise UserError(f"{error}, which was temporary and is gone: give folder= to keep it") from error
+            raise
     result = denoiser(student) if isinstance(student, _Bare) else student
     entry = {
         "name": kind, "kind": kind, "method": stage.method, "config": asdict(stage.config),

@@ -36,6 +36,13 @@ def test_a_folder_continues_the_same_training_alone(tmp_path: Path) -> None:
             train(**keys)
 
 
+def test_a_state_that_is_gone_is_not_recommended() -> None:
+    with pytest.raises(UserError, match=r"from_state=.*, which was temporary and is gone: give folder= to keep it"):
+        compress.distill(
+            tiny_pipeline(1), teacher=tiny_pipeline(), data=images(2, size=16), steps=9, batch_size=2, learning_rate=1e6
+        )
+
+
 def test_data_without_captions_is_refused() -> None:
     with pytest.raises(UserError, match="data has the columns image: expected image and text, or text"):
         compress.distill(tiny_pipeline(), teacher=tiny_pipeline(), data=images(1).remove_columns("text"), steps=1)
