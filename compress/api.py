@@ -439,6 +439,9 @@ def _load_data(value: "Images") -> "Data":
         if "text" not in value.column_names or (pictures and "image" not in value.column_names):
             raise UserError(f"data has the columns {', '.join(value.column_names)}: expected image and text, or text")
         return Data(train=value, text=list(value["text"]), fingerprint=str(value._fingerprint), reference=None)
+    if not isinstance(value, str | Path):
+        expected = "a path, a hub id, or a datasets.Dataset with the columns image and text, or text"
+        raise UserError(f"data is a {type(value).__name__}: expected {expected}")
     return load_data(DataConfig(str(value)))
 
 

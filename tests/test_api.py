@@ -46,6 +46,8 @@ def test_a_state_that_is_gone_is_not_recommended() -> None:
 def test_data_without_captions_is_refused() -> None:
     with pytest.raises(UserError, match="data has the columns image: expected image and text, or text"):
         compress.distill(tiny_pipeline(), teacher=tiny_pipeline(), data=images(1).remove_columns("text"), steps=1)
+    with pytest.raises(UserError, match=r"data is a list: expected a path, a hub id, or a datasets\.Dataset with the"):
+        compress.distill(tiny_pipeline(), teacher=tiny_pipeline(), data=["a cat"], steps=1)  # type: ignore[arg-type]
     renamed = images(1).rename_column("image", "photo")  # no prompts without pictures
     with pytest.raises(UserError, match="data has the columns photo, text: expected image and text, or text"):
         compress.distill(tiny_pipeline(), teacher=tiny_pipeline(), data=renamed, steps=1)
