@@ -204,12 +204,14 @@ def check_teacher(config: Config, outline: "Outline") -> None:
         UserError: See :func:`check_model`; or the teacher is guided already, or a package or a compiler is missing.
     """
     from compress.distill.compiled import check_compiler
-    from compress.distill.guidance import check_unguided
+    from compress.distill.guidance import check_prompted, check_unguided
     from compress.distill.optimizers import check_optimizer
 
     check_model(outline)
     check_compiler(config.compile)
     check_optimizer(config.optimizer)
+    if config.guidance is not None:
+        check_prompted(outline)
     teacher = outline.denoiser()
     if teacher is not None:
         check_lora(teacher, config.lora)

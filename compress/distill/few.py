@@ -161,20 +161,19 @@ def check_teacher(config: FewStepConfig, outline: "Outline") -> None:
     """
     from compress.distill import features
     from compress.distill.compiled import check_compiler
-    from compress.distill.guidance import check_unguided
+    from compress.distill.guidance import check_prompted, check_unguided
     from compress.distill.optimizers import check_optimizer
     from compress.models.schedule import schedule_of
 
-    if outline.classes and not any(name.startswith("text_encoder") for name in outline.classes):
-        raise UserError(f"guidance: {outline.kind} takes no prompt, so there is no guidance to train for few steps")
+    check_prompted(outline)
     features.check_model(outline)
     check_compiler(config.compile)
     check_optimizer(config.optimizer)
     scheduler, teacher = outline.scheduler(), outline.denoiser()
-    if teacher is not None:
-        check_unguided(config.guidance, teacher)
     if scheduler is not None:
         check_schedule(schedule_of(scheduler, teacher), config)
+    if teacher is not None:
+        check_unguided(config.guidance, teacher)
 
 
 def check_schedule(schedule: "Schedule", config: FewStepConfig) -> None:
@@ -230,9 +229,9 @@ def train(
 
     student, teacher = denoiser(pipeline), denoiser(context.teacher)
     check_pair(student, teacher)
-    check_guidance(config.guidance, student, teacher)
     schedule = schedule_of(context.teacher.scheduler, teacher)
     check_schedule(schedule, config)
+    check_guidance(config.guidance, student, teacher)
     scheduler = _scheduler(pipeline.scheduler, config)
     examples = training_examples(context, config.max_examples, config.samples)
     add_scale_input(student, config.guidance)

@@ -14,6 +14,7 @@ from compress.distill.zeros import Zeros
 from compress.errors import UserError, bad_value
 from compress.models.conditions import Conditions
 from compress.models.meta import meta_model
+from compress.models.outline import Outline
 
 WIDTH = 256
 """Of the guidance scale's embedding, as published latent consistency models have it."""
@@ -32,6 +33,16 @@ def check_guidance(guidance: tuple[float, float], student: Any, teacher: Any) ->
         raise bad_value("guidance", list(guidance), expected)
 
 
+def check_prompted(outline: Outline) -> None:
+    """Refuses a pipeline without prompts.
+
+    Raises:
+        UserError: It has no text encoder.
+    """
+    if outline.classes and not any(name.startswith("text_encoder") for name in outline.classes):
+        raise UserError(f"guidance: {outline.kind} takes no prompt, so there is no guidance")
+
+
 def check_unguided(guidance: tuple[float, float], teacher: Any) -> None:
     """Refuses a teacher, perhaps on the meta device, whose one pass is guided already.
 
@@ -39,7 +50,8 @@ def check_unguided(guidance: tuple[float, float], teacher: Any) -> None:
         UserError: It is.
     """
     if teacher.config.get("time_cond_proj_dim") or teacher.config.get("guidance_embeds"):
-        raise bad_value("guidance", list(guidance), "null: one pass of this teacher gives its guided output already")
+        expected = "null, if the method allows it: one pass of this teacher gives its guided output already"
+        raise bad_value("guidance", list(guidance), expected)
 
 
 def takes_scale(model: Any) -> bool:

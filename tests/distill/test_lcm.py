@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, LatentConsistencyModelPi
 from safetensors.torch import load_file
 
 import compress
-from compress.distill import lcm
+from compress.distill import features, lcm
 from compress.distill.consistency import ddim_step, loss
 from compress.distill.few import boundary_scalings
 from compress.errors import UserError
@@ -150,5 +150,6 @@ def test_a_training_for_any_number_of_steps_does_not_follow(tmp_path):
         module = importlib.import_module(f"compress.{method}")
         with pytest.raises(UserError, match="the model was trained for 4 steps, which training it further"):
             module.check_teacher(module.Config(), outline)
-    with pytest.raises(UserError, match="DDPMPipeline takes no prompt, so there is no guidance"):
-        lcm.check_teacher(lcm.Config(), Outline("DDPMPipeline", {"unet": ("diffusers", "UNet2DModel")}, {}))
+    for method, config in ((lcm, lcm.Config()), (features, features.Config(guidance=(4.0, 4.0)))):
+        with pytest.raises(UserError, match="DDPMPipeline takes no prompt, so there is no guidance"):
+            method.check_teacher(config, Outline("DDPMPipeline", {"unet": ("diffusers", "UNet2DModel")}, {}))

@@ -238,6 +238,8 @@ def test_mistakes_about_the_teacher_are_found_whatever_the_pruning_leaves(tmp_pa
     guided = to_run_config(compose([*words, "stages.distill.guidance=[4,4]"]))
     with pytest.raises(UserError, match=r"stages.distill.guidance=.*one pass of this teacher gives its guided output"):
         preflight.check_stages(guided)
+    with pytest.raises(UserError, match=r"stages.distill: a model of flow matching is not supported here"):
+        preflight.check_stages(to_run_config(compose([*words, "distill=lcm"])))  # whatever its guidance is
     with pytest.raises(UserError, match=r"stages.distill.guidance=4: expected .*, such as \[4, 4\]"):
         to_run_config(compose([*words, "stages.distill.guidance=4"]))
     words[1] = "prune=fitted"
