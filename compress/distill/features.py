@@ -201,7 +201,8 @@ def check_teacher(config: Config, outline: "Outline") -> None:
     """Refuses a config that does not fit the teacher, whatever the stages before leave, and what is not installed.
 
     Raises:
-        UserError: See :func:`check_model`; or the teacher is guided already, or a package or a compiler is missing.
+        UserError: See :func:`check_model` and :func:`check_draws`; or the teacher is guided already, or a package or a
+            compiler is missing.
     """
     from compress.distill.compiled import check_compiler
     from compress.distill.guidance import check_prompted, check_unguided
@@ -210,6 +211,7 @@ def check_teacher(config: Config, outline: "Outline") -> None:
     check_model(outline)
     check_compiler(config.compile)
     check_optimizer(config.optimizer)
+    check_draws(config, outline)
     if config.guidance is not None:
         check_prompted(outline)
     teacher = outline.denoiser()
@@ -217,6 +219,25 @@ def check_teacher(config: Config, outline: "Outline") -> None:
         check_lora(teacher, config.lora)
         if config.guidance is not None:
             check_unguided(config.guidance, teacher)
+
+
+def check_draws(config: Config, outline: "Outline") -> None:
+    """Refuses a single step of a scheduler that a pipeline cannot draw with.
+
+    Raises:
+        UserError: See :func:`compress.models.call.check_steps`.
+    """
+    from compress.models.call import check_steps
+    from compress.models.schedulers import exchanged
+
+    own, drawn = outline.scheduler(), [("samples.steps", config.samples.scheduler, config.samples.steps)]
+    if config.validation.prompts:
+        drawn.append(("validation.steps", config.validation.scheduler, config.validation.steps))
+    if config.inference_steps is not None:
+        drawn.append(("inference_steps", "dpmsolver++", config.inference_steps))
+    for key, name, steps in drawn:
+        other = None if own is None or name == "checkpoint" else exchanged(own, name)
+        check_steps(outline.kind, other or own, steps, key)
 
 
 def check_model(outline: "Outline") -> None:

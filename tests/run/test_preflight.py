@@ -232,6 +232,16 @@ def test_what_a_run_reads_is_not_what_it_replaces(tmp_path: Path) -> None:
         preflight.check_replaced(config_of(tmp_path, f"out={tmp_path / 'out'}", f"data.path={data}"))
 
 
+@pytest.mark.parametrize("given", ["inference_steps=1", "samples.steps=1", "validation.steps=1"])
+def test_a_single_step_that_pixart_cannot_draw_with_is_refused(given: str, tmp_path: Path) -> None:
+    PIPELINES["pixart"]().save_pretrained(tmp_path)
+    words = ["recipe=prune_distill", "prune=depth", f"model.path={tmp_path}", "evaluate=cost", "track=none"]
+    words += ["stages.distill.validation.prompts=[a cat]", "stages.distill.samples.scheduler=dpmsolver++"]
+    preflight.check_stages(to_run_config(compose(words)))
+    with pytest.raises(UserError, match=rf"stages\.distill\.{given}: expected at least 2: PixArtAlphaPipeline draws"):
+        preflight.check_stages(to_run_config(compose([*words, f"stages.distill.{given}"])))
+
+
 def test_mistakes_about_the_teacher_are_found_whatever_the_pruning_leaves(tmp_path: Path) -> None:
     PIPELINES["flux"]().save_pretrained(tmp_path)
     words = ["recipe=prune_distill", "prune=depth", f"model.path={tmp_path}", "evaluate=cost", "track=none"]
