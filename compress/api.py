@@ -438,7 +438,10 @@ def _load_data(value: "Images") -> "Data":
         pictures = any(is_image(feature) for feature in value.features.values())
         if "text" not in value.column_names or (pictures and "image" not in value.column_names):
             raise UserError(f"data has the columns {', '.join(value.column_names)}: expected image and text, or text")
-        return Data(train=value, text=list(value["text"]), fingerprint=str(value._fingerprint), reference=None)
+        rows = value.with_format(None)
+        if "image" in rows.column_names:
+            rows = rows.cast_column("image", datasets.Image())
+        return Data(train=rows, text=list(rows["text"]), fingerprint=str(value._fingerprint), reference=None)
     if not isinstance(value, str | Path):
         expected = "a path, a hub id, or a datasets.Dataset with the columns image and text, or text"
         raise UserError(f"data is a {type(value).__name__}: expected {expected}")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -51,6 +52,17 @@ def test_data_without_captions_is_refused() -> None:
     renamed = images(1).rename_column("image", "photo")  # no prompts without pictures
     with pytest.raises(UserError, match="data has the columns photo, text: expected image and text, or text"):
         compress.distill(tiny_pipeline(), teacher=tiny_pipeline(), data=renamed, steps=1)
+
+
+def test_data_of_another_format_gives_the_same_weights() -> None:
+    given = images(2, size=16)
+    undecoded = given.cast_column("image", datasets.Image(decode=False))
+    trained = [
+        weights(compress.distill(tiny_pipeline(1), teacher=tiny_pipeline(), data=data, steps=1, batch_size=2)[0])
+        for data in (given, given.with_format("torch"), undecoded)
+    ]
+    for other in trained[1:]:
+        torch.testing.assert_close(other, trained[0], rtol=0, atol=0)
 
 
 def test_a_recipe_in_ten_lines(tiny_model: Path, tiny_parquet: Path, tmp_path: Path) -> None:
