@@ -61,6 +61,7 @@ class Config(TrainingConfig):
 
     steps: int = 2000
     batch_size: int = 16
+    optimizer: str = "muon"
     learning_rate: float = 4e-3
     save_every: int = 200
     log_every: int = 50

@@ -123,6 +123,11 @@ def test_misleading_images_are_named(result):
     assert "prune: 12 images have a single color" in text and "quantize: 3 images equal the teacher's" in text
 
 
+def test_equal_latents_are_not_called_equal_images(result):
+    result["stages"][2]["metrics"]["latent_psnr"] = dict(result["stages"][2]["metrics"]["psnr"], equal=12)
+    assert "equal the teacher's" not in report.markdown_table(result)
+
+
 def test_differing_settings_are_all_named(result):
     result["stages"][1]["metrics"]["fid"]["steps"] = 50
     assert "steps 20 / 50" in report.markdown_table(result)
