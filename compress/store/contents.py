@@ -17,7 +17,7 @@ NAME = {  # of an entry in each folder; whatever is named otherwise is not the s
     "examples": r"[0-9a-f]{16}",
     "features": r"[\w.-]+-[0-9a-f]{16}\.safetensors",
     "graphs": r"[0-9a-f]{16}",
-    "data": r"[0-9a-f]{64}\.json",
+    "data": r"[0-9a-f]{64}\.json|shards",  # what was found out about data; rows of tar files
 }
 HEX = re.compile(r"[0-9a-f]{16}")
 

@@ -11,6 +11,9 @@ from PIL import Image
 
 from compress.data import DataConfig, check, fingerprint, load_data, verify
 from compress.errors import UserError
+from compress.store import Store
+from compress.store.contents import entries
+from compress.store.prune import prune
 
 
 @pytest.fixture
@@ -355,6 +358,17 @@ def test_tar_shards_are_read_through_datasets(tmp_path: Path) -> None:
     assert nested.fingerprint != data.fingerprint
     (tmp_path / "1.tar").unlink()
     assert len(load_data(replace(config, path=str(tmp_path / "0.tar")), tmp_path / "cache").text) == 2
+
+
+def test_the_rows_of_tar_shards_are_listed_and_pruned_with_their_store(tmp_path: Path) -> None:
+    config = shards(tmp_path)
+    store = Store(tmp_path / "store")
+    load_data(config, store.root / "data")
+    rows = next(entry for entry in entries(store) if entry.key == "shards")
+    assert rows.kind == "data" and rows.bytes > 4 * len(png(0))
+    assert rows.key not in {entry.key for entry in prune(store, 3600)[0]}
+    assert rows.key in {entry.key for entry in prune(store, 0)[0]} and not rows.path.exists()
+    assert load_data(config, store.root / "data").text == ["other words"] * 4
 
 
 @pytest.mark.parametrize("number", [0, 1])
