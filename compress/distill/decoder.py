@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from compress.models.outline import Outline
 
 STAGE = Stage(
-    version=1,
+    version=2,
     needs="any",
     distributed=True,
     keeps_names=True,

@@ -15,7 +15,7 @@ from tiny import tiny_pipeline, tiny_vae
 
 import compress
 from compress.__main__ import main
-from compress.distill.decoder import Config, _split, distill_decoder, laplacian, run, small_autoencoder
+from compress.distill.decoder import STAGE, Config, _split, distill_decoder, laplacian, run, small_autoencoder
 from compress.errors import UserError
 from compress.models.latents import encode_images, unpacked
 from compress.stage import StageContext
@@ -50,6 +50,10 @@ def test_decoder_follows_its_teacher_on_held_out_pictures():
     assert report.curves["encoder_loss"][-1][1] < report.curves["encoder_loss"][0][1]
     assert not small.training and not any(p.requires_grad for p in small.parameters())
     assert all(torch.equal(before[name], tensor) for name, tensor in teacher.state_dict().items())
+
+
+def test_a_store_does_not_give_a_decoder_of_the_former_default_optimizer():
+    assert Config().optimizer == "muon" and STAGE.version > 1  # version 1 stood for AdamW
 
 
 def test_the_mirror_image_of_a_held_out_one_is_not_trained_on():
