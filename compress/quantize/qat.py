@@ -52,6 +52,8 @@ class Config(packed.Config, features.Config):
         packed.Config.__post_init__(self)
         features.Config.__post_init__(self)
         refuse_unused(self, "compile")  # with rounded weights it learns something else
+        if self.lora.rank:
+            raise bad_value("lora.rank", self.lora.rank, "0: adapters would train in float beside the rounded weights")
         if self.rounding != "nearest":
             raise bad_value("rounding", self.rounding, "nearest: the training moves the weights")
         if self.activations == "dynamic":

@@ -46,6 +46,8 @@ class Config(w8a8.Config, features.Config):
         w8a8.Config.__post_init__(self)
         features.Config.__post_init__(self)
         refuse_unused(self, "compile")  # with rounded weights it learns something else
+        if self.lora.rank:
+            raise bad_value("lora.rank", self.lora.rank, "0: adapters would train in float beside the rounded weights")
         if self.activations == "dynamic":
             raise bad_value("activations", self.activations, "static: the ranges of inputs are trained")
 

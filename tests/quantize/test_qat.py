@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import compress
 from compress.config.compose import compose
 from compress.distill import features
+from compress.distill.lora import Lora
 from compress.errors import UserError
 from compress.models.inputs import example_inputs, predict
 from compress.models.quantized import ranges_of
@@ -238,6 +239,8 @@ def test_the_checkpoint_with_int8_inputs_is_that_of_w8a8(tmp_path: Path) -> None
         (qat_int8, {"activations": "dynamic"}, "activations=dynamic: expected static"),
         (qat, {"compile": True}, "compile=True: expected nothing"),
         (qat_int8, {"compile": True}, "compile=True: expected nothing"),
+        (qat, {"lora": Lora(rank=4)}, "lora.rank=4: expected 0"),
+        (qat_int8, {"lora": Lora(rank=4)}, "lora.rank=4: expected 0"),
         (qat, {"steps": 0}, "steps=0"),
         (qat_int8, {"ranges": "best"}, "ranges=best"),
         (qat_int8, {"learning_rate": 0.0}, "learning_rate=0.0"),
