@@ -214,9 +214,12 @@ def _check_schedule(config: TrainingConfig) -> None:
             raise UserError(f"schedule_options.{key}: no option of schedule={config.schedule}; {has}")
     if config.schedule == "piecewise_constant":
         rules = str(config.schedule_options.get("step_rules", ""))
-        if not re.fullmatch(r"([\d.e-]+:\d+,)+[\d.e-]+", rules):
+        if not re.fullmatch(r"(\d[\d.e-]*:\d+,)+\d[\d.e-]*", rules):
             expected = "factors of the learning rate with the steps at which they end, such as 1:100,0.1:200,0.01"
             raise bad_value("schedule_options.step_rules", rules, expected)
+    power = config.schedule_options.get("power", 1.0)
+    if isinstance(power, float | int) and power < 0:
+        raise bad_value("schedule_options.power", power, "0 or more: below it the rate grows without end")
     if known:
         try:
             shape = _shape(config.schedule, config.steps, config.learning_rate, tuple(config.schedule_options.items()))

@@ -96,6 +96,11 @@ def test_schedule_follows_the_budget_where_that_ends_first():
             "schedule_options.num_cycles: no option of schedule=cosine; it has none",
         ),
         ({"schedule": "polynomial", "schedule_options": {"num_cycles": 2}}, "its only one is power"),
+        ({"schedule": "polynomial", "schedule_options": {"power": -1}}, "schedule_options.power=-1: expected 0"),
+        (
+            {"schedule": "piecewise_constant", "schedule_options": {"step_rules": "1:100,-0.1"}},
+            "schedule_options.step_rules=1:100,-0.1: expected factors",
+        ),
         ({"schedule": "polynomial", "learning_rate": 1e-7}, "schedule=polynomial: impossible with power=None and "),
         (
             {"schedule": "cosine_with_restarts", "schedule_options": {"num_cycles": "x"}},
